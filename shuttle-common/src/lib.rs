@@ -1,0 +1,5 @@
+//! What shuttle's user space and its eBPF programs share: rules, the matcher and map layouts.
+#![cfg_attr(not(feature = "user"), no_std)]
+
+#[cfg(feature = "user")]
+pub mod rule;

@@ -1,0 +1,53 @@
+//! Rules: which destinations are captured.
+//!
+//! Of all rules that match a destination, the one with the narrowest port range decides; then the one with the
+//! longest prefix; then, on a tie, an exclude beats an include. What no rule matches is passed.
+
+use core::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// What happens to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It goes through the tunnel.
+    Capture,
+    /// It goes its normal way.
+    Pass,
+}
+
+/// An inclusive range of ports, `first <= last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+impl Ports {
+    /// Every port.
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+}
+
+/// One include or exclude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// The destinations; host bits are zero.
+    pub network: IpNet,
+    /// The destination ports.
+    pub ports: Ports,
+    /// What happens to them.
+    pub verdict: Verdict,
+}
+
+/// The verdict for one destination, by going through every rule: the reference that the map's matcher must equal.
+pub fn decide(rules: &[Rule], address: IpAddr, port: u16) -> Verdict {
+    let width = |rule: &Rule| u32::from(rule.ports.last) - u32::from(rule.ports.first);
+    rules
+        .iter()
+        .filter(|rule| rule.network.contains(&address) && (rule.ports.first..=rule.ports.last).contains(&port))
+        .min_by_key(|rule| (width(rule), 128 - rule.network.prefix_len(), rule.verdict == Verdict::Capture))
+        .map_or(Verdict::Pass, |rule| rule.verdict)
+}

@@ -1,0 +1,1 @@
+//! The firewall helper and its methods.

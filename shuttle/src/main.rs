@@ -1,0 +1,2 @@
+//! shuttle
+fn main() {}
