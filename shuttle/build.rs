@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the agent is made of; a change elsewhere need not build it again.
-const AGENT_SOURCES: [&str; 7] = ["src/agent", "src/bin", "src/lib.rs", "src/link", "src/mux", "src/sys", "Cargo.toml"];
+const AGENT_SOURCES: [&str; 7] =
+    ["src/agent", "src/bin", "src/lib.rs", "src/link", "src/mux", "src/sys", "Cargo.toml"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -37,6 +38,10 @@ fn build_agent() -> PathBuf {
         // Clippy and coverage wrap the compiler of the outer build; the agent is the same under each.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static");
+    // What this script was told of its own features would reach the inner build's script as if it were its own.
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_FEATURE_")) {
+        cargo.env_remove(name);
+    }
     let status = cargo.status().unwrap_or_else(|error| panic!("cargo can't be run for the agent: {error}"));
     assert!(status.success(), "the agent for {target} doesn't build: {status}");
     out.join(target).join("agent").join("shuttle-agent")

@@ -5,9 +5,15 @@
 
 pub mod agent;
 #[cfg(feature = "client")]
+pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "client")]
 pub mod firewall;
 pub mod link;
 pub mod mux;
 #[cfg(feature = "client")]
 pub mod plan;
+#[cfg(feature = "client")]
+pub mod ssh;
 pub mod sys;

@@ -9,7 +9,6 @@ mod pipes;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use mio::event::{Event as Ready, Source};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::mux::{Event, Grant, Mux, ProtocolError, Reason, Side, StreamId};
+use crate::mux::{Event, Grant, Mux, ProtocolError, Reason, Side, StreamId, Target};
 use connection::Connection;
 pub use pipes::Pipes;
 
@@ -44,7 +43,7 @@ pub trait Role {
     fn greeted(&mut self) {}
 
     /// Begins a connection to the target of a stream that the far side opened.
-    fn dial(&mut self, target: SocketAddr) -> Result<TcpStream, Reason>;
+    fn dial(&mut self, target: Target) -> Result<TcpStream, Reason>;
 
     /// A source of the role's own is ready; `Break` ends the link as [`End::Stopped`].
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
@@ -115,7 +114,7 @@ impl Link {
     }
 
     /// Opens a stream from `socket` to `target`.
-    pub fn open(&mut self, socket: TcpStream, target: SocketAddr) -> io::Result<StreamId> {
+    pub fn open(&mut self, socket: TcpStream, target: Target) -> io::Result<StreamId> {
         let stream = self.mux.open(target, now());
         match self.attach(stream, socket) {
             Ok(connection) => {
@@ -259,8 +258,9 @@ impl Link {
         self.mux.reset(stream, reason);
     }
 
-    fn dial(&mut self, role: &mut impl Role, stream: StreamId, target: SocketAddr) {
-        let dialled = role.dial(target).and_then(|socket| self.attach(stream, socket).map_err(|error| reason(&error)));
+    fn dial(&mut self, role: &mut impl Role, stream: StreamId, target: Target) {
+        let dialled =
+            role.dial(target).and_then(|socket| self.attach(stream, socket).map_err(|error| reason(&error)));
         match dialled {
             Ok(connection) => {
                 self.connections.insert(stream, connection);
@@ -272,7 +272,8 @@ impl Link {
 
     fn give_up_dials(&mut self, now: Instant) {
         while let Some((deadline, stream)) = self.dials.front().copied() {
-            let dialling = self.connections.get(&stream).is_some_and(|connection| !connection.is_established());
+            let dialling =
+                self.connections.get(&stream).is_some_and(|connection| !connection.is_established());
             if dialling && deadline > now {
                 break;
             }
@@ -396,11 +397,18 @@ pub fn reason(error: &io::Error) -> Reason {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => Reason::Refused,
         Some(
-            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM,
+            libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::EACCES
+            | libc::EPERM,
         ) => Reason::Unreachable,
         Some(libc::ETIMEDOUT) => Reason::TimedOut,
         Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN) => Reason::Broken,
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => Reason::Exhausted,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
+            Reason::Exhausted
+        }
         Some(_) | None => Reason::Other,
     }
 }

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{Reason, StreamId};
+use super::{Reason, StreamId, Target};
 
 /// The version that both sides must have in common.
 pub const VERSION: u16 = 1;
@@ -135,7 +135,7 @@ pub(super) enum Frame {
     /// Why the sender ends the session, for people to read.
     Goaway { message: String },
     /// A new TCP stream to `target`; its opener takes bytes up to offset `credit`.
-    Open { stream: StreamId, target: SocketAddr, credit: u64 },
+    Open { stream: StreamId, target: Target, credit: u64 },
     /// The target accepted; the sender takes bytes up to offset `credit`.
     Opened { stream: StreamId, credit: u64 },
     /// No byte follows offset `end`.
@@ -182,7 +182,7 @@ impl Frame {
             Self::Open { stream, target, credit } => {
                 out.extend(credit.to_be_bytes());
                 out.push(OPEN_TCP);
-                encode_address(*target, out);
+                encode_address(target.0, out);
                 (Kind::Open, stream.0)
             }
             Self::Opened { stream, credit } => {
@@ -237,7 +237,7 @@ impl Frame {
                 if body.array::<1>()? != [OPEN_TCP] {
                     return Err(FrameError::Malformed(kind));
                 }
-                Self::Open { stream, target: body.address()?, credit }
+                Self::Open { stream, target: Target(body.address()?), credit }
             }
             Kind::Opened => Self::Opened { stream, credit: body.u64()? },
             Kind::Fin => Self::Fin { stream, end: body.u64()? },
@@ -311,7 +311,9 @@ pub enum FrameError {
     #[error("the far side doesn't speak shuttle's protocol")]
     Magic,
     /// HELLO of another version.
-    #[error("the far side speaks version {0} of shuttle's protocol, this one version {VERSION}: use the same release on both")]
+    #[error(
+        "the far side speaks version {0} of shuttle's protocol, this one version {VERSION}: use the same release on both"
+    )]
     Version(u16),
 }
 
@@ -336,7 +338,11 @@ mod tests {
             (0x80, 1024, Ok(None)),
             (0x80, 1025, Err(FrameError::Length { kind: 0x80, length: 1025 })),
         ] {
-            assert_eq!(header(kind, length).map(|header| header.kind), expected, "type {kind:#x}, {length} bytes");
+            assert_eq!(
+                header(kind, length).map(|header| header.kind),
+                expected,
+                "type {kind:#x}, {length} bytes"
+            );
         }
     }
 
@@ -348,7 +354,11 @@ mod tests {
             (Kind::Hello, vec![0; 18], FrameError::Magic),
             (Kind::Hello, [hello(1), vec![0]].concat(), FrameError::Malformed(Kind::Hello)),
             (Kind::Open, vec![0; 8], FrameError::Malformed(Kind::Open)),
-            (Kind::Open, [&[0; 8][..], &[1, 5, 0, 0, 0, 0, 0, 0]].concat(), FrameError::Malformed(Kind::Open)),
+            (
+                Kind::Open,
+                [&[0; 8][..], &[1, 5, 0, 0, 0, 0, 0, 0]].concat(),
+                FrameError::Malformed(Kind::Open),
+            ),
             (Kind::Credit, vec![0; 7], FrameError::Malformed(Kind::Credit)),
             (Kind::Credit, vec![0; 9], FrameError::Malformed(Kind::Credit)),
             (Kind::Data, vec![0; 8], FrameError::Malformed(Kind::Data)),

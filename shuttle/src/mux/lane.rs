@@ -82,7 +82,12 @@ impl Lane {
     }
 
     /// The far mux has taken in `received` bytes, and held back saying so for `delay`.
-    pub(super) fn on_ack(&mut self, received: u64, delay: Duration, now: Instant) -> Result<(), ProtocolError> {
+    pub(super) fn on_ack(
+        &mut self,
+        received: u64,
+        delay: Duration,
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
         if !self.out.ack(received) {
             return Err(ProtocolError::Ack);
         }

@@ -42,6 +42,10 @@ use stream::{Arrival, Stream};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(pub u32);
 
+/// Where the agent connects a stream to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target(pub SocketAddr);
+
 /// Which end of the session this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -102,7 +106,7 @@ pub enum Event<'a> {
         /// The new stream.
         stream: StreamId,
         /// Where to connect to.
-        target: SocketAddr,
+        target: Target,
     },
     /// The target of an opened stream accepted.
     Opened {
@@ -230,7 +234,11 @@ impl Mux {
     /// Takes the next event from the front of `input`, bytes of the lane; `None` once `input` is used up.
     ///
     /// After an error the session is over.
-    pub fn receive<'a>(&mut self, input: &mut &'a [u8], now: Instant) -> Result<Option<Event<'a>>, ProtocolError> {
+    pub fn receive<'a>(
+        &mut self,
+        input: &mut &'a [u8],
+        now: Instant,
+    ) -> Result<Option<Event<'a>>, ProtocolError> {
         while !input.is_empty() {
             self.last_heard = now;
             self.pinged = None;
@@ -239,7 +247,9 @@ impl Mux {
             self.lane.took(before - input.len());
             let event = match item {
                 None => continue,
-                Some(Item::Data { .. } | Item::Frame(_)) if !self.in_turn(&item) => return Err(ProtocolError::Greeting),
+                Some(Item::Data { .. } | Item::Frame(_)) if !self.in_turn(&item) => {
+                    return Err(ProtocolError::Greeting);
+                }
                 Some(Item::Frame(frame)) => self.on_frame(frame, now)?,
                 Some(Item::Data { stream, offset, bytes }) => self.on_data(stream, offset, bytes, now)?,
             };
@@ -288,7 +298,9 @@ impl Mux {
             Frame::Ping { token } => self.control.push_back(Frame::Pong { token }),
             Frame::Pong { .. } => {}
             Frame::Goaway { message } => return Ok(Some(Event::Goaway { message })),
-            Frame::Open { stream, target, credit } => return self.on_open(stream, target, credit, now).map(Some),
+            Frame::Open { stream, target, credit } => {
+                return self.on_open(stream, target, credit, now).map(Some);
+            }
             Frame::Opened { stream, credit } => {
                 self.raise(stream, credit);
                 return Ok(self.contains(stream).then_some(Event::Opened { stream }));
@@ -310,7 +322,7 @@ impl Mux {
     fn on_open<'a>(
         &mut self,
         stream: StreamId,
-        target: SocketAddr,
+        target: Target,
         credit: u64,
         now: Instant,
     ) -> Result<Event<'a>, ProtocolError> {
@@ -326,7 +338,7 @@ impl Mux {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.send_limit = state.send_limit.max(limit);
             if state.can_send() {
-                self.schedule.add(stream, state);
+                self.schedule.add_old(stream, state);
             }
         }
     }
@@ -334,7 +346,7 @@ impl Mux {
     // Local ends.
 
     /// Opens a stream to `target`. Its first bytes may follow at once.
-    pub fn open(&mut self, target: SocketAddr, now: Instant) -> StreamId {
+    pub fn open(&mut self, target: Target, now: Instant) -> StreamId {
         let stream = self.free_id();
         let credit = INITIAL_WINDOW;
         let send_limit = self.greeted.map_or(0, |hello| hello.initial_credit);
@@ -366,7 +378,7 @@ impl Mux {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.readable = readable;
             if state.can_send() {
-                self.schedule.add(stream, state);
+                self.schedule.add_new(stream, state);
             }
         }
     }

@@ -15,8 +15,6 @@ const SPARE_SEGMENTS: usize = 4;
 pub(super) struct Outgoing {
     segments: VecDeque<Segment>,
     spare: Vec<Box<[u8]>>,
-    /// Index of the segment that holds the first unwritten byte.
-    writing: usize,
     acked: u64,
     written: u64,
     end: u64,
@@ -85,19 +83,14 @@ impl Outgoing {
 
     /// The next bytes to write, contiguous; empty when all are written.
     pub(super) fn unwritten(&self) -> &[u8] {
-        self.segments
-            .get(self.writing)
-            .map_or(&[], |segment| &segment.bytes[(self.written - segment.start) as usize..segment.filled])
+        let segment = self.segments.iter().find(|segment| segment.end() > self.written);
+        segment.map_or(&[], |segment| &segment.bytes[(self.written - segment.start) as usize..segment.filled])
     }
 
     /// The first `length` bytes of [`Self::unwritten`] are written.
     pub(super) fn wrote(&mut self, length: usize) {
         self.written += length as u64;
         debug_assert!(self.written <= self.end);
-        let done = self.segments.get(self.writing).is_some_and(|segment| self.written == segment.end());
-        if done && self.writing + 1 < self.segments.len() {
-            self.writing += 1;
-        }
     }
 
     /// The far mux has every byte before `offset`. False: it can't have, those bytes were never written.
@@ -107,12 +100,11 @@ impl Outgoing {
             return false;
         }
         self.acked = self.acked.max(offset);
-        while self.segments.len() > 1 && self.segments.front().is_some_and(|first| first.end() <= self.acked) {
+        while self.segments.len() > 1 && self.segments.front().is_some_and(|first| first.end() <= self.acked)
+        {
             if let Some(first) = self.segments.pop_front() {
                 self.recycle(first.bytes);
             }
-            // The segment being written is never before an acknowledged one.
-            self.writing -= 1;
         }
         if self.acked == self.end {
             self.rewind();

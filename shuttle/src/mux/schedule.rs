@@ -31,12 +31,20 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// Adds a stream that has become able to send, unless it is listed.
-    pub(super) fn add(&mut self, id: StreamId, stream: &mut Stream) {
+    /// Adds a stream whose local end has something to send again, unless it is listed.
+    pub(super) fn add_new(&mut self, id: StreamId, stream: &mut Stream) {
         if stream.listed == Listed::Nowhere {
             stream.listed = Listed::New;
             stream.deficit = QUANTUM;
             self.new.push_back(id);
+        }
+    }
+
+    /// Adds a stream that had more to send than credit, unless it is listed: it was never idle.
+    pub(super) fn add_old(&mut self, id: StreamId, stream: &mut Stream) {
+        if stream.listed == Listed::Nowhere {
+            stream.listed = Listed::Old;
+            self.old.push_back(id);
         }
     }
 

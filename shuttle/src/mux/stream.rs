@@ -146,7 +146,8 @@ impl Stream {
 
     /// The far side's last byte is before `end`.
     pub(super) fn set_end(&mut self, end: u64) -> Result<(), ProtocolError> {
-        let beyond = self.early.last_key_value().is_some_and(|(offset, bytes)| offset + bytes.len() as u64 > end);
+        let beyond =
+            self.early.last_key_value().is_some_and(|(offset, bytes)| offset + bytes.len() as u64 > end);
         if self.end.is_some_and(|known| known != end) || end < self.received || beyond {
             return Err(ProtocolError::End);
         }
