@@ -2,4 +2,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 #[cfg(feature = "user")]
+pub mod compile;
+pub mod ports;
+#[cfg(feature = "user")]
 pub mod rule;

@@ -1,5 +1,6 @@
 //! `shuttle`: see `shuttle --help` and README.md.
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use shuttle::cli::{Args, Verb};
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.verb {
         None => client::run(&args.tunnel),
-        Some(Verb::FirewallHelper) => Ok(firewall::helper::main()),
+        Some(Verb::FirewallHelper) => Ok(firewall::helper::main(std::io::stdin().as_fd())),
         Some(Verb::Agent) => {
             agent::run(None)?;
             Ok(ExitCode::SUCCESS)

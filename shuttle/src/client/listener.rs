@@ -127,7 +127,7 @@ impl Role for Captures {
 
     fn greeted(&mut self) {
         // The receiver is gone when the client is already ending.
-        drop(self.greeted.send(()));
+        self.greeted.send(()).ok();
     }
 
     fn dial(&mut self, _target: Target) -> Result<TcpStream, Reason> {

@@ -11,8 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
@@ -121,10 +120,10 @@ impl Running {
 
     /// Waits for whatever ends the tunnel.
     async fn watch(&mut self, helper: &Handle, signals: &mut Signals) -> anyhow::Result<Ended> {
-        let helper = AsyncFd::register_with_interest(helper.as_fd(), Interest::READABLE)?;
+        let helper_end = watch_helper(helper)?;
         tokio::select! {
             () = signals.any() => Ok(Ended::Signal),
-            _ = helper.readable() => {
+            _ = helper_end => {
                 bail!("the firewall helper has ended: nothing is captured any more; run `shuttle cleanup` if it was killed")
             }
             end = &mut self.end => {
@@ -182,6 +181,21 @@ fn spawn_link(pipes: Pipes) -> anyhow::Result<Started> {
         .name("link".into())
         .spawn(move || drop(ended.send(link.run(&mut captures))))?;
     Ok((Orders { sender, waker }, greeted, end))
+}
+
+/// Says when the helper has ended, or has been let go.
+///
+/// A thread of its own waits, since the handle's socket must stay a blocking one.
+fn watch_helper(helper: &Handle) -> anyhow::Result<oneshot::Receiver<()>> {
+    let socket = helper.as_fd().try_clone_to_owned()?;
+    let (ended, end) = oneshot::channel();
+    let wait = move || {
+        let mut sockets = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut sockets, PollTimeout::NONE).is_err() {}
+        ended.send(()).ok();
+    };
+    std::thread::Builder::new().name("helper".into()).spawn(wait)?;
+    Ok(end)
 }
 
 /// The signals that end a tunnel in order.

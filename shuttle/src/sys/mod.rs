@@ -1,5 +1,7 @@
 //! The only `unsafe` of this crate: system calls that no safe library wraps.
 #![expect(unsafe_code, reason = "this is the one door to the kernel's interface")]
+#[cfg(all(target_os = "linux", feature = "client"))]
+pub mod capture;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

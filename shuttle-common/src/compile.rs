@@ -1,0 +1,162 @@
+//! From rules to the entries of the longest-prefix maps.
+//!
+//! A map finds only the longest prefix that covers a destination, so every entry carries what all covering rules
+//! together decide. Prefixes are visited in order, each starting from its nearest covering prefix's decision: the
+//! time grows with the number of rules, not with its square.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::{
+    ports::{MAX_RANGES, PortSet},
+    rule::{Ports, Rule, Verdict},
+};
+
+/// The contents of the two rule maps: at most one entry a prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// IPv4 prefixes; v4-mapped destinations use them too.
+    pub v4: Vec<(Ipv4Net, PortSet)>,
+    /// IPv6 prefixes.
+    pub v6: Vec<(Ipv6Net, PortSet)>,
+}
+
+/// Rules that cannot become map entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The ports' order is wrong.
+    #[error("{network}: the port range {}-{} ends before it begins", ports.first, ports.last)]
+    Backwards {
+        /// The rule's destinations.
+        network: IpNet,
+        /// The rule's ports.
+        ports: Ports,
+    },
+    /// See [`MAX_RANGES`].
+    #[error("{network}: its rules leave more than {MAX_RANGES} separate port ranges; use fewer port rules")]
+    TooManyRanges {
+        /// The prefix.
+        network: IpNet,
+    },
+}
+
+/// Flattens `rules`: a longest-prefix match in the result and [`PortSet::contains`] give what
+/// [`decide`](crate::rule::decide) gives, for every destination. Host bits of the networks are ignored.
+pub fn compile(rules: &[Rule]) -> Result<Entries, Error> {
+    let mut sorted = rules.to_vec();
+    for rule in &mut sorted {
+        let Ports { first, last } = rule.ports;
+        if first > last {
+            return Err(Error::Backwards { network: rule.network, ports: rule.ports });
+        }
+        rule.network = rule.network.trunc();
+    }
+    // A prefix comes before what it covers; of one prefix's rules the strongest comes last.
+    sorted.sort_by_key(|rule| {
+        (
+            rule.network.network(),
+            rule.network.prefix_len(),
+            u16::MAX - width(rule.ports),
+            rule.verdict == Verdict::Pass,
+        )
+    });
+    let mut entries = Entries::default();
+    let mut covering: Vec<Node> = Vec::new();
+    for own in sorted.chunk_by(|a, b| a.network == b.network) {
+        let Some(network) = own.first().map(|rule| rule.network) else { continue };
+        while covering.last().is_some_and(|node| !node.network.contains(&network)) {
+            covering.pop();
+        }
+        let (mut decided, inherited) = match covering.last() {
+            Some(node) => (node.decided.clone(), node.ports),
+            None => (vec![Piece::UNDECIDED], PortSet::NONE),
+        };
+        for rule in own {
+            decided = overlay(&decided, rule);
+        }
+        let ports = captured(&decided).ok_or(Error::TooManyRanges { network })?;
+        if ports != inherited {
+            entries.push(network, ports);
+        }
+        covering.push(Node { network, decided, ports });
+    }
+    Ok(entries)
+}
+
+impl Entries {
+    fn push(&mut self, network: IpNet, ports: PortSet) {
+        match network {
+            IpNet::V4(network) => self.v4.push((network, ports)),
+            IpNet::V6(network) => self.v6.push((network, ports)),
+        }
+    }
+
+    /// The entries' keys and values as the maps hold them: prefix length, address in network order, ports.
+    pub fn v4_raw(&self) -> impl Iterator<Item = (u32, [u8; 4], PortSet)> {
+        self.v4
+            .iter()
+            .map(|(net, ports)| (u32::from(net.prefix_len()), Ipv4Addr::octets(&net.network()), *ports))
+    }
+
+    /// As [`v4_raw`](Self::v4_raw).
+    pub fn v6_raw(&self) -> impl Iterator<Item = (u32, [u8; 16], PortSet)> {
+        self.v6
+            .iter()
+            .map(|(net, ports)| (u32::from(net.prefix_len()), Ipv6Addr::octets(&net.network()), *ports))
+    }
+}
+
+/// A visited prefix that may cover those to come.
+struct Node {
+    network: IpNet,
+    decided: Vec<Piece>,
+    ports: PortSet,
+}
+
+/// Adjacent ports with the same decision, made by a rule of this width.
+#[derive(Clone, Copy)]
+struct Piece {
+    ports: Ports,
+    width: u16,
+    verdict: Verdict,
+}
+
+impl Piece {
+    /// As wide as can be, so that every rule beats it.
+    const UNDECIDED: Self = Self { ports: Ports::ALL, width: u16::MAX, verdict: Verdict::Pass };
+}
+
+fn width(ports: Ports) -> u16 {
+    ports.last - ports.first
+}
+
+/// Lets `rule` decide wherever no narrower rule did. Its prefix must be as long as any before it, and of the rules
+/// of that prefix it must be the strongest so far.
+fn overlay(decided: &[Piece], rule: &Rule) -> Vec<Piece> {
+    let mut out = Vec::with_capacity(decided.len() + 2);
+    for piece in decided {
+        let first = piece.ports.first.max(rule.ports.first);
+        let last = piece.ports.last.min(rule.ports.last);
+        if first > last || width(rule.ports) > piece.width {
+            out.push(*piece);
+            continue;
+        }
+        if piece.ports.first < first {
+            out.push(Piece { ports: Ports { first: piece.ports.first, last: first - 1 }, ..*piece });
+        }
+        out.push(Piece { ports: Ports { first, last }, width: width(rule.ports), verdict: rule.verdict });
+        if last < piece.ports.last {
+            out.push(Piece { ports: Ports { first: last + 1, last: piece.ports.last }, ..*piece });
+        }
+    }
+    out
+}
+
+fn captured(decided: &[Piece]) -> Option<PortSet> {
+    let captured = decided.iter().filter(|piece| piece.verdict == Verdict::Capture);
+    PortSet::from_ascending(captured.map(|piece| (piece.ports.first, piece.ports.last)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! The value of a rule map: which ports of a prefix are captured.
+
+/// The most port ranges that one prefix can have after all rules are applied; each costs a comparison in the kernel.
+pub const MAX_RANGES: usize = 16;
+
+/// A [`PortSet`] as it lies in the map: `[first, last]` pairs in host byte order.
+pub type RawPorts = [[u16; 2]; MAX_RANGES];
+
+/// The captured ports of one prefix: ascending ranges that neither overlap nor touch, then unused slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct PortSet(RawPorts);
+
+/// No port lies in it, so `contains` needs no count.
+const UNUSED: [u16; 2] = [1, 0];
+
+impl PortSet {
+    /// No port.
+    pub const NONE: Self = Self([UNUSED; MAX_RANGES]);
+
+    /// Whether connections to `port` are captured.
+    #[inline(always)]
+    pub fn contains(&self, port: u16) -> bool {
+        for [first, last] in self.0 {
+            if first > last {
+                return false;
+            }
+            if first <= port && port <= last {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The set of ascending, disjoint ranges `first..=last`, with touching ranges joined; `None` when more than
+    /// [`MAX_RANGES`] remain.
+    pub fn from_ascending(ranges: impl IntoIterator<Item = (u16, u16)>) -> Option<Self> {
+        let mut set = [UNUSED; MAX_RANGES];
+        let mut used = 0_usize;
+        for (first, last) in ranges {
+            match used.checked_sub(1).and_then(|previous| set.get_mut(previous)) {
+                Some([_, end]) if u32::from(*end) + 1 == u32::from(first) => *end = last,
+                _ => {
+                    *set.get_mut(used)? = [first, last];
+                    used += 1;
+                }
+            }
+        }
+        Some(Self(set))
+    }
+
+    /// The map's bytes.
+    pub const fn raw(self) -> RawPorts {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joins_touching_ranges_and_refuses_too_many() {
+        let cases: &[(&[(u16, u16)], &[(u16, bool)])] = &[
+            (&[], &[(0, false), (1, false), (65535, false)]),
+            (&[(0, 65535)], &[(0, true), (65535, true)]),
+            (&[(0, 0), (1, 9), (11, 65535)], &[(0, true), (9, true), (10, false), (11, true)]),
+        ];
+        for (ranges, ports) in cases {
+            let set = PortSet::from_ascending(ranges.iter().copied()).unwrap();
+            for (port, want) in *ports {
+                assert_eq!(set.contains(*port), *want, "{ranges:?} {port}");
+            }
+        }
+        let every_other = |count: u16| PortSet::from_ascending((0..count).map(|i| (i * 2, i * 2)));
+        assert!(every_other(MAX_RANGES as u16).is_some());
+        assert_eq!(every_other(MAX_RANGES as u16 + 1), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! sk_lookup: hands captured connections to our listeners. Attached to one network namespace; runs once for each new
+//! connection that arrives, before the kernel looks for a listener of its own.
+//!
+//! A captured connection comes from our own address, since only our routing table gives sockets that source. It is
+//! not asked for its rules again: they may have changed since its connect. A program that binds its own source
+//! address first is recognised by the rules instead; what this host itself owns is then never ours.
+
+use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, maps::lpm_trie::Key, programs::SkLookupContext};
+
+use crate::maps::{
+    KNOWS_INGRESS, LISTENERS, LOCAL4, LOCAL6, SOURCE4, SOURCE6, captures4, captures6, context, log, octets,
+};
+
+const DROP: u32 = 0;
+const PASS: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+/// The loopback interface has this index in every namespace.
+const LOOPBACK: u32 = 1;
+
+#[sk_lookup]
+pub fn steer(ctx: SkLookupContext) -> u32 {
+    let lookup = ctx.lookup;
+    if context!(lookup, protocol) != IPPROTO_TCP {
+        return PASS;
+    }
+    if KNOWS_INGRESS.load() == 1 && context!(lookup, ingress_ifindex) != LOOPBACK {
+        return PASS;
+    }
+    match context!(lookup, family) {
+        AF_INET if is_captured4(lookup) => redirect(&ctx, 0),
+        AF_INET6 if is_captured6(lookup) => redirect(&ctx, 1),
+        _ => PASS,
+    }
+}
+
+#[inline(always)]
+fn is_captured4(lookup: *const bpf_sk_lookup) -> bool {
+    let ours = SOURCE4.load();
+    let local = context!(lookup, local_ip4);
+    if ours == 0 || local == ours {
+        return false;
+    }
+    let destination = local.to_ne_bytes();
+    context!(lookup, remote_ip4) == ours
+        || LOCAL4.get(Key::new(32, destination)).is_none()
+            && captures4(destination, context!(lookup, local_port) as u16)
+}
+
+#[inline(always)]
+fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
+    let ours = SOURCE6.load();
+    let local = [
+        context!(lookup, local_ip6[0]),
+        context!(lookup, local_ip6[1]),
+        context!(lookup, local_ip6[2]),
+        context!(lookup, local_ip6[3]),
+    ];
+    if is_zero(ours) || same(local, ours) {
+        return false;
+    }
+    let remote = [
+        context!(lookup, remote_ip6[0]),
+        context!(lookup, remote_ip6[1]),
+        context!(lookup, remote_ip6[2]),
+        context!(lookup, remote_ip6[3]),
+    ];
+    let destination = octets(local);
+    same(remote, ours)
+        || LOCAL6.get(Key::new(128, destination)).is_none()
+            && captures6(destination, context!(lookup, local_port) as u16)
+}
+
+/// Without a listener the connection is refused: passed on, it would reach whatever program of this host listens on
+/// that port, in place of the far one.
+#[inline(always)]
+fn redirect(ctx: &SkLookupContext, listener: u32) -> u32 {
+    let refused = LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_err();
+    log!(ctx, "lookup: listener {}, refused {}", listener, u32::from(refused));
+    if refused { DROP } else { PASS }
+}
+
+/// Word by word: the verifier of some kernels refuses the block comparison that `==` on arrays becomes.
+#[inline(always)]
+fn same(a: [u32; 4], b: [u32; 4]) -> bool {
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+}
+
+#[inline(always)]
+fn is_zero(a: [u32; 4]) -> bool {
+    same(a, [0; 4])
+}

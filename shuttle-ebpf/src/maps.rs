@@ -1,0 +1,107 @@
+//! Maps and globals: everything that user space sets.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, LpmTrie, SockMap, lpm_trie::Key},
+};
+use shuttle_common::ports::PortSet;
+
+/// The bit of a socket's mark that sends its packets to our routing table.
+#[unsafe(no_mangle)]
+pub static CAPTURE_BIT: Global<u32> = Global::new(0);
+
+/// The bit of a socket's mark that exempts it.
+#[unsafe(no_mangle)]
+pub static BYPASS_BIT: Global<u32> = Global::new(0);
+
+/// The one network namespace whose sockets are ours; 0 where the kernel cannot tell user space (before 5.14):
+/// elsewhere no rule uses the bit.
+#[unsafe(no_mangle)]
+pub static NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// The source address of captured IPv4 connections, in network order; 0 when IPv4 is off.
+#[unsafe(no_mangle)]
+pub static SOURCE4: Global<u32> = Global::new(0);
+
+/// The source address of captured IPv6 connections, in network order; 0 when IPv6 is off.
+#[unsafe(no_mangle)]
+pub static SOURCE6: Global<[u32; 4]> = Global::new([0; 4]);
+
+/// 1 where `bpf_sk_lookup` tells the ingress interface (kernel 5.17); 0 lets the verifier drop the read.
+#[unsafe(no_mangle)]
+pub static KNOWS_INGRESS: Global<u32> = Global::new(0);
+
+/// More than any routing table that people push through ssh.
+const MAX_RULES: u32 = 262_144;
+/// Addresses of one host; busy container hosts have thousands.
+const MAX_LOCAL: u32 = 65_536;
+
+/// Which of the two rule sets is live: 0 or 1. The other one is filled first, so one write replaces all rules.
+#[map]
+static LIVE: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static RULES4_A: LpmTrie<[u8; 4], PortSet> = LpmTrie::with_max_entries(MAX_RULES, 0);
+#[map]
+static RULES4_B: LpmTrie<[u8; 4], PortSet> = LpmTrie::with_max_entries(MAX_RULES, 0);
+#[map]
+static RULES6_A: LpmTrie<[u8; 16], PortSet> = LpmTrie::with_max_entries(MAX_RULES, 0);
+#[map]
+static RULES6_B: LpmTrie<[u8; 16], PortSet> = LpmTrie::with_max_entries(MAX_RULES, 0);
+
+/// The destinations that this host itself owns: the `local` routing table.
+#[map]
+pub static LOCAL4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(MAX_LOCAL, 0);
+/// As [`LOCAL4`].
+#[map]
+pub static LOCAL6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(MAX_LOCAL, 0);
+
+/// Our listeners: IPv4 at 0, IPv6 at 1.
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
+
+/// Whether the live rules capture this IPv4 destination.
+#[inline(always)]
+pub fn captures4(address: [u8; 4], port: u16) -> bool {
+    let key = Key::new(32, address);
+    let found = if second_is_live() { RULES4_B.get(&key) } else { RULES4_A.get(&key) };
+    found.is_some_and(|ports| ports.contains(port))
+}
+
+/// Whether the live rules capture this IPv6 destination.
+#[inline(always)]
+pub fn captures6(address: [u8; 16], port: u16) -> bool {
+    let key = Key::new(128, address);
+    let found = if second_is_live() { RULES6_B.get(&key) } else { RULES6_A.get(&key) };
+    found.is_some_and(|ports| ports.contains(port))
+}
+
+#[inline(always)]
+fn second_is_live() -> bool {
+    LIVE.get(0).is_some_and(|live| *live == 1)
+}
+
+/// The bytes of an IPv6 address that a context gives as four words in network order.
+#[inline(always)]
+pub fn octets(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: both types have the same size and no invalid values.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// Reads one field of a kernel context with one load of its own size: the verifier knows no other.
+macro_rules! context {
+    ($pointer:expr, $($field:tt)+) => {
+        // SAFETY: the kernel hands every program a valid context, and the verifier checks each load.
+        unsafe { core::ptr::read_volatile(&raw const (*$pointer).$($field)+) }
+    };
+}
+pub(crate) use context;
+
+/// One line to the log of the second object; nothing in the first.
+macro_rules! log {
+    ($ctx:expr, $($args:tt)*) => {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!($ctx, $($args)*);
+    };
+}
+pub(crate) use log;

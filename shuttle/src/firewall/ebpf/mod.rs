@@ -1,0 +1,202 @@
+//! Capture with eBPF and policy routing, and without a packet filter.
+//!
+//! A connect that the rules capture gets a bit in its socket's mark; a policy rule sends that mark to a table that
+//! calls every address local; so the SYN comes back in, and the sk_lookup program hands it to our listener. The
+//! accepted socket's local address is then the original destination.
+
+mod cgroup;
+mod enclosure;
+mod listen;
+mod local;
+mod netlink;
+mod program_log;
+mod programs;
+mod slot;
+mod tun;
+
+use std::{
+    io,
+    net::{IpAddr, TcpListener},
+};
+
+use shuttle_common::compile::{self, compile};
+
+pub(super) use self::{
+    cgroup::sweep,
+    enclosure::Enclosure,
+    local::Watch,
+    netlink::{Netlink, purge},
+};
+use self::{
+    listen::Listeners,
+    netlink::Family,
+    programs::{Programs, Settings},
+    slot::{SLOTS, Slot},
+    tun::Tun,
+};
+use crate::plan::{Families, Plan};
+
+/// Why capturing does not start. Each names thing and remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rules do not fit the maps.
+    #[error(transparent)]
+    Rules(#[from] compile::Error),
+    /// The plan captures nothing.
+    #[error("neither IPv4 nor IPv6 can be captured: {0}")]
+    NoFamily(String),
+    /// Sixteen instances run here, or other software uses all our mark bits.
+    #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
+    NoSlot,
+    /// The loopback interface is down.
+    #[error("the loopback interface is down: run `ip link set lo up`")]
+    LoopbackDown,
+    /// No TUN device.
+    #[error("creating a TUN device: {0} (needs root and /dev/net/tun: try `modprobe tun`)")]
+    Tun(io::Error),
+    /// No cgroup2 hierarchy.
+    #[error("opening the cgroup2 hierarchy: {0} (needs root and Linux 5.7 with CONFIG_CGROUP_BPF)")]
+    Cgroup(io::Error),
+    /// The kernel refuses a program.
+    #[error("loading the eBPF program {name}: {reason} (needs root and {needs})")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// What the kernel says.
+        reason: String,
+        /// What it takes.
+        needs: &'static str,
+    },
+    /// The kernel refuses a map or its contents.
+    #[error("filling the eBPF map {name}: {reason}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// What the kernel says.
+        reason: String,
+    },
+    /// A routing change or another system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what: what.into(), source }
+    }
+}
+
+/// A running capture. Links, programs and the TUN device end with this process, however it ends; [`undo`](Self::undo)
+/// also removes the policy rules, which are inert without them.
+#[derive(Debug)]
+pub(super) struct Capture {
+    programs: Programs,
+    netlink: Netlink,
+    slot: Slot,
+    families: Families,
+    watch: Watch,
+    /// Holds the routes.
+    _tun: Tun,
+}
+
+/// What [`Capture::start`] hands out beside the capture itself.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) listener4: Option<TcpListener>,
+    pub(super) listener6: Option<TcpListener>,
+    pub(super) description: String,
+}
+
+impl Capture {
+    /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
+    /// error, nothing is left.
+    pub(super) async fn start(plan: &Plan, log: bool) -> Result<(Self, Started), Error> {
+        let entries = compile(&plan.rules)?;
+        let netlink = Netlink::open()?;
+        purge(&netlink).await?;
+        netlink.check_loopback().await?;
+        let (listeners, families, note) = Listeners::open(plan.families)?;
+        let tun = Tun::open(&netlink).await?;
+        let slot = claim(&netlink, &tun, families).await?;
+        let settings = Settings::new(slot, families, listeners.any());
+        let mut programs = Programs::load(&settings, log)?;
+        programs.set_listeners(&listeners)?;
+        programs.replace_rules(&entries)?;
+        // Watched before the first look, so that no change falls between.
+        let watch = Watch::open()?;
+        let mut capture = Self { programs, netlink, slot, families, watch, _tun: tun };
+        if let Err(error) = capture.engage().await {
+            capture.undo().await;
+            return Err(error);
+        }
+        let description = format!("ebpf: mark bit {:#x}, routing table {}{note}", slot.bit(), slot.table());
+        let Listeners { v4, v6 } = listeners;
+        Ok((capture, Started { listener4: v4, listener6: v6, description }))
+    }
+
+    async fn engage(&mut self) -> Result<(), Error> {
+        self.refresh_local().await?;
+        self.programs.attach_lookup()?;
+        for family in Family::of(self.families) {
+            self.netlink.add_rule(family, self.slot).await?;
+        }
+        self.programs.attach_connect()
+    }
+
+    /// Waits until the addresses of this host change.
+    pub(super) async fn local_changed(&mut self) {
+        self.watch.changed().await;
+    }
+
+    /// Tells the programs which addresses are this host's own.
+    pub(super) async fn refresh_local(&mut self) -> Result<(), Error> {
+        for family in Family::of(self.families) {
+            let local = self.netlink.local_destinations(family).await?;
+            self.programs.set_local(family, local)?;
+        }
+        Ok(())
+    }
+
+    /// Undoes `start` in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
+    pub(super) async fn undo(self) {
+        let Self { programs, netlink, slot, families, watch, _tun: tun } = self;
+        // Detaches.
+        drop(programs);
+        for family in Family::of(families) {
+            if let Err(error) = netlink.delete_rule(family, slot).await {
+                tracing::warn!(%error, "a policy rule remains; it is inert");
+            }
+        }
+        drop(watch);
+        // Takes its routes along.
+        drop(tun);
+    }
+}
+
+/// The first slot that nobody uses, with its addresses and routes in place. Two helpers that start at once cannot get
+/// the same: the kernel lets only one add a table's default route.
+async fn claim(netlink: &Netlink, tun: &Tun, families: Families) -> Result<Slot, Error> {
+    let masks = netlink.masks_in_use().await?;
+    'slots: for slot in SLOTS.into_iter().filter(|slot| masks & slot.bit() == 0) {
+        for family in Family::of(families) {
+            let source = slot.source(family);
+            netlink.add_address(tun.index, source).await?;
+            if !netlink.add_local_default(tun.index, slot, source).await? {
+                netlink.delete_address(tun.index, source).await?;
+                continue 'slots;
+            }
+        }
+        return Ok(slot);
+    }
+    Err(Error::NoSlot)
+}
+
+/// The prefix length that holds one address alone.
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}

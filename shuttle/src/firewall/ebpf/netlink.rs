@@ -1,0 +1,263 @@
+//! Routes, addresses and policy rules.
+#![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
+
+use std::{io, net::IpAddr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::{
+    Handle, IpVersion, LinkUnspec,
+    packet_route::{
+        AddressFamily,
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
+        link::LinkFlags,
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
+    },
+};
+
+use super::{Error, host_prefix, slot::Slot};
+use crate::plan::Families;
+
+/// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
+/// After `local` (0), so that this host's own addresses stay its own; before the user's rules and `main` (32766).
+const PRIORITY: u32 = 300;
+/// The kernel's table of this host's own addresses.
+pub(super) const LOCAL_TABLE: u8 = 255;
+/// The loopback interface has this index in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Those that are on.
+    pub(super) fn of(families: Families) -> impl Iterator<Item = Self> {
+        Self::BOTH.into_iter().filter(move |family| match family {
+            Self::V4 => families.v4,
+            Self::V6 => families.v6,
+        })
+    }
+
+    fn of_address(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn number(self) -> AddressFamily {
+        match self {
+            Self::V4 => AddressFamily::Inet,
+            Self::V6 => AddressFamily::Inet6,
+        }
+    }
+
+    fn version(self) -> IpVersion {
+        match self {
+            Self::V4 => IpVersion::V4,
+            Self::V6 => IpVersion::V6,
+        }
+    }
+}
+
+/// A netlink socket, served by a task of the current runtime.
+#[derive(Debug)]
+pub(crate) struct Netlink(Handle);
+
+impl Netlink {
+    /// Opens the socket in this process's network namespace.
+    pub(crate) fn open() -> Result<Self, Error> {
+        // Strict checking makes the kernel filter dumps by table.
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
+            .map_err(Error::system("opening a netlink socket"))?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    pub(super) async fn check_loopback(&self) -> Result<(), Error> {
+        let mut links = self.0.link().get().match_index(LOOPBACK).execute();
+        let link = links.try_next().await.map_err(failed("looking at the loopback interface"))?;
+        match link {
+            Some(link) if link.header.flags.contains(LinkFlags::Up) => Ok(()),
+            _ => Err(Error::LoopbackDown),
+        }
+    }
+
+    pub(super) async fn set_up(&self, index: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.0.link().set(message).execute().await.map_err(failed("setting the TUN device up"))
+    }
+
+    pub(super) async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), Error> {
+        let mut request = self.0.address().add(index, address, host_prefix(address));
+        if address.is_ipv6() {
+            // No other host can have it, so there is nothing to wait for.
+            request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request.execute().await.map_err(failed(format!("adding the address {address} to the TUN device")))
+    }
+
+    pub(super) async fn delete_address(&self, index: u32, address: IpAddr) -> Result<(), Error> {
+        let message = self.0.address().add(index, address, host_prefix(address)).message_mut().clone();
+        let deleted = self.0.address().del(message).execute().await;
+        deleted.map_err(failed(format!("deleting the address {address} from the TUN device")))
+    }
+
+    /// `local default dev TUN src SOURCE` in the slot's table; false when the table has a default route already.
+    pub(super) async fn add_local_default(
+        &self,
+        tun: u32,
+        slot: Slot,
+        source: IpAddr,
+    ) -> Result<bool, Error> {
+        let mut route = RouteMessage::default();
+        route.header.address_family = Family::of_address(source).number();
+        route.header.protocol = PROTOCOL;
+        route.header.scope = RouteScope::Host;
+        route.header.kind = RouteType::Local;
+        route.attributes = vec![
+            RouteAttribute::Table(slot.table()),
+            RouteAttribute::Oif(tun),
+            RouteAttribute::PrefSource(source.into()),
+        ];
+        match self.0.route().add(route).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if io_error(&error).raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(failed(format!("adding the default route of table {}", slot.table()))(error)),
+        }
+    }
+
+    /// `fwmark BIT/BIT lookup TABLE`.
+    pub(super) async fn add_rule(&self, family: Family, slot: Slot) -> Result<(), Error> {
+        let mut request = self.0.rule().add();
+        *request.message_mut() = rule(family, slot);
+        request.execute().await.map_err(failed(format!("adding the policy rule for mark {:#x}", slot.bit())))
+    }
+
+    pub(super) async fn delete_rule(&self, family: Family, slot: Slot) -> Result<(), Error> {
+        let deleted = self.0.rule().del(rule(family, slot)).execute().await;
+        deleted.map_err(failed(format!("deleting the policy rule for mark {:#x}", slot.bit())))
+    }
+
+    /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing
+    /// about single bits.
+    pub(super) async fn masks_in_use(&self) -> Result<u32, Error> {
+        let mut masks = 0;
+        for family in Family::BOTH {
+            for rule in self.rules(family).await? {
+                masks |= rule.attributes.iter().fold(0, |all, attribute| match attribute {
+                    RuleAttribute::FwMask(mask) if *mask != u32::MAX => all | mask,
+                    _ => all,
+                });
+            }
+        }
+        Ok(masks)
+    }
+
+    async fn rules(&self, family: Family) -> Result<Vec<RuleMessage>, Error> {
+        let rules = self.0.rule().get(family.version()).execute().try_collect().await;
+        or_empty(rules, "listing the policy rules")
+    }
+
+    async fn routes(&self, family: Family, table: u32) -> Result<Vec<RouteMessage>, Error> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family.number();
+        request.attributes.push(RouteAttribute::Table(table));
+        let routes = self.0.route().get(request).execute().try_collect::<Vec<_>>().await;
+        let mut routes = or_empty(routes, format!("listing routing table {table}"))?;
+        routes.retain(|route| table_of(route) == table);
+        Ok(routes)
+    }
+
+    /// The destinations that this host owns.
+    pub(super) async fn local_destinations(&self, family: Family) -> Result<Vec<(IpAddr, u8)>, Error> {
+        let routes = self.routes(family, LOCAL_TABLE.into()).await?;
+        let local = routes.iter().filter(|route| route.header.kind == RouteType::Local);
+        Ok(local
+            .filter_map(|route| Some((destination(route)?, route.header.destination_prefix_length)))
+            .collect())
+    }
+}
+
+/// Removes the policy rules of dead instances, those whose table is empty, and describes them.
+pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
+    let mut purged = Vec::new();
+    for family in Family::BOTH {
+        for rule in netlink.rules(family).await? {
+            let Some(slot) = slot_of(&rule) else { continue };
+            if !netlink.routes(family, slot.table()).await?.is_empty() {
+                continue;
+            }
+            let what = format!("{family:?} policy rule for mark {:#x}", slot.bit());
+            netlink.0.rule().del(rule).execute().await.map_err(failed(format!("deleting the {what}")))?;
+            purged.push(what);
+        }
+    }
+    Ok(purged)
+}
+
+fn rule(family: Family, slot: Slot) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family.number();
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::FwMark(slot.bit()),
+        RuleAttribute::FwMask(slot.bit()),
+        RuleAttribute::Table(slot.table()),
+        RuleAttribute::Protocol(PROTOCOL),
+    ];
+    rule
+}
+
+fn slot_of(rule: &RuleMessage) -> Option<Slot> {
+    let ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
+    let table = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    if ours { Slot::of_table(table?) } else { None }
+}
+
+fn table_of(route: &RouteMessage) -> u32 {
+    let long = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    long.unwrap_or_else(|| route.header.table.into())
+}
+
+fn destination(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some((*address).into()),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    })
+}
+
+/// A table that does not exist, or a family that the kernel does not have, has nothing in it.
+fn or_empty<T>(result: Result<Vec<T>, rtnetlink::Error>, what: impl Into<String>) -> Result<Vec<T>, Error> {
+    let absent = [libc::ENOENT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+    match result {
+        Err(error) if io_error(&error).raw_os_error().is_some_and(|code| absent.contains(&code)) => {
+            Ok(Vec::new())
+        }
+        result => result.map_err(failed(what)),
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+    move |error| Error::System { what: what.into(), source: io_error(&error) }
+}
+
+fn io_error(error: &rtnetlink::Error) -> io::Error {
+    if let rtnetlink::Error::NetlinkError(message) = error {
+        return message.to_io();
+    }
+    io::Error::other(error.to_string())
+}

@@ -1,0 +1,286 @@
+//! The eBPF object: loading, maps, attaching.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    net::IpAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, LpmTrie, MapData, SockMap, lpm_trie::Key},
+    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, SkLookup},
+};
+use shuttle_common::{
+    compile::Entries,
+    ports::{PortSet, RawPorts},
+};
+
+use super::{
+    Error,
+    listen::Listeners,
+    netlink::Family,
+    program_log::start_logger,
+    slot::{BYPASS_BIT, Slot},
+};
+use crate::{
+    plan::Families,
+    sys::capture::{cgroup2_root, netns_cookie},
+};
+
+static QUIET: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../shuttle-ebpf/prebuilt/shuttle.bpf.o"
+));
+static LOGGING: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../shuttle-ebpf/prebuilt/shuttle-log.bpf.o"
+));
+
+/// The two sets of rule maps, IPv4 and IPv6.
+const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];
+
+/// The values of the programs' globals.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Settings {
+    capture_bit: u32,
+    netns_cookie: u64,
+    source4: [u8; 4],
+    source6: [u8; 16],
+}
+
+impl Settings {
+    /// `socket` tells the network namespace; without a cookie (before Linux 5.14) the programs mark the sockets of
+    /// all namespaces, which changes nothing where our policy rule is not.
+    pub(super) fn new(slot: Slot, families: Families, socket: Option<BorrowedFd<'_>>) -> Self {
+        let netns_cookie = socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0);
+        let mut settings = Self { capture_bit: slot.bit(), netns_cookie, ..Self::default() };
+        for family in Family::of(families) {
+            match slot.source(family) {
+                IpAddr::V4(source) => settings.source4 = source.octets(),
+                IpAddr::V6(source) => settings.source6 = source.octets(),
+            }
+        }
+        settings
+    }
+
+    fn load(&self, log: bool, knows_ingress: bool) -> Result<Ebpf, aya::EbpfError> {
+        let knows_ingress = u32::from(knows_ingress);
+        EbpfLoader::new()
+            .override_global("CAPTURE_BIT", &self.capture_bit, true)
+            .override_global("BYPASS_BIT", &BYPASS_BIT, true)
+            .override_global("NETNS_COOKIE", &self.netns_cookie, true)
+            .override_global("SOURCE4", &self.source4, true)
+            .override_global("SOURCE6", &self.source6, true)
+            .override_global("KNOWS_INGRESS", &knows_ingress, true)
+            .load(if log { LOGGING } else { QUIET })
+    }
+}
+
+/// The loaded programs. Detached on drop.
+#[derive(Debug)]
+pub(super) struct Programs {
+    object: Ebpf,
+    /// Which set of rule maps the programs read.
+    live: usize,
+    /// What the sets hold, by set: the kernel can only delete what is named.
+    filled: [Entries; 2],
+    local: [HashSet<(IpAddr, u8)>; 2],
+}
+
+impl Programs {
+    /// Loads all programs that capture, which proves that this kernel takes them; attaches none.
+    pub(super) fn load(settings: &Settings, log: bool) -> Result<Self, Error> {
+        let mut object = settings.load(log, true).map_err(object_failed)?;
+        if sk_lookup(&mut object)?.load().is_err() {
+            // Before Linux 5.17 the program cannot see the ingress interface.
+            object = settings.load(log, false).map_err(object_failed)?;
+            sk_lookup(&mut object)?.load().map_err(|error| program_failed("steer", "Linux 5.9", &error))?;
+        }
+        for name in ["connect4", "connect6"] {
+            connect(&mut object, name)?.load().map_err(|error| program_failed(name, "Linux 5.8", &error))?;
+        }
+        if log {
+            start_logger(&mut object);
+        }
+        Ok(Self { object, live: 1, filled: Default::default(), local: Default::default() })
+    }
+
+    /// Puts the listeners where the sk_lookup program finds them. They leave the map when their last descriptor closes.
+    pub(super) fn set_listeners(&mut self, listeners: &Listeners) -> Result<(), Error> {
+        let name = "LISTENERS";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let mut map = SockMap::try_from(map).map_err(|error| map_failed(name, error))?;
+        for (index, listener) in [(0, &listeners.v4), (1, &listeners.v6)] {
+            if let Some(listener) = listener {
+                map.set(index, listener, 0).map_err(|error| map_failed(name, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces all rules at one stroke: fills the set that no program reads, then points them to it. On an error the
+    /// old rules stay.
+    pub(super) fn replace_rules(&mut self, entries: &Entries) -> Result<(), Error> {
+        let next = 1 - self.live;
+        let [name4, name6] = RULES[next];
+        let old = std::mem::take(&mut self.filled[next]);
+        let keys4 = || old.v4_raw().map(|(length, address, _)| (length, address));
+        empty(self.trie::<[u8; 4], RawPorts>(name4)?, keys4());
+        empty(
+            self.trie::<[u8; 16], RawPorts>(name6)?,
+            old.v6_raw().map(|(length, address, _)| (length, address)),
+        );
+        // Recorded first: of a set half filled, all is deleted next time.
+        self.filled[next] = entries.clone();
+        fill(name4, self.trie(name4)?, entries.v4_raw())?;
+        fill(name6, self.trie(name6)?, entries.v6_raw())?;
+        let name = "LIVE";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let mut map = Array::<_, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
+        map.set(0, next as u32, 0).map_err(|error| map_failed(name, error))?;
+        self.live = next;
+        Ok(())
+    }
+
+    /// Tells the sk_lookup program which destinations this host owns.
+    pub(super) fn set_local(&mut self, family: Family, now: Vec<(IpAddr, u8)>) -> Result<(), Error> {
+        let now: HashSet<_> = now.into_iter().collect();
+        let index = match family {
+            Family::V4 => 0,
+            Family::V6 => 1,
+        };
+        let before = std::mem::replace(&mut self.local[index], now.clone());
+        for &(address, length) in now.difference(&before) {
+            self.set_local_one(address, length, true)?;
+        }
+        for &(address, length) in before.difference(&now) {
+            self.set_local_one(address, length, false)?;
+        }
+        Ok(())
+    }
+
+    fn set_local_one(&mut self, address: IpAddr, length: u8, owned: bool) -> Result<(), Error> {
+        fn change<K: aya::Pod>(
+            mut map: Trie<'_, K, u32>,
+            key: &Key<K>,
+            owned: bool,
+        ) -> Result<(), aya::maps::MapError> {
+            if owned { map.insert(key, 1, 0) } else { map.remove(key) }
+        }
+        let (name, changed) = match address {
+            IpAddr::V4(a) => {
+                ("LOCAL4", change(self.trie("LOCAL4")?, &Key::new(length.into(), a.octets()), owned))
+            }
+            IpAddr::V6(a) => {
+                ("LOCAL6", change(self.trie("LOCAL6")?, &Key::new(length.into(), a.octets()), owned))
+            }
+        };
+        changed.map_err(|error| map_failed(name, error))
+    }
+
+    fn trie<K: aya::Pod, V: aya::Pod>(&mut self, name: &'static str) -> Result<Trie<'_, K, V>, Error> {
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        LpmTrie::try_from(map).map_err(|error| map_failed(name, error))
+    }
+
+    /// Attaches the sk_lookup program to this process's network namespace.
+    pub(super) fn attach_lookup(&mut self) -> Result<(), Error> {
+        let netns =
+            File::open("/proc/self/ns/net").map_err(Error::system("opening the network namespace"))?;
+        let attached = sk_lookup(&mut self.object)?.attach(netns);
+        attached.map(drop).map_err(|error| program_failed("steer", "Linux 5.9", &error))
+    }
+
+    /// Attaches the connect programs to the root of the cgroup2 hierarchy: from now on, connections are captured.
+    pub(super) fn attach_connect(&mut self) -> Result<(), Error> {
+        let root = cgroup2_root().map_err(Error::Cgroup)?;
+        for name in ["connect4", "connect6"] {
+            // Links always let several programs be; the mode that says so is refused with a link.
+            let attached = connect(&mut self.object, name)?.attach(&root, CgroupAttachMode::Single);
+            attached
+                .map_err(|error| program_failed(name, "no exclusive program at the root cgroup", &error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The program that exempts the sockets of one cgroup, attached while this lives.
+#[derive(Debug)]
+pub(super) struct Exemption {
+    _object: Ebpf,
+}
+
+impl Exemption {
+    /// Attaches the program to `cgroup`.
+    pub(super) fn attach(cgroup: &OwnedFd) -> Result<Self, Error> {
+        const NAME: &str = "exempt";
+        let mut object = Settings::default().load(false, false).map_err(object_failed)?;
+        let program = object.program_mut(NAME).ok_or_else(|| missing(NAME))?;
+        let failed = |error| program_failed(NAME, "Linux 5.7", &error);
+        let program = <&mut CgroupSock>::try_from(program).map_err(failed)?;
+        program.load().map_err(failed)?;
+        program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
+        Ok(Self { _object: object })
+    }
+}
+
+type Trie<'a, K, V> = LpmTrie<&'a mut MapData, K, V>;
+
+fn fill<K: aya::Pod>(
+    name: &'static str,
+    mut map: Trie<'_, K, RawPorts>,
+    entries: impl Iterator<Item = (u32, K, PortSet)>,
+) -> Result<(), Error> {
+    for (length, address, ports) in entries {
+        map.insert(&Key::new(length, address), ports.raw(), 0).map_err(|error| map_failed(name, error))?;
+    }
+    Ok(())
+}
+
+/// What is not there, of a set half filled, needs no deleting.
+fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, keys: impl Iterator<Item = (u32, K)>) {
+    for (length, address) in keys {
+        drop(map.remove(&Key::new(length, address)));
+    }
+}
+
+fn sk_lookup(object: &mut Ebpf) -> Result<&mut SkLookup, Error> {
+    let program = object.program_mut("steer").ok_or_else(|| missing("steer"))?;
+    program.try_into().map_err(|error| program_failed("steer", "Linux 5.9", &error))
+}
+
+fn connect<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
+    let program = object.program_mut(name).ok_or_else(|| missing(name))?;
+    program.try_into().map_err(|error| program_failed(name, "Linux 5.8", &error))
+}
+
+fn missing(name: &'static str) -> Error {
+    Error::Program { name, reason: "it is not in the object".into(), needs: "a whole build of shuttle" }
+}
+
+fn object_failed(error: aya::EbpfError) -> Error {
+    Error::Program { name: "object", reason: chain(&error), needs: "Linux 5.9 with CONFIG_BPF_SYSCALL" }
+}
+
+fn map_failed(name: &'static str, error: impl ToString) -> Error {
+    Error::Map { name, reason: error.to_string() }
+}
+
+/// The verifier's whole log is for developers; its last line says what it is about.
+fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError) -> Error {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        tracing::debug!(name, %log, "the verifier's log");
+        let last =
+            log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed")).unwrap_or("");
+        return Error::Program { name, reason: format!("{io_error}: {last}"), needs };
+    }
+    Error::Program { name, reason: chain(error), needs }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

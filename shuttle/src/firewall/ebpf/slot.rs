@@ -1,0 +1,71 @@
+//! Slots: what one instance must not share with another in its network namespace, all derived from a number.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::netlink::Family;
+
+/// A capture bit with its routing table and source addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot(u8);
+
+/// Candidates in the order of preference, clear of the bits that others match by mask: Tailscale 0xff0000,
+/// Kubernetes 0xc000, Cilium's low 0x0f00, Netbird 0x1bd00, dae 0x0800_0000. Calico and Cilium's identities take
+/// the whole upper half, hence the low bits at the end.
+const BITS: [u32; 8] = [0x1000_0000, 0x4000_0000, 0x0400_0000, 0x0200_0000, 0x0100_0000, 0x80, 0x40, 0x20];
+
+/// All slots.
+pub(crate) const SLOTS: [Slot; BITS.len()] =
+    [Slot(0), Slot(1), Slot(2), Slot(3), Slot(4), Slot(5), Slot(6), Slot(7)];
+
+/// The mark of sockets that are never captured, the same for all instances: nobody captures another's ssh.
+pub(crate) const BYPASS_BIT: u32 = 0x2000_0000;
+
+/// Above the 255 that old tools know, and away from round numbers that people choose.
+const FIRST_TABLE: u32 = 2_190_000;
+
+impl Slot {
+    /// The bit of the socket mark.
+    pub(crate) fn bit(self) -> u32 {
+        BITS.get(usize::from(self.0)).copied().unwrap_or(0)
+    }
+
+    /// The routing table.
+    pub(crate) fn table(self) -> u32 {
+        FIRST_TABLE + u32::from(self.0)
+    }
+
+    /// The source address of captured connections. Not one of the host's real addresses, so that they survive its
+    /// moving to another network. They never leave the host: 198.18.0.0/15 is for benchmarks (RFC 2544), fd00::/8
+    /// for whoever wants it.
+    pub(crate) fn source(self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(198, 19, 219, 1 + self.0).into(),
+            Family::V6 => {
+                Ipv6Addr::new(0xfd73, 0x6875, 0x7474, 0x6c65, 0, 0, 0, 1 + u16::from(self.0)).into()
+            }
+        }
+    }
+
+    /// The slot of a routing table, if it is one of ours.
+    pub(crate) fn of_table(table: u32) -> Option<Self> {
+        SLOTS.into_iter().find(|slot| slot.table() == table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_single_distinct_and_clear_of_known_masks() {
+        let mut seen = BYPASS_BIT;
+        for slot in SLOTS {
+            let bit = slot.bit();
+            assert_eq!(bit.count_ones(), 1);
+            assert_eq!(bit & (seen | 0x00ff_0000 | 0xc000 | 0x0f00 | 0x1_bd00 | 0x0800_0000), 0, "{bit:#x}");
+            seen |= bit;
+            assert_eq!(Slot::of_table(slot.table()), Some(slot));
+        }
+        assert_eq!(Slot::of_table(254), None);
+    }
+}

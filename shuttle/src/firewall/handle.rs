@@ -1,0 +1,182 @@
+//! The client's end: starts the helper and asks it.
+
+use std::{
+    io,
+    net::TcpListener,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use super::{
+    Method,
+    wire::{self, Request, Response, VERSION},
+};
+use crate::plan::Plan;
+
+/// The hidden subcommand that the program must map to [`helper::main`](super::helper::main).
+pub const SUBCOMMAND: &str = "firewall-helper";
+
+/// How long `drop` waits for the helper to undo everything; it usually takes a tenth of a second.
+const UNDO_LIMIT: Duration = Duration::from_secs(3);
+
+/// A running firewall helper. Its descriptor becomes readable when the helper has died.
+///
+/// Dropping it closes the socket, at which the helper undoes everything, and waits up to three seconds for that.
+#[derive(Debug)]
+pub struct Handle {
+    stream: UnixStream,
+    helper: Child,
+    log: bool,
+}
+
+/// What [`Handle::capture`] started.
+#[derive(Debug)]
+pub struct Captured {
+    /// The method in use.
+    pub method: Method,
+    /// Non-blocking; the local address of what it accepts is the original destination. A connection whose local
+    /// address is the listener's own was made to the listener itself: drop it.
+    pub listener4: Option<TcpListener>,
+    /// As `listener4`; absent too where this host has no IPv6.
+    pub listener6: Option<TcpListener>,
+    /// One line for the user: the method, and what of the plan this host cannot do.
+    pub description: String,
+}
+
+/// Why the helper did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no way to become root.
+    #[error("capturing needs root, and neither sudo nor doas is installed: run shuttle as root")]
+    NoSudo,
+    /// The helper did not start.
+    #[error("starting the firewall helper with {program}: {source}")]
+    Spawn {
+        /// The program that would have run it.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The helper went away; it has said why on stderr, or sudo has.
+    #[error("the firewall helper ended early: {0}")]
+    Gone(wire::Error),
+    /// Two versions of the program.
+    #[error("the firewall helper speaks version {theirs}, this program {VERSION}: restart shuttle")]
+    Version {
+        /// The helper's version.
+        theirs: u32,
+    },
+    /// The helper says what failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The helper answers another question.
+    #[error("the firewall helper gave an answer that does not fit the question")]
+    Confused,
+}
+
+impl Handle {
+    /// Starts the helper: as a child when this process is root, else through sudo or doas, which may ask the user
+    /// for a password on the terminal. Returns when the helper answers.
+    pub fn spawn() -> Result<Self, Error> {
+        let (stream, theirs) =
+            UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
+        let helper = spawn_helper(theirs.into())?;
+        let mut handle = Self { stream, helper, log: false };
+        match handle.ask(&Request::Hello { version: VERSION })? {
+            (Response::Hello { version: VERSION }, _) => Ok(handle),
+            (Response::Hello { version }, _) => Err(Error::Version { theirs: version }),
+            (Response::Enclosed | Response::Captured { .. } | Response::Failed { .. }, _) => {
+                Err(Error::Confused)
+            }
+        }
+    }
+
+    /// Whether [`capture`](Self::capture) loads the programs that log each decision to the helper's stderr.
+    pub fn log_programs(&mut self, on: bool) {
+        self.log = on;
+    }
+
+    /// Puts this process into a cgroup whose new sockets are never captured. Children started later inherit it;
+    /// sockets that exist already keep what they have. Call it before starting ssh.
+    pub fn enclose(&mut self) -> Result<(), Error> {
+        match self.ask(&Request::Enclose)? {
+            (Response::Enclosed, _) => Ok(()),
+            (Response::Hello { .. } | Response::Captured { .. } | Response::Failed { .. }, _) => {
+                Err(Error::Confused)
+            }
+        }
+    }
+
+    /// Starts capturing; on an error nothing is captured. Once for each handle.
+    pub fn capture(&mut self, plan: &Plan) -> Result<Captured, Error> {
+        match self.ask(&Request::Capture { plan: plan.clone(), log: self.log })? {
+            (Response::Captured { method, v4, v6, description }, descriptors) => {
+                let mut listeners = descriptors.into_iter().map(TcpListener::from);
+                let listener4 = if v4 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
+                let listener6 = if v6 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
+                Ok(Captured { method, listener4, listener6, description })
+            }
+            (Response::Hello { .. } | Response::Enclosed | Response::Failed { .. }, _) => {
+                Err(Error::Confused)
+            }
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(Response, Vec<OwnedFd>), Error> {
+        wire::send(&self.stream, request, &[]).map_err(Error::Gone)?;
+        match wire::receive(&self.stream).map_err(Error::Gone)? {
+            (Response::Failed { message }, _) => Err(Error::Failed(message)),
+            answer => Ok(answer),
+        }
+    }
+
+    /// The helper's process id, or sudo's.
+    pub fn pid(&self) -> u32 {
+        self.helper.id()
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A socket that is closed already says the same.
+        drop(self.stream.shutdown(std::net::Shutdown::Both));
+        const STEP: Duration = Duration::from_millis(10);
+        for _ in 0..UNDO_LIMIT.as_millis() / STEP.as_millis() {
+            match self.helper.try_wait() {
+                Ok(None) => std::thread::sleep(STEP),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on.
+fn spawn_helper(socket: OwnedFd) -> Result<Child, Error> {
+    let failed = |program: &str| {
+        let program = program.to_owned();
+        move |source| Error::Spawn { program, source }
+    };
+    if nix::unistd::geteuid().is_root() {
+        let this = "/proc/self/exe";
+        return Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn().map_err(failed(this));
+    }
+    let this = std::env::current_exe().map_err(failed("/proc/self/exe"))?;
+    for (program, options) in [("sudo", &["-p", "[local sudo] Password: ", "--"][..]), ("doas", &["--"])] {
+        let stdin = socket.try_clone().map_err(failed(program))?;
+        match Command::new(program).args(options).arg(&this).arg(SUBCOMMAND).stdin(stdin).spawn() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => return result.map_err(failed(program)),
+        }
+    }
+    Err(Error::NoSudo)
+}

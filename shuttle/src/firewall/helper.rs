@@ -1,0 +1,163 @@
+//! The root end: carries out what the client asks and undoes it when the client is gone.
+//!
+//! It reads nothing but the client's messages and the kernel's answers, and runs no other program. A terminal's
+//! Ctrl-C reaches it as well as the client: it ignores that, since the end of the socket is what tells it to undo.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    process::ExitCode,
+    thread,
+};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{
+    Method,
+    ebpf::{self, Capture, Enclosure},
+    wire::{self, Request, Response, VERSION},
+};
+
+/// Runs the helper on its end of the socket pair, which [`Handle::spawn`](super::handle::Handle::spawn) makes its
+/// stdin. Returns when the socket closes or SIGTERM comes, with everything undone.
+pub fn main(socket: BorrowedFd<'_>) -> ExitCode {
+    let run = || -> Result<(), Error> {
+        let stream = UnixStream::from(socket.try_clone_to_owned()?);
+        let client = getsockopt(&stream, PeerCredentials).map_err(Error::NotAClient)?.pid();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(serve(stream, client))
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shuttle: firewall helper: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("stdin is not the client's socket ({0}): this command is for shuttle itself")]
+    NotAClient(nix::errno::Errno),
+    #[error("a message from the client: {0}")]
+    Wire(#[from] wire::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    // A signal that is received here no longer ends the process.
+    let _ignored: [Signal; 2] = [signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
+    let mut requests = receive_requests(stream.try_clone()?);
+    let mut helper = Helper { client, greeted: false, enclosure: None, capture: None };
+    let ended = loop {
+        tokio::select! {
+            request = requests.recv() => match request {
+                Some(Ok(request)) => if let Err(error) = helper.answer(&stream, request).await { break Err(error) },
+                Some(Err(error)) => break Err(error.into()),
+                None => break Ok(()),
+            },
+            _ = terminate.recv() => break Ok(()),
+            () = local_changed(&mut helper.capture) => helper.refresh().await,
+        }
+    };
+    helper.undo().await;
+    ended
+}
+
+/// A thread reads, so that a client that sends half a message keeps the helper neither from its signals nor from the
+/// kernel's notices. The channel closes at the end of the socket.
+fn receive_requests(stream: UnixStream) -> mpsc::Receiver<Result<Request, wire::Error>> {
+    let (sender, receiver) = mpsc::channel(1);
+    thread::spawn(move || {
+        loop {
+            let received = match wire::receive(&stream) {
+                Err(wire::Error::Closed) => return,
+                Ok((request, _)) => Ok(request),
+                Err(error) => Err(error),
+            };
+            let failed = received.is_err();
+            if sender.blocking_send(received).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn local_changed(capture: &mut Option<Capture>) {
+    match capture {
+        Some(capture) => capture.local_changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Helper {
+    client: i32,
+    greeted: bool,
+    enclosure: Option<Enclosure>,
+    capture: Option<Capture>,
+}
+
+impl Helper {
+    async fn answer(&mut self, stream: &UnixStream, request: Request) -> Result<(), Error> {
+        let mut started = None;
+        let response = match request {
+            Request::Hello { version } => {
+                self.greeted = version == VERSION;
+                Ok(Response::Hello { version: VERSION })
+            }
+            _ if !self.greeted => Err("the client did not say hello".to_owned()),
+            Request::Enclose if self.enclosure.is_some() => Err("the client is enclosed already".to_owned()),
+            Request::Enclose => self.enclose(),
+            Request::Capture { .. } if self.capture.is_some() => Err("it is capturing already".to_owned()),
+            Request::Capture { plan, log } => {
+                Capture::start(&plan, log).await.map_err(|e| e.to_string()).map(|it| {
+                    let started = started.insert(it.1);
+                    self.capture = Some(it.0);
+                    Response::Captured {
+                        method: Method::Ebpf,
+                        v4: started.listener4.is_some(),
+                        v6: started.listener6.is_some(),
+                        description: started.description.clone(),
+                    }
+                })
+            }
+        };
+        let response = response.unwrap_or_else(|message| Response::Failed { message });
+        let listeners = started.iter().flat_map(|s| [&s.listener4, &s.listener6]).flatten();
+        let descriptors: Vec<_> = listeners.map(AsFd::as_fd).collect();
+        Ok(wire::send(stream, &response, &descriptors)?)
+    }
+
+    fn enclose(&mut self) -> Result<Response, String> {
+        self.enclosure = Some(Enclosure::new(self.client).map_err(|error: ebpf::Error| error.to_string())?);
+        Ok(Response::Enclosed)
+    }
+
+    async fn refresh(&mut self) {
+        if let Some(capture) = &mut self.capture
+            && let Err(error) = capture.refresh_local().await
+        {
+            tracing::warn!(%error, "this host's own addresses are not up to date");
+        }
+    }
+
+    async fn undo(self) {
+        if let Some(capture) = self.capture {
+            capture.undo().await;
+        }
+        if let Some(enclosure) = self.enclosure {
+            enclosure.undo();
+        }
+    }
+}

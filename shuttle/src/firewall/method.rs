@@ -1,0 +1,20 @@
+//! The ways to capture traffic.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A way to capture traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Method {
+    /// eBPF programs at connect and at socket lookup, and no packet filter. Linux 5.9.
+    Ebpf,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ebpf => f.write_str("ebpf"),
+        }
+    }
+}

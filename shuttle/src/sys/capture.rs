@@ -1,0 +1,108 @@
+//! What capturing needs of Linux and no safe library offers.
+
+use std::{
+    ffi::CStr,
+    fs::OpenOptions,
+    io,
+    mem::size_of,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+/// The most descriptors that one message can carry.
+pub const MAX_DESCRIPTORS: usize = 4;
+
+/// The root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that nobody else
+/// sees: hybrid hosts mount it at odd places, and `ip netns exec` hides it. Linux 5.2; needs `CAP_SYS_ADMIN`.
+pub fn cgroup2_root() -> io::Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: libc::c_long = 1;
+    const FSCONFIG_CMD_CREATE: libc::c_long = 6;
+    const FSMOUNT_CLOEXEC: libc::c_long = 1;
+    const NULL: libc::c_long = 0;
+    // SAFETY: the name is a valid C string for the time of the call.
+    let context = unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), FSOPEN_CLOEXEC) };
+    let context = owned(context)?;
+    let raw = libc::c_long::from(context.as_raw_fd());
+    // SAFETY: this command takes neither key nor value.
+    let created = unsafe { libc::syscall(libc::SYS_fsconfig, raw, FSCONFIG_CMD_CREATE, NULL, NULL, NULL) };
+    if created < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes plain numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, raw, FSMOUNT_CLOEXEC, NULL) })
+}
+
+/// A new TUN device that lives as long as the descriptor. `template` names it, `%d` standing for the first free
+/// number; the second value is the name it got.
+pub fn open_tun(template: &CStr) -> io::Result<(OwnedFd, String)> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(template.to_bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the request outlives the call, and the kernel writes an ifreq at most.
+    let failed = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    if failed < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name =
+        request.ifr_name.iter().take_while(|c| **c != 0).map(|c| char::from(c.cast_unsigned())).collect();
+    Ok((device.into(), name))
+}
+
+/// The cookie of the network namespace that a socket belongs to, as `bpf_get_netns_cookie` gives it. Linux 5.14.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the value and its length outlive the call and agree.
+    let failed = unsafe {
+        let value = (&raw mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut length)
+    };
+    if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Sends `bytes`, at least one, and with the first of them the descriptors; tells how many bytes went.
+pub fn send_with_descriptors(
+    stream: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+    let bytes = [io::IoSlice::new(bytes)];
+    Ok(sendmsg::<()>(stream.as_raw_fd(), &bytes, control, MsgFlags::MSG_NOSIGNAL, None)?)
+}
+
+/// Receives up to `buffer.len()` bytes and the descriptors that came with them, closed on exec. Descriptors beyond
+/// [`MAX_DESCRIPTORS`] are closed by the kernel.
+pub fn receive_with_descriptors(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut control = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
+    let mut buffer = [io::IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(stream.as_fd().as_raw_fd(), &mut buffer, Some(&mut control), flags)?;
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = part {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows their numbers.
+            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, descriptors))
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(result) {
+        // SAFETY: the system call has just returned this descriptor to us.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,307 @@
+//! The cases: what is captured, what is not, and what is left.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use shuttle::{
+    firewall::{
+        cleanup,
+        handle::{Captured, Handle},
+    },
+    plan::{Families, Plan, default_exclusions},
+};
+use shuttle_common::rule::{Ports, Rule, Verdict};
+
+use crate::{
+    Case,
+    app::{How, ask, connect},
+    kernel_rules,
+    lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
+};
+
+pub const ALL: &[Case] = &[
+    ("steering", steering),
+    ("existing_connections_stay", existing_connections_stay),
+    ("bypass_cgroup", bypass_cgroup),
+    ("other_namespaces", other_namespaces),
+    ("closed_listeners_refuse", closed_listeners_refuse),
+    ("drop_leaves_nothing", drop_leaves_nothing),
+    ("termination_leaves_nothing", termination_leaves_nothing),
+    ("killed_helper", killed_helper),
+    ("two_instances", two_instances),
+    ("new_addresses_are_ours", new_addresses_are_ours),
+    ("without_ipv6", without_ipv6),
+    ("errors_are_named", errors_are_named),
+    ("kernel_rules", kernel_rules::equal_the_reference),
+    ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
+];
+
+const BOTH: Families = Families { v4: true, v6: true };
+
+pub fn rule(network: &str, verdict: Verdict) -> Rule {
+    Rule { network: network.parse().expect("a network"), ports: Ports::ALL, verdict }
+}
+
+/// Everything but the default exclusions and the networks x.88.
+fn everything() -> Plan {
+    let mut rules = default_exclusions();
+    rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
+    rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
+    Plan { rules, families: BOTH }
+}
+
+/// A helper that captures, and a proxy behind its listeners.
+fn start(plan: &Plan) -> (Handle, Captured) {
+    let mut handle = Handle::spawn().expect("a helper");
+    let captured = handle.capture(plan).expect("capture");
+    for listener in [&captured.listener4, &captured.listener6].into_iter().flatten() {
+        serve(listener.try_clone().expect("a listener"), proxy);
+    }
+    (handle, captured)
+}
+
+fn steering() {
+    let world = World::new();
+    serve(listen(NAME_PORT), |stream| say(stream, "home"));
+    let (_handle, captured) = start(&everything());
+    let port = captured.listener4.as_ref().and_then(|it| it.local_addr().ok()).expect("a port").port();
+    let own_listener = format!("127.0.0.1:{port}");
+    let own_answer = format!("proxy {own_listener}");
+    let rows: &[(How, &str, &str)] = &[
+        (How::Plain, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::Plain, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::Plain, "192.0.2.9:65535", "proxy 192.0.2.9:65535"),
+        (How::Mapped, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::NonBlocking, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::NonBlocking, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::FastOpenSend, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::FastOpenSend, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::FastOpenConnect, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::FastOpenConnect, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::From("10.77.0.1"), "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::From("fd77::1"), "[fd99::1]:7", "proxy [fd99::1]:7"),
+        // On the link itself, and captured as well.
+        (How::Plain, "10.77.0.2:7", "proxy 10.77.0.2:7"),
+        (How::Plain, "[fd77::2]:7", "proxy [fd77::2]:7"),
+        // Excluded.
+        (How::Plain, "10.88.0.1:7", "world"),
+        (How::Plain, "[fd88::1]:7", "world"),
+        (How::Mapped, "10.88.0.1:7", "world"),
+        (How::NonBlocking, "10.88.0.1:7", "world"),
+        (How::FastOpenSend, "10.88.0.1:7", "world"),
+        (How::FastOpenConnect, "10.88.0.1:7", "world"),
+        (How::From("10.77.0.1"), "10.88.0.1:7", "world"),
+        // The host itself, by any of its addresses.
+        (How::Plain, "127.0.0.1:7", "home"),
+        (How::Plain, "[::1]:7", "home"),
+        (How::Plain, "10.77.0.1:7", "home"),
+        (How::Plain, "[fd77::1]:7", "home"),
+        (How::From("10.77.0.1"), "10.77.0.1:7", "home"),
+        (How::From("127.0.0.1"), "10.77.0.1:7", "home"),
+        (How::Plain, &own_listener, &own_answer),
+        // Bound to a device: beyond policy routing.
+        (How::Device("v0"), "10.99.0.1:7", "world"),
+    ];
+    for (how, destination, want) in rows {
+        assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
+    }
+    for (destination, want) in [("10.77.0.1:7", "home"), ("[fd77::1]:7", "home")] {
+        let from_outside = world.run(move || ask(How::Plain, address(destination)));
+        assert_eq!(from_outside, want, "from outside to {destination}");
+    }
+    a_reused_socket_loses_the_bit();
+}
+
+/// A socket whose connect was refused may connect again.
+fn a_reused_socket_loses_the_bit() {
+    let captured = connect(How::Plain, address("10.99.0.1:7")).expect("captured");
+    assert_ne!(captured.mark().expect("a mark"), 0);
+    drop(captured);
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.set_mark(0x1_0000 | 0x1000_0000).expect("a mark");
+    socket.connect(&address("10.88.0.1:7").into()).expect("excluded");
+    assert_eq!(socket.mark().expect("a mark"), 0x1_0000, "our bit goes, the owner's stays");
+}
+
+fn existing_connections_stay() {
+    let _world = World::new();
+    let destinations = [("10.99.0.1", ECHO_PORT), ("fd99::1", ECHO_PORT)];
+    let mut before = destinations.map(|(host, port)| {
+        TcpStream::connect(SocketAddr::new(host.parse().expect("an address"), port))
+            .expect("the world echoes")
+    });
+    let mut echoes = |when: &str| {
+        for stream in &mut before {
+            let mut byte = [0];
+            stream.write_all(b"e").and_then(|()| stream.read_exact(&mut byte)).expect(when);
+        }
+    };
+    echoes("before");
+    let (handle, _captured) = start(&everything());
+    echoes("while capturing");
+    drop(handle);
+    echoes("after");
+}
+
+fn bypass_cgroup() {
+    let _world = World::new();
+    let cgroup = || std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
+    let before = cgroup();
+    let (mut handle, _captured) = start(&everything());
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    handle.enclose().expect("enclose");
+    for (how, destination) in
+        [(How::Plain, "10.99.0.1:7"), (How::Plain, "[fd99::1]:7"), (How::Mapped, "10.99.0.1:7")]
+    {
+        assert_eq!(ask(how, address(destination)), "world", "{how:?} {destination}");
+    }
+    let script = "exec 3<>/dev/tcp/10.99.0.1/7; cat <&3";
+    let child = std::process::Command::new("bash").args(["-c", script]).output().expect("bash");
+    assert_eq!(String::from_utf8_lossy(&child.stdout), "world", "a child inherits it");
+    let error = handle.enclose().expect_err("twice");
+    assert_eq!(error.to_string(), "the client is enclosed already");
+    drop(handle);
+    assert_eq!(cgroup(), before, "back where it was");
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+fn other_namespaces() {
+    let world = World::new();
+    let (_handle, _captured) = start(&everything());
+    let mark = world.run(|| connect(How::Plain, address("10.99.0.1:7")).and_then(|it| it.mark()));
+    assert_eq!(mark.expect("connected"), 0);
+    assert_eq!(world.run(|| ask(How::Plain, address("10.99.0.1:7"))), "world");
+}
+
+/// And do not reach whatever listens on that port here.
+fn closed_listeners_refuse() {
+    let _world = World::new();
+    serve(listen(NAME_PORT), |stream| say(stream, "home"));
+    let mut handle = Handle::spawn().expect("a helper");
+    drop(handle.capture(&everything()).expect("capture"));
+    for destination in ["10.99.0.1:7", "[fd99::1]:7"] {
+        assert_eq!(ask(How::Plain, address(destination)), "ConnectionRefused", "{destination}");
+    }
+}
+
+fn drop_leaves_nothing() {
+    let _world = World::new();
+    let before = network_state();
+    let (handle, captured) = start(&everything());
+    assert_ne!(network_state(), before);
+    drop((handle, captured));
+    assert_eq!(network_state(), before);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+fn termination_leaves_nothing() {
+    let _world = World::new();
+    let before = network_state();
+    let (handle, _captured) = start(&everything());
+    let helper = Pid::from_raw(handle.pid().cast_signed());
+    for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
+        kill(helper, ignored).expect("a signal");
+    }
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    kill(helper, Signal::SIGTERM).expect("a signal");
+    assert_eventually("all undone", || network_state() == before);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+fn killed_helper() {
+    let _world = World::new();
+    let before = network_state();
+    let (mut handle, captured) = start(&everything());
+    handle.enclose().expect("enclose");
+    drop(captured);
+    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
+    drop(handle);
+    let rules = ip("rule");
+    assert!(rules.contains("fwmark 0x10000000/0x10000000 lookup 2190000 proto 219"), "{rules}");
+    assert_eventually("nothing is captured", || ask(How::Plain, address("10.99.0.1:7")) == "world");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
+    let report = cleanup::run().expect("clean up").to_string();
+    for family in ["V4", "V6"] {
+        assert!(report.contains(&format!("removed: {family} policy rule for mark 0x10000000")), "{report}");
+    }
+    assert_eq!(network_state(), before);
+    // What a killed helper leaves is no obstacle to the next one.
+    let (handle, _captured) = start(&everything());
+    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
+    drop(handle);
+    let (handle, captured) = start(&everything());
+    assert!(captured.description.contains("mark bit 0x10000000"), "{}", captured.description);
+    drop((handle, captured));
+    assert_eq!(network_state(), before);
+}
+
+fn two_instances() {
+    let _world = World::new();
+    let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], families: BOTH };
+    let (first, first_captured) = start(&of("10.99.0.0/16"));
+    let (_second, second_captured) = start(&of("fd99::/16"));
+    assert_ne!(first_captured.description, second_captured.description);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+    assert_eq!(cleanup::run().expect("clean up").0, Vec::<String>::new(), "live instances stay");
+    drop((first, first_captured));
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+}
+
+fn new_addresses_are_ours() {
+    let _world = World::new();
+    serve(listen(NAME_PORT), |stream| say(stream, "home"));
+    let (_handle, _captured) = start(&everything());
+    let from_here = || ask(How::From("10.77.0.1"), address("10.55.0.1:7"));
+    assert_eq!(from_here(), "proxy 10.55.0.1:7");
+    ip("address add 10.55.0.1/32 dev lo");
+    assert_eventually("the new address is this host's", || from_here() == "home");
+    ip("address delete 10.55.0.1/32 dev lo");
+    assert_eventually("it is no more", || from_here() == "proxy 10.55.0.1:7");
+}
+
+fn without_ipv6() {
+    let _world = World::new();
+    for scope in ["all", "default", "lo"] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").expect("a sysctl");
+    }
+    let (_handle, captured) = start(&everything());
+    assert!(captured.listener6.is_none());
+    assert!(captured.description.contains("no IPv6, since this host has none"), "{}", captured.description);
+    for how in [How::Plain, How::Mapped] {
+        assert_eq!(ask(how, address("10.99.0.1:7")), "proxy 10.99.0.1:7", "{how:?}");
+    }
+}
+
+fn errors_are_named() {
+    let _world = World::new();
+    let before = network_state();
+    let error =
+        |plan: &Plan| Handle::spawn().expect("a helper").capture(plan).expect_err("impossible").to_string();
+    let mut backwards = everything();
+    backwards.rules[0].ports = Ports { first: 2, last: 1 };
+    assert_eq!(error(&backwards), "0.0.0.0/8: the port range 2-1 ends before it begins");
+    let none = Plan { families: Families { v4: false, v6: false }, ..everything() };
+    assert_eq!(error(&none), "neither IPv4 nor IPv6 can be captured: the plan has both off");
+    assert_eq!(network_state(), before);
+    ip("link set lo down");
+    assert_eq!(error(&everything()), "the loopback interface is down: run `ip link set lo up`");
+}
+
+fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}: not after 5 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,66 @@
+//! Captures for real, each case in a process and a network namespace of its own; nothing outside is touched. Needs
+//! root, and fails without it. An argument runs only the cases whose names contain it.
+
+mod app;
+mod cases;
+mod kernel_rules;
+mod lab;
+
+use std::{
+    env, io,
+    os::fd::AsFd,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use shuttle::firewall::{handle::SUBCOMMAND, helper};
+
+/// A case panics when it fails.
+type Case = (&'static str, fn());
+
+/// No case takes a tenth of it.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [SUBCOMMAND] => helper::main(io::stdin().as_fd()),
+        ["--case", name] => {
+            let (_, case) = cases::ALL.iter().find(|(other, _)| *other == name).expect("a case of that name");
+            case();
+            ExitCode::SUCCESS
+        }
+        ref filters => run_all(filters.iter().copied().filter(|filter| !filter.starts_with('-')).collect()),
+    }
+}
+
+fn run_all(filters: Vec<&str>) -> ExitCode {
+    assert!(nix::unistd::geteuid().is_root(), "these tests need root: they load eBPF programs");
+    let mut failed = 0;
+    for (name, _) in cases::ALL {
+        if filters.iter().any(|filter| !name.contains(filter)) {
+            continue;
+        }
+        let ok = run_one(name);
+        println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
+        failed += usize::from(!ok);
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_one(name: &str) -> bool {
+    let this = env::current_exe().expect("own path");
+    let mut case = Command::new(this).args(["--case", name]).spawn().expect("run a case");
+    let start = Instant::now();
+    loop {
+        if let Some(status) = case.try_wait().expect("wait for a case") {
+            return status.success();
+        }
+        if start.elapsed() > LIMIT {
+            eprintln!("{name}: not done after {LIMIT:?}");
+            case.kill().and_then(|()| case.wait()).expect("end a case");
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
