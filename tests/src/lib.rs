@@ -39,6 +39,8 @@ pub mod addr {
     pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
     /// The ssh server as the target sees it: what a tunnelled connection comes from.
     pub const SERVER_INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
+    /// The ssh server as the target sees it.
+    pub const SERVER_INNER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 1);
     /// The target's services.
     pub const TARGET: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
     /// The target's services.
