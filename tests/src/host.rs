@@ -14,6 +14,7 @@ use nix::sched::CloneFlags;
 
 use crate::accounts::User;
 use crate::cgroup::{self, Cgroup};
+use crate::process::{self, Process};
 use crate::sys::{self, Entry, Spaces};
 
 /// A host: network, mount and cgroup namespaces that vanish with this value and the processes in them.
@@ -117,6 +118,13 @@ impl Host {
     /// Processor time of the programs under test: all of the host's but the load's.
     pub fn tools_cpu(&self) -> Result<Duration> {
         Ok(self.cgroup.cpu()?.saturating_sub(self.apps.cpu()?))
+    }
+
+    /// The programs under test that run now.
+    pub fn tool_processes(&self) -> Vec<Process> {
+        let loads = process::in_cgroup(self.apps.path());
+        let all = process::in_cgroup(self.cgroup.path());
+        all.into_iter().filter(|process| !loads.contains(process) && process.0 != self.holder.id()).collect()
     }
 
     /// The root of this host's cgroup tree, as the machine sees it.

@@ -22,7 +22,7 @@ const PREFIX: &str = "shut-lab.";
 const PARENT: &str = "/var/tmp";
 
 /// What kind of lab to make.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// What joins the client and the server.
     pub link: Link,
@@ -31,11 +31,13 @@ pub struct Options {
     /// Whether the server forwards packets to the target, so that what is *not* captured gets there too and
     /// [`crate::traffic::probe`] can tell the two ways apart. Without it, uncaptured traffic vanishes.
     pub forwarding: bool,
+    /// The folder of the programs built; by default that of the running program.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { link: Link::Lan, server: Server::Plain, forwarding: true }
+        Options { link: Link::Lan, server: Server::Plain, forwarding: true, programs: None }
     }
 }
 
@@ -51,6 +53,7 @@ pub struct Lab {
     /// Root, the local user and the ssh account.
     pub users: Users,
     dir: PathBuf,
+    programs: Option<PathBuf>,
     cgroup: Cgroup,
     before: Snapshot,
     daemons: Vec<Child>,
@@ -90,11 +93,23 @@ impl Lab {
         let cgroup = Cgroup::create(traces.cgroup.clone())?;
         let host = |name: &str| Host::new(cgroup.child(name)?, users.root.clone(), &binds(&dir, name));
         let (client, server, target) = (host("client")?, host("server")?, host("target")?);
-        let mut daemons = Vec::from_iter(link::join(&client, &server, options.link, &target)?);
+        let mut daemons = Vec::from_iter(link::join(&client, &server, options.link, || {
+            let tool = place_program(&dir, options.programs.as_deref(), "lab-tool")?;
+            Ok(target.command(tool))
+        })?);
         number(&client, &server, &target, options.forwarding)?;
         daemons.extend(sshd::start(&server, &users.root, &dir, options.server)?);
-        let mut lab =
-            Lab { client, server, target, users, dir, cgroup, before: Snapshot::default(), daemons };
+        let mut lab = Lab {
+            client,
+            server,
+            target,
+            users,
+            dir,
+            programs: options.programs,
+            cgroup,
+            before: Snapshot::default(),
+            daemons,
+        };
         lab.serve()?;
         lab.before = Snapshot::take(&lab)?;
         Ok(lab)
@@ -109,11 +124,7 @@ impl Lab {
 
     /// A program of this workspace, under a path that every host sees (their `/tmp` is not the machine's).
     pub fn program(&self, name: &str) -> Result<PathBuf> {
-        let (built, placed) = (process::built(name)?, self.dir.join("bin").join(name));
-        if !placed.exists() && fs::hard_link(&built, &placed).is_err() {
-            fs::copy(&built, &placed).with_context(|| format!("copy {}", built.display()))?;
-        }
-        Ok(placed)
+        place_program(&self.dir, self.programs.as_deref(), name)
     }
 
     /// Runs a `lab-tool` client on the client host and reads its result.
@@ -167,6 +178,15 @@ impl Drop for Traces {
             Ok(()) | Err(_) => {}
         }
     }
+}
+
+fn place_program(dir: &Path, programs: Option<&Path>, name: &str) -> Result<PathBuf> {
+    let built = programs.map_or_else(|| process::built(name), |folder| Ok(folder.join(name)))?;
+    let placed = dir.join("bin").join(name);
+    if !placed.exists() && fs::hard_link(&built, &placed).is_err() {
+        fs::copy(&built, &placed).with_context(|| format!("copy {}", built.display()))?;
+    }
+    Ok(placed)
 }
 
 /// A killed test leaves its folder and cgroup, named after its process.

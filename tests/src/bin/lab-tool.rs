@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use shuttle_tests::link::{Shape, relay};
 use shuttle_tests::traffic::bulk::Direction;
@@ -79,6 +80,9 @@ enum Tool {
 }
 
 fn main() -> Result<()> {
+    // A thousand connections are more than the usual limit of open files.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     match Tool::parse() {
         Tool::Serve => serve::run(),
         Tool::Relay { delay_us, rate, queue, loss } => {

@@ -3,14 +3,13 @@
 pub mod queue;
 pub mod relay;
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::host::Host;
-use crate::process;
 use crate::sys;
 
 /// A link of the lab. All but [`Link::Lan`] are emulated in user space, as the kernel may lack netem.
@@ -93,9 +92,14 @@ impl Shape {
     }
 }
 
-/// Puts a device called `wire` into both hosts; the process returned, if any, carries frames between them and
-/// belongs to `carrier`, so that its processor time is neither's.
-pub(crate) fn join(client: &Host, server: &Host, link: Link, carrier: &Host) -> Result<Option<Child>> {
+/// Puts a device called `wire` into both hosts. The process returned, if any, carries frames between them; `tool`
+/// makes the command for it, on a host whose processor time counts for neither.
+pub(crate) fn join(
+    client: &Host,
+    server: &Host,
+    link: Link,
+    tool: impl FnOnce() -> Result<Command>,
+) -> Result<Option<Child>> {
     let Some(shape) = link.shape() else {
         client.script(&format!("ip link add name wire type veth peer name wire netns {}", server.pid()))?;
         return Ok(None);
@@ -106,7 +110,7 @@ pub(crate) fn join(client: &Host, server: &Host, link: Link, carrier: &Host) -> 
         // The device's own ring must not drop what the emulated queue would take.
         host.script("ip link set dev wire txqueuelen 20000")?;
     }
-    let mut relay = carrier.command(process::built("lab-tool")?);
+    let mut relay = tool()?;
     relay.arg("relay").args([
         "--delay-us",
         &shape.delay.as_micros().to_string(),
