@@ -7,14 +7,12 @@ mod listener;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::unbounded_channel;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::{PlanError, Tunnel};
 use crate::firewall::handle::Handle;
@@ -93,7 +91,7 @@ async fn connect(
 struct Running {
     session: Option<(tokio::process::Child, ssh::Stderr)>,
     orders: Orders,
-    end: oneshot::Receiver<End>,
+    end: mpsc::Receiver<End>,
 }
 
 /// How a tunnel ends that didn't fail.
@@ -109,7 +107,7 @@ impl Running {
         let mut running = Self { session: Some((child, stderr)), orders, end };
         tokio::select! {
             _ = greeted.recv() => Ok(running),
-            end = &mut running.end => Err(running.explain(end.ok()).await),
+            end = running.end.recv() => Err(running.explain(end).await),
             () = signals.any() => bail!("interrupted"),
             () = tokio::time::sleep(GREETING_TIMEOUT) => bail!(
                 "the agent was started and hasn't answered for {} seconds: is the connection stalled?",
@@ -126,12 +124,12 @@ impl Running {
             _ = helper_end => {
                 bail!("the firewall helper has ended: nothing is captured any more; run `shuttle cleanup` if it was killed")
             }
-            end = &mut self.end => {
+            end = self.end.recv() => {
                 // Ctrl-C reaches ssh as well, and its death may be heard of first.
                 if tokio::time::timeout(SIGNAL_LAG, signals.any()).await.is_ok() {
                     return Ok(Ended::Signal);
                 }
-                Err(self.explain(end.ok()).await)
+                Err(self.explain(end).await)
             }
         }
     }
@@ -158,7 +156,7 @@ impl Running {
     /// Resets every connection and ends ssh.
     async fn stop(mut self) {
         self.orders.send(Order::Stop);
-        drop(tokio::time::timeout(Duration::from_secs(2), &mut self.end).await);
+        drop(tokio::time::timeout(Duration::from_secs(2), self.end.recv()).await);
         if let Some((mut child, _)) = self.session.take() {
             // The lane is closed with the link, which ends the agent and so ssh; one that doesn't is killed.
             if tokio::time::timeout(Duration::from_secs(1), child.wait()).await.is_err() {
@@ -168,18 +166,18 @@ impl Running {
     }
 }
 
-type Started = (Orders, tokio::sync::mpsc::UnboundedReceiver<()>, oneshot::Receiver<End>);
+type Started = (Orders, mpsc::UnboundedReceiver<()>, mpsc::Receiver<End>);
 
 fn spawn_link(pipes: Pipes) -> anyhow::Result<Started> {
     let link = Link::new(Side::Client, pipes).context("can't watch the connection to ssh")?;
     let waker = link.waker(ORDERS).context("can't watch the connection to ssh")?;
-    let (sender, receiver) = mpsc::channel();
-    let (greet, greeted) = unbounded_channel();
-    let (ended, end) = oneshot::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (greet, greeted) = mpsc::unbounded_channel();
+    let (ended, end) = mpsc::channel(1);
     let mut captures = Captures::new(receiver, greet);
     std::thread::Builder::new()
         .name("link".into())
-        .spawn(move || drop(ended.send(link.run(&mut captures))))?;
+        .spawn(move || drop(ended.try_send(link.run(&mut captures))))?;
     Ok((Orders { sender, waker }, greeted, end))
 }
 

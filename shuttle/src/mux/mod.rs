@@ -205,18 +205,26 @@ impl Mux {
     /// An end whose first frame is its HELLO.
     pub fn new(side: Side, now: Instant) -> Self {
         let hello = Hello { version: VERSION, initial_credit: INITIAL_WINDOW };
-        Self {
+        let mut mux = Self {
             side,
             lane: Lane::new(),
             streams: HashMap::new(),
             schedule: Schedule::default(),
-            control: VecDeque::from([Frame::Hello { lane: LANE, hello }]),
+            control: VecDeque::new(),
             scratch: Vec::new(),
             next_stream: 1,
             greeted: None,
             last_heard: now,
             pinged: None,
-        }
+        };
+        mux.put(&Frame::Hello { lane: LANE, hello });
+        mux
+    }
+
+    fn put(&mut self, frame: &Frame) {
+        self.scratch.clear();
+        frame.encode(&mut self.scratch);
+        self.lane.out.push(&self.scratch);
     }
 
     /// Streams that are open.
@@ -460,11 +468,11 @@ impl Mux {
     /// Puts everything but DATA that is due onto the lane.
     pub fn prepare(&mut self, now: Instant) {
         let in_company = !self.control.is_empty() || self.lane.out.unwritten_len() > 0;
-        let ack = self.lane.ack(LANE, in_company, now);
-        for frame in ack.into_iter().chain(self.control.drain(..)) {
-            self.scratch.clear();
-            frame.encode(&mut self.scratch);
-            self.lane.out.push(&self.scratch);
+        if let Some(ack) = self.lane.ack(LANE, in_company, now) {
+            self.put(&ack);
+        }
+        while let Some(frame) = self.control.pop_front() {
+            self.put(&frame);
         }
     }
 

@@ -255,7 +255,8 @@ impl Pair {
     fn settle(&mut self) {
         for turn in 0.. {
             assert!(turn < 100_000, "the pair never comes to rest");
-            let streams: Vec<StreamId> = self.client.mux.streams.keys().copied().collect();
+            let of_client = self.client.mux.streams.keys();
+            let streams: Vec<StreamId> = of_client.chain(self.agent.mux.streams.keys()).copied().collect();
             let now = self.now;
             for stream in streams {
                 self.client.eat(stream, now);
