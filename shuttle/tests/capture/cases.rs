@@ -273,6 +273,7 @@ fn without_ipv6() {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").expect("a sysctl");
     }
     let (_handle, captured) = start(&everything());
+    println!("{}", captured.description);
     assert!(captured.listener6.is_none());
     assert!(captured.description.contains("no IPv6, since this host has none"), "{}", captured.description);
     for how in [How::Plain, How::Mapped] {

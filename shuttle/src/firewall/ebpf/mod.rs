@@ -123,7 +123,7 @@ impl Capture {
         let (listeners, families, note) = Listeners::open(plan.families)?;
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
-        let settings = Settings::new(slot, families, listeners.any());
+        let settings = Settings::new(slot, families, tun.index, listeners.any());
         let mut programs = Programs::load(&settings, log)?;
         programs.set_listeners(&listeners)?;
         programs.replace_rules(&entries)?;

@@ -37,6 +37,7 @@ const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"
 pub(super) struct Settings {
     capture_bit: u32,
     netns_cookie: u64,
+    tun: u32,
     source4: [u8; 4],
     source6: [u8; 16],
 }
@@ -44,9 +45,9 @@ pub(super) struct Settings {
 impl Settings {
     /// `socket` tells the network namespace; without a cookie (before Linux 5.14) the programs mark the sockets of
     /// all namespaces, which changes nothing where our policy rule is not.
-    pub(super) fn new(slot: Slot, families: Families, socket: Option<BorrowedFd<'_>>) -> Self {
+    pub(super) fn new(slot: Slot, families: Families, tun: u32, socket: Option<BorrowedFd<'_>>) -> Self {
         let netns_cookie = socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0);
-        let mut settings = Self { capture_bit: slot.bit(), netns_cookie, ..Self::default() };
+        let mut settings = Self { capture_bit: slot.bit(), netns_cookie, tun, ..Self::default() };
         for family in Family::of(families) {
             match slot.source(family) {
                 IpAddr::V4(source) => settings.source4 = source.octets(),
@@ -57,14 +58,14 @@ impl Settings {
     }
 
     fn load(&self, log: bool, knows_ingress: bool) -> Result<Ebpf, aya::EbpfError> {
-        let knows_ingress = u32::from(knows_ingress);
+        let tun = if knows_ingress { self.tun } else { 0 };
         EbpfLoader::new()
             .override_global("CAPTURE_BIT", &self.capture_bit, true)
             .override_global("BYPASS_BIT", &BYPASS_BIT, true)
             .override_global("NETNS_COOKIE", &self.netns_cookie, true)
             .override_global("SOURCE4", &self.source4, true)
             .override_global("SOURCE6", &self.source6, true)
-            .override_global("KNOWS_INGRESS", &knows_ingress, true)
+            .override_global("TUN", &tun, true)
             .load(if log { LOGGING } else { QUIET })
     }
 }
@@ -252,7 +253,9 @@ fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError)
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
         tracing::debug!(name, %log, "the verifier's log");
-        let last = log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed")).unwrap_or("");
+        let statistics = ["processed", "stack depth", "verification time"];
+        let is_reason = |line: &&str| !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word));
+        let last = log.lines().rev().find(is_reason).unwrap_or("it says no more");
         return Error::Program { name, reason: format!("{io_error}: {last}"), needs };
     }
     Error::Program { name, reason: chain(error), needs }
