@@ -54,7 +54,12 @@ pub fn compile(rules: &[Rule]) -> Result<Entries, Error> {
     }
     // A prefix comes before what it covers; of one prefix's rules the strongest comes last.
     sorted.sort_by_key(|rule| {
-        (rule.network.network(), rule.network.prefix_len(), u16::MAX - width(rule.ports), rule.verdict == Verdict::Pass)
+        (
+            rule.network.network(),
+            rule.network.prefix_len(),
+            u16::MAX - width(rule.ports),
+            rule.verdict == Verdict::Pass,
+        )
     });
     let mut entries = Entries::default();
     let mut covering: Vec<Node> = Vec::new();
@@ -89,12 +94,16 @@ impl Entries {
 
     /// The entries' keys and values as the maps hold them: prefix length, address in network order, ports.
     pub fn v4_raw(&self) -> impl Iterator<Item = (u32, [u8; 4], PortSet)> {
-        self.v4.iter().map(|(net, ports)| (u32::from(net.prefix_len()), Ipv4Addr::octets(&net.network()), *ports))
+        self.v4
+            .iter()
+            .map(|(net, ports)| (u32::from(net.prefix_len()), Ipv4Addr::octets(&net.network()), *ports))
     }
 
     /// As [`v4_raw`](Self::v4_raw).
     pub fn v6_raw(&self) -> impl Iterator<Item = (u32, [u8; 16], PortSet)> {
-        self.v6.iter().map(|(net, ports)| (u32::from(net.prefix_len()), Ipv6Addr::octets(&net.network()), *ports))
+        self.v6
+            .iter()
+            .map(|(net, ports)| (u32::from(net.prefix_len()), Ipv6Addr::octets(&net.network()), *ports))
     }
 }
 

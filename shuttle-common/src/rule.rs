@@ -47,7 +47,9 @@ pub fn decide(rules: &[Rule], address: IpAddr, port: u16) -> Verdict {
     let width = |rule: &Rule| u32::from(rule.ports.last) - u32::from(rule.ports.first);
     rules
         .iter()
-        .filter(|rule| rule.network.contains(&address) && (rule.ports.first..=rule.ports.last).contains(&port))
+        .filter(|rule| {
+            rule.network.contains(&address) && (rule.ports.first..=rule.ports.last).contains(&port)
+        })
         .min_by_key(|rule| (width(rule), 128 - rule.network.prefix_len(), rule.verdict == Verdict::Capture))
         .map_or(Verdict::Pass, |rule| rule.verdict)
 }

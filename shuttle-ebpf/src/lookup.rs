@@ -7,7 +7,9 @@
 
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, maps::lpm_trie::Key, programs::SkLookupContext};
 
-use crate::maps::{LISTENERS, LOCAL4, LOCAL6, SOURCE4, SOURCE6, TUN, captures4, captures6, context, log, octets};
+use crate::maps::{
+    LISTENERS, LOCAL4, LOCAL6, SOURCE4, SOURCE6, TUN, captures4, captures6, context, log, octets,
+};
 
 const DROP: u32 = 0;
 const PASS: u32 = 1;
@@ -84,8 +86,8 @@ fn redirect(ctx: &SkLookupContext, listener: u32) -> u32 {
             log!(ctx, "lookup: to listener {}", listener);
             PASS
         }
-        Err(error) => {
-            log!(ctx, "lookup: no listener {}, error {}", listener, error);
+        Err(_error) => {
+            log!(ctx, "lookup: no listener {}, error {}", listener, _error);
             DROP
         }
     }

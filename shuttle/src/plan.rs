@@ -26,10 +26,13 @@ pub struct Families {
 /// Excludes for what has no meaning beyond this host or its link: put them into every plan. By the rules' usual
 /// precedence a longer include beats them, as does one with fewer ports.
 pub fn default_exclusions() -> Vec<Rule> {
-    let v4 = [([0, 0, 0, 0], 8), ([127, 0, 0, 0], 8), ([169, 254, 0, 0], 16), ([224, 0, 0, 0], 4), ([255; 4], 32)];
+    let v4 =
+        [([0, 0, 0, 0], 8), ([127, 0, 0, 0], 8), ([169, 254, 0, 0], 16), ([224, 0, 0, 0], 4), ([255; 4], 32)];
     let v6 = [(0, 128), (1, 128), (0xfe80 << 112, 10), (0xff00 << 112, 8)];
     let v4 = v4.into_iter().map(|(address, length)| IpNet::V4(Ipv4Net::new_assert(address.into(), length)));
-    let v6 = v6.into_iter().map(|(address, length): (u128, u8)| IpNet::V6(Ipv6Net::new_assert(address.into(), length)));
+    let v6 = v6
+        .into_iter()
+        .map(|(address, length): (u128, u8)| IpNet::V6(Ipv6Net::new_assert(address.into(), length)));
     let exclude = |network| Rule { network, ports: Ports::ALL, verdict: Verdict::Pass };
     v4.chain(v6).map(exclude).collect()
 }

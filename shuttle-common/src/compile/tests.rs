@@ -15,12 +15,18 @@ fn rule(network: &str, first: u16, last: u16, verdict: Verdict) -> Rule {
 /// What the kernel's map does: the longest covering prefix alone answers.
 fn look_up(entries: &Entries, address: IpAddr, port: u16) -> Verdict {
     let ports = match address {
-        IpAddr::V4(address) => {
-            entries.v4.iter().filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len()).map(|e| e.1)
-        }
-        IpAddr::V6(address) => {
-            entries.v6.iter().filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len()).map(|e| e.1)
-        }
+        IpAddr::V4(address) => entries
+            .v4
+            .iter()
+            .filter(|(net, _)| net.contains(&address))
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map(|e| e.1),
+        IpAddr::V6(address) => entries
+            .v6
+            .iter()
+            .filter(|(net, _)| net.contains(&address))
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map(|e| e.1),
     };
     if ports.is_some_and(|ports| ports.contains(port)) { Verdict::Capture } else { Verdict::Pass }
 }
@@ -81,8 +87,12 @@ proptest! {
 #[test]
 fn impossible_rules_are_refused_by_name() {
     let backwards = [rule("10.0.0.0/8", 9, 8, Verdict::Capture)];
-    assert_eq!(compile(&backwards).unwrap_err().to_string(), "10.0.0.0/8: the port range 9-8 ends before it begins");
-    let comb: Vec<_> = (0..=MAX_RANGES as u16).map(|i| rule("fd00::/8", i * 2, i * 2, Verdict::Capture)).collect();
+    assert_eq!(
+        compile(&backwards).unwrap_err().to_string(),
+        "10.0.0.0/8: the port range 9-8 ends before it begins"
+    );
+    let comb: Vec<_> =
+        (0..=MAX_RANGES as u16).map(|i| rule("fd00::/8", i * 2, i * 2, Verdict::Capture)).collect();
     assert_eq!(
         compile(&comb).unwrap_err().to_string(),
         "fd00::/8: its rules leave more than 16 separate port ranges; use fewer port rules"

@@ -89,7 +89,9 @@ impl Handle {
         match handle.ask(&Request::Hello { version: VERSION })? {
             (Response::Hello { version: VERSION }, _) => Ok(handle),
             (Response::Hello { version }, _) => Err(Error::Version { theirs: version }),
-            (Response::Enclosed | Response::Captured { .. } | Response::Failed { .. }, _) => Err(Error::Confused),
+            (Response::Enclosed | Response::Captured { .. } | Response::Failed { .. }, _) => {
+                Err(Error::Confused)
+            }
         }
     }
 
@@ -103,7 +105,9 @@ impl Handle {
     pub fn enclose(&mut self) -> Result<(), Error> {
         match self.ask(&Request::Enclose)? {
             (Response::Enclosed, _) => Ok(()),
-            (Response::Hello { .. } | Response::Captured { .. } | Response::Failed { .. }, _) => Err(Error::Confused),
+            (Response::Hello { .. } | Response::Captured { .. } | Response::Failed { .. }, _) => {
+                Err(Error::Confused)
+            }
         }
     }
 
@@ -116,7 +120,9 @@ impl Handle {
                 let listener6 = if v6 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
                 Ok(Captured { method, listener4, listener6, description })
             }
-            (Response::Hello { .. } | Response::Enclosed | Response::Failed { .. }, _) => Err(Error::Confused),
+            (Response::Hello { .. } | Response::Enclosed | Response::Failed { .. }, _) => {
+                Err(Error::Confused)
+            }
         }
     }
 

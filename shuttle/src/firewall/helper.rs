@@ -120,16 +120,18 @@ impl Helper {
             Request::Enclose if self.enclosure.is_some() => Err("the client is enclosed already".to_owned()),
             Request::Enclose => self.enclose(),
             Request::Capture { .. } if self.capture.is_some() => Err("it is capturing already".to_owned()),
-            Request::Capture { plan, log } => Capture::start(&plan, log).await.map_err(|e| e.to_string()).map(|it| {
-                let started = started.insert(it.1);
-                self.capture = Some(it.0);
-                Response::Captured {
-                    method: Method::Ebpf,
-                    v4: started.listener4.is_some(),
-                    v6: started.listener6.is_some(),
-                    description: started.description.clone(),
-                }
-            }),
+            Request::Capture { plan, log } => {
+                Capture::start(&plan, log).await.map_err(|e| e.to_string()).map(|it| {
+                    let started = started.insert(it.1);
+                    self.capture = Some(it.0);
+                    Response::Captured {
+                        method: Method::Ebpf,
+                        v4: started.listener4.is_some(),
+                        v6: started.listener6.is_some(),
+                        description: started.description.clone(),
+                    }
+                })
+            }
         };
         let response = response.unwrap_or_else(|message| Response::Failed { message });
         let listeners = started.iter().flat_map(|s| [&s.listener4, &s.listener6]).flatten();

@@ -88,7 +88,11 @@ pub enum Error {
 }
 
 /// Sends one message and its descriptors.
-pub fn send(stream: &UnixStream, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+pub fn send(
+    stream: &UnixStream,
+    message: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Error> {
     let body = serde_json::to_vec(message)?;
     let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_LENGTH);
     let head = length.ok_or(Error::TooLong(body.len() as u64))?.to_be_bytes();

@@ -49,7 +49,8 @@ pub fn open_tun(template: &CStr) -> io::Result<(OwnedFd, String)> {
     if failed < 0 {
         return Err(io::Error::last_os_error());
     }
-    let name = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| char::from(c.cast_unsigned())).collect();
+    let name =
+        request.ifr_name.iter().take_while(|c| **c != 0).map(|c| char::from(c.cast_unsigned())).collect();
     Ok((device.into(), name))
 }
 

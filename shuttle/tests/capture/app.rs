@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 /// How to connect.
 #[derive(Clone, Copy, Debug)]
-pub enum How {
+pub(crate) enum How {
     Plain,
     /// IPv4 over an IPv6 socket.
     Mapped,
@@ -26,7 +26,7 @@ pub enum How {
 }
 
 /// Who answers at `destination`: what it says, or the error.
-pub fn ask(how: How, destination: SocketAddr) -> String {
+pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     let answer = || -> io::Result<String> {
         let mut socket = connect(how, destination)?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -40,9 +40,11 @@ pub fn ask(how: How, destination: SocketAddr) -> String {
 }
 
 /// A connected socket.
-pub fn connect(how: How, destination: SocketAddr) -> io::Result<Socket> {
+pub(crate) fn connect(how: How, destination: SocketAddr) -> io::Result<Socket> {
     let target = match (how, destination) {
-        (How::Mapped, SocketAddr::V4(v4)) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
+        (How::Mapped, SocketAddr::V4(v4)) => {
+            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+        }
         _ => destination,
     };
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;

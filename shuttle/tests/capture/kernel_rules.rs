@@ -24,7 +24,7 @@ fn enter_nowhere() {
 }
 
 /// Random rules, and destinations at the edges of their networks and ports.
-pub fn equal_the_reference() {
+pub(crate) fn equal_the_reference() {
     enter_nowhere();
     let mut checked = 0;
     for seed in 1..=SETS {
@@ -48,7 +48,7 @@ pub fn equal_the_reference() {
 }
 
 /// Only TCP, and not what carries the bypass bit.
-pub fn every_kind_of_socket() {
+pub(crate) fn every_kind_of_socket() {
     const BYPASS: u32 = 0x2000_0000;
     const CAPTURE: u32 = 0x1000_0000;
     enter_nowhere();
@@ -90,7 +90,8 @@ fn in_kernel(address: IpAddr, port: u16, mapped: bool) -> Verdict {
 }
 
 fn edges(rules: &[Rule]) -> Vec<IpAddr> {
-    let mut all = vec![Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
+    let mut all =
+        vec![Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
     for rule in rules {
         match rule.network {
             IpNet::V4(net) => {

@@ -1,6 +1,10 @@
 //! The bypass cgroup: holds the client, its ssh and whatever those start, whose connections are never captured.
 
-use super::{Error, cgroup::{Cgroup, sweep}, programs::Exemption};
+use super::{
+    Error,
+    cgroup::{Cgroup, sweep},
+    programs::Exemption,
+};
 
 /// A bypass cgroup with its program attached. Kept until the last: without it, ssh would be captured.
 #[derive(Debug)]
@@ -47,6 +51,9 @@ impl Enclosure {
                 return;
             }
         }
-        tracing::warn!("the cgroup shuttle.{} remains; `shuttle cleanup` removes it when it is empty", self.pid);
+        tracing::warn!(
+            "the cgroup shuttle.{} remains; `shuttle cleanup` removes it when it is empty",
+            self.pid
+        );
     }
 }

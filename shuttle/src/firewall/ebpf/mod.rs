@@ -45,7 +45,7 @@ pub enum Error {
     /// The plan captures nothing.
     #[error("neither IPv4 nor IPv6 can be captured: {0}")]
     NoFamily(String),
-    /// Sixteen instances run here, or other software uses all our mark bits.
+    /// Eight instances run here, or other software uses all our mark bits.
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
     /// The loopback interface is down.
@@ -116,17 +116,23 @@ impl Capture {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(plan: &Plan, log: bool) -> Result<(Self, Started), Error> {
-        let entries = compile(&plan.rules)?;
+        let mut entries = compile(&plan.rules)?;
         let netlink = Netlink::open()?;
         purge(&netlink).await?;
         netlink.check_loopback().await?;
         let (listeners, families, note) = Listeners::open(plan.families)?;
+        if !families.v4 {
+            entries.v4.clear();
+        }
+        if !families.v6 {
+            entries.v6.clear();
+        }
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
         let settings = Settings::new(slot, families, tun.index, listeners.any());
         let mut programs = Programs::load(&settings, log)?;
         programs.set_listeners(&listeners)?;
-        programs.replace_rules(&entries)?;
+        programs.replace_rules(entries)?;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
         let mut capture = Self { programs, netlink, slot, families, watch, _tun: tun };
@@ -143,7 +149,7 @@ impl Capture {
         self.refresh_local().await?;
         self.programs.attach_lookup()?;
         for family in Family::of(self.families) {
-            self.netlink.add_rule(family, self.slot).await?;
+            self.netlink.add_rules(family, self.slot).await?;
         }
         self.programs.attach_connect()
     }
@@ -168,8 +174,8 @@ impl Capture {
         // Detaches.
         drop(programs);
         for family in Family::of(families) {
-            if let Err(error) = netlink.delete_rule(family, slot).await {
-                tracing::warn!(%error, "a policy rule remains; it is inert");
+            if let Err(error) = netlink.delete_rules(family, slot).await {
+                tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
             }
         }
         drop(watch);

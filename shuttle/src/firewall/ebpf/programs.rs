@@ -1,6 +1,11 @@
 //! The eBPF object: loading, maps, attaching.
 
-use std::{collections::HashSet, fs::File, net::IpAddr, os::fd::{BorrowedFd, OwnedFd}};
+use std::{
+    collections::HashSet,
+    fs::File,
+    net::IpAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -14,9 +19,9 @@ use shuttle_common::{
 
 use super::{
     Error,
-    program_log::start_logger,
     listen::Listeners,
     netlink::Family,
+    program_log::start_logger,
     slot::{BYPASS_BIT, Slot},
 };
 use crate::{
@@ -24,10 +29,14 @@ use crate::{
     sys::capture::{cgroup2_root, netns_cookie},
 };
 
-static QUIET: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../shuttle-ebpf/prebuilt/shuttle.bpf.o"));
-static LOGGING: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../shuttle-ebpf/prebuilt/shuttle-log.bpf.o"));
+static QUIET: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../shuttle-ebpf/prebuilt/shuttle.bpf.o"
+));
+static LOGGING: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../shuttle-ebpf/prebuilt/shuttle-log.bpf.o"
+));
 
 /// The two sets of rule maps, IPv4 and IPv6.
 const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];
@@ -114,17 +123,21 @@ impl Programs {
 
     /// Replaces all rules at one stroke: fills the set that no program reads, then points them to it. On an error the
     /// old rules stay.
-    pub(super) fn replace_rules(&mut self, entries: &Entries) -> Result<(), Error> {
+    pub(super) fn replace_rules(&mut self, entries: Entries) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
-        let old = std::mem::take(&mut self.filled[next]);
-        let keys4 = || old.v4_raw().map(|(length, address, _)| (length, address));
-        empty(self.trie::<[u8; 4], RawPorts>(name4)?, keys4());
-        empty(self.trie::<[u8; 16], RawPorts>(name6)?, old.v6_raw().map(|(length, address, _)| (length, address)));
-        // Recorded first: of a set half filled, all is deleted next time.
-        self.filled[next] = entries.clone();
-        fill(name4, self.trie(name4)?, entries.v4_raw())?;
-        fill(name6, self.trie(name6)?, entries.v6_raw())?;
+        // Recorded before it is true: of a set half filled, all is deleted next time.
+        let old = std::mem::replace(&mut self.filled[next], entries);
+        empty(self.trie(name4)?, old.v4_raw());
+        empty(self.trie(name6)?, old.v6_raw());
+        let entries = std::mem::take(&mut self.filled[next]);
+        let filled = fill(name4, self.trie(name4)?, entries.v4_raw()).and(fill(
+            name6,
+            self.trie(name6)?,
+            entries.v6_raw(),
+        ));
+        self.filled[next] = entries;
+        filled?;
         let name = "LIVE";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
         let mut map = Array::<_, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
@@ -151,12 +164,20 @@ impl Programs {
     }
 
     fn set_local_one(&mut self, address: IpAddr, length: u8, owned: bool) -> Result<(), Error> {
-        fn change<K: aya::Pod>(mut map: Trie<'_, K, u32>, key: &Key<K>, owned: bool) -> Result<(), aya::maps::MapError> {
+        fn change<K: aya::Pod>(
+            mut map: Trie<'_, K, u32>,
+            key: &Key<K>,
+            owned: bool,
+        ) -> Result<(), aya::maps::MapError> {
             if owned { map.insert(key, 1, 0) } else { map.remove(key) }
         }
         let (name, changed) = match address {
-            IpAddr::V4(a) => ("LOCAL4", change(self.trie("LOCAL4")?, &Key::new(length.into(), a.octets()), owned)),
-            IpAddr::V6(a) => ("LOCAL6", change(self.trie("LOCAL6")?, &Key::new(length.into(), a.octets()), owned)),
+            IpAddr::V4(a) => {
+                ("LOCAL4", change(self.trie("LOCAL4")?, &Key::new(length.into(), a.octets()), owned))
+            }
+            IpAddr::V6(a) => {
+                ("LOCAL6", change(self.trie("LOCAL6")?, &Key::new(length.into(), a.octets()), owned))
+            }
         };
         changed.map_err(|error| map_failed(name, error))
     }
@@ -180,7 +201,8 @@ impl Programs {
         for name in ["connect4", "connect6"] {
             // Links always let several programs be; the mode that says so is refused with a link.
             let attached = connect(&mut self.object, name)?.attach(&root, CgroupAttachMode::Single);
-            attached.map_err(|error| program_failed(name, "no exclusive program at the root cgroup", &error))?;
+            attached
+                .map_err(|error| program_failed(name, "no exclusive program at the root cgroup", &error))?;
         }
         Ok(())
     }
@@ -220,8 +242,8 @@ fn fill<K: aya::Pod>(
 }
 
 /// What is not there, of a set half filled, needs no deleting.
-fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, keys: impl Iterator<Item = (u32, K)>) {
-    for (length, address) in keys {
+fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, entries: impl Iterator<Item = (u32, K, PortSet)>) {
+    for (length, address, _) in entries {
         drop(map.remove(&Key::new(length, address)));
     }
 }
@@ -254,7 +276,8 @@ fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError)
         let log = verifier_log.to_string();
         tracing::debug!(name, %log, "the verifier's log");
         let statistics = ["processed", "stack depth", "verification time"];
-        let is_reason = |line: &&str| !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word));
+        let is_reason =
+            |line: &&str| !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word));
         let last = log.lines().rev().find(is_reason).unwrap_or("it says no more");
         return Error::Program { name, reason: format!("{io_error}: {last}"), needs };
     }

@@ -11,8 +11,7 @@ pub(crate) struct Slot(u8);
 /// Candidates in the order of preference, clear of the bits that others match by mask: Tailscale 0xff0000,
 /// Kubernetes 0xc000, Cilium's low 0x0f00, Netbird 0x1bd00, dae 0x0800_0000. Calico and Cilium's identities take
 /// the whole upper half, hence the low bits at the end.
-const BITS: [u32; 8] =
-    [0x1000_0000, 0x4000_0000, 0x0400_0000, 0x0200_0000, 0x0100_0000, 0x80, 0x40, 0x20];
+const BITS: [u32; 8] = [0x1000_0000, 0x4000_0000, 0x0400_0000, 0x0200_0000, 0x0100_0000, 0x80, 0x40, 0x20];
 
 /// All slots.
 pub(crate) const SLOTS: [Slot; BITS.len()] =
@@ -41,13 +40,15 @@ impl Slot {
     pub(crate) fn source(self, family: Family) -> IpAddr {
         match family {
             Family::V4 => Ipv4Addr::new(198, 19, 219, 1 + self.0).into(),
-            Family::V6 => Ipv6Addr::new(0xfd73, 0x6875, 0x7474, 0x6c65, 0, 0, 0, 1 + u16::from(self.0)).into(),
+            Family::V6 => {
+                Ipv6Addr::new(0xfd73, 0x6875, 0x7474, 0x6c65, 0, 0, 0, 1 + u16::from(self.0)).into()
+            }
         }
     }
 
-    /// The slot of a routing table, if it is one of ours.
-    pub(crate) fn of_table(table: u32) -> Option<Self> {
-        SLOTS.into_iter().find(|slot| slot.table() == table)
+    /// The slot of a mark, if it is one of our bits.
+    pub(crate) fn of_bit(bit: u32) -> Option<Self> {
+        SLOTS.into_iter().find(|slot| slot.bit() == bit)
     }
 }
 
@@ -63,8 +64,8 @@ mod tests {
             assert_eq!(bit.count_ones(), 1);
             assert_eq!(bit & (seen | 0x00ff_0000 | 0xc000 | 0x0f00 | 0x1_bd00 | 0x0800_0000), 0, "{bit:#x}");
             seen |= bit;
-            assert_eq!(Slot::of_table(slot.table()), Some(slot));
+            assert_eq!(Slot::of_bit(bit), Some(slot));
         }
-        assert_eq!(Slot::of_table(254), None);
+        assert_eq!(Slot::of_bit(0xca6c), None);
     }
 }
