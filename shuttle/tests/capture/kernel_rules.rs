@@ -80,7 +80,7 @@ pub(crate) fn every_kind_of_socket() {
 fn in_kernel(address: IpAddr, port: u16, mapped: bool) -> Verdict {
     let destination = match address {
         IpAddr::V4(v4) if mapped => SocketAddrV6::new(v4.to_ipv6_mapped(), port, 0, 0).into(),
-        _ => SocketAddr::new(address, port),
+        IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(address, port),
     };
     let domain = Domain::for_address(destination);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
