@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// How to connect.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,8 @@ pub(crate) enum How {
     /// IPv4 over an IPv6 socket.
     Mapped,
     NonBlocking,
+    /// IPPROTO_MPTCP.
+    Multipath,
     /// `sendto` with MSG_FASTOPEN.
     FastOpenSend,
     /// TCP_FASTOPEN_CONNECT, then a write.
@@ -47,10 +49,11 @@ pub(crate) fn connect(how: How, destination: SocketAddr) -> io::Result<Socket> {
         }
         _ => destination,
     };
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    let protocol = if let How::Multipath = how { Some(Protocol::MPTCP) } else { None };
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, protocol)?;
     const LIMIT: Duration = Duration::from_secs(3);
     match how {
-        How::Plain | How::Mapped => socket.connect_timeout(&target.into(), LIMIT)?,
+        How::Plain | How::Mapped | How::Multipath => socket.connect_timeout(&target.into(), LIMIT)?,
         How::NonBlocking => {
             socket.set_nonblocking(true)?;
             let refused = socket.connect(&target.into()).expect_err("it cannot be done at once");

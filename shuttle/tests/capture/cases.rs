@@ -38,7 +38,10 @@ pub(crate) const ALL: &[Case] = &[
     ("killed_helper", killed_helper),
     ("two_instances", two_instances),
     ("new_addresses_are_ours", new_addresses_are_ours),
+    ("replaced_rules", replaced_rules),
+    ("logging_programs", logging_programs),
     ("without_ipv6", without_ipv6),
+    ("without_capturing_ipv6", without_capturing_ipv6),
     ("errors_are_named", errors_are_named),
     ("kernel_rules", kernel_rules::equal_the_reference),
     ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
@@ -82,6 +85,7 @@ fn steering() {
         (How::Mapped, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::NonBlocking, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::NonBlocking, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::Multipath, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::FastOpenSend, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::FastOpenSend, "[fd99::1]:7", "proxy [fd99::1]:7"),
         (How::FastOpenConnect, "10.99.0.1:7", "proxy 10.99.0.1:7"),
@@ -233,7 +237,8 @@ fn killed_helper() {
     assert_eventually("nothing is captured", || ask(How::Plain, address("10.99.0.1:7")) == "world");
     assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
     // What a captured connection still has to say does not leave this host.
-    let packets = || ip("-s link show v0");
+    thread::sleep(Duration::from_millis(300));
+    let packets = || ip("-s link show v0").split_once("TX:").map(|(_, sent)| sent.to_owned());
     let before_write = packets();
     established.write_all(b"a secret").expect("the send buffer has room");
     thread::sleep(Duration::from_millis(500));
@@ -278,6 +283,43 @@ fn new_addresses_are_ours() {
     assert_eventually("the new address is this host's", || from_here() == "home");
     ip("address delete 10.55.0.1/32 dev lo");
     assert_eventually("it is no more", || from_here() == "proxy 10.55.0.1:7");
+}
+
+fn replaced_rules() {
+    let _world = World::new();
+    let (mut handle, _captured) = start(&everything());
+    let rows: &[(&[&str], &str, &str)] = &[
+        (&[], "world", "world"),
+        (&["10.99.0.0/16"], "proxy 10.99.0.1:7", "world"),
+        (&["fd99::/16"], "world", "proxy [fd99::1]:7"),
+        (&["10.99.0.1/32", "fd99::1/128"], "proxy 10.99.0.1:7", "proxy [fd99::1]:7"),
+        (&[], "world", "world"),
+    ];
+    for (networks, v4, v6) in rows {
+        let rules = networks.iter().map(|network| rule(network, Verdict::Capture)).collect();
+        handle.replace_rules(rules).expect("replace");
+        assert_eq!(ask(How::Plain, address("10.99.0.1:7")), *v4, "{networks:?}");
+        assert_eq!(ask(How::Plain, address("[fd99::1]:7")), *v6, "{networks:?}");
+    }
+}
+
+fn logging_programs() {
+    let _world = World::new();
+    let mut handle = Handle::spawn().expect("a helper");
+    handle.log_programs(true);
+    let captured = handle.capture(&everything()).expect("capture");
+    serve(captured.listener4.expect("an IPv4 listener"), proxy);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+}
+
+fn without_capturing_ipv6() {
+    let _world = World::new();
+    let (_handle, captured) = start(&Plan { families: Families { v4: true, v6: false }, ..everything() });
+    assert!(captured.listener6.is_none());
+    assert_eq!(ask(How::Mapped, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
+    let mark = connect(How::Plain, address("[fd99::1]:7")).and_then(|socket| socket.mark());
+    assert_eq!(mark.expect("connected"), 0);
 }
 
 fn without_ipv6() {

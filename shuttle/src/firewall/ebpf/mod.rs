@@ -19,7 +19,10 @@ use std::{
     net::{IpAddr, TcpListener},
 };
 
-use shuttle_common::compile::{self, compile};
+use shuttle_common::{
+    compile::{self, Entries, compile},
+    rule::Rule,
+};
 
 pub(super) use self::{
     cgroup::sweep,
@@ -116,23 +119,17 @@ impl Capture {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(plan: &Plan, log: bool) -> Result<(Self, Started), Error> {
-        let mut entries = compile(&plan.rules)?;
+        let entries = compile(&plan.rules)?;
         let netlink = Netlink::open()?;
         purge(&netlink).await?;
         netlink.check_loopback().await?;
         let (listeners, families, note) = Listeners::open(plan.families)?;
-        if !families.v4 {
-            entries.v4.clear();
-        }
-        if !families.v6 {
-            entries.v6.clear();
-        }
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
         let settings = Settings::new(slot, families, tun.index, listeners.any());
         let mut programs = Programs::load(&settings, log)?;
         programs.set_listeners(&listeners)?;
-        programs.replace_rules(entries)?;
+        programs.replace_rules(only(families, entries))?;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
         let mut capture = Self { programs, netlink, slot, families, watch, _tun: tun };
@@ -152,6 +149,11 @@ impl Capture {
             self.netlink.add_rules(family, self.slot).await?;
         }
         self.programs.attach_connect()
+    }
+
+    /// Replaces all rules at one stroke; on an error the old ones stay.
+    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<(), Error> {
+        self.programs.replace_rules(only(self.families, compile(rules)?))
     }
 
     /// Waits until the addresses of this host change.
@@ -200,6 +202,12 @@ async fn claim(netlink: &Netlink, tun: &Tun, families: Families) -> Result<Slot,
         return Ok(slot);
     }
     Err(Error::NoSlot)
+}
+
+/// Without the entries of a family that is off: its sockets get no mark either.
+fn only(families: Families, entries: Entries) -> Entries {
+    let Entries { v4, v6 } = entries;
+    Entries { v4: if families.v4 { v4 } else { Vec::new() }, v6: if families.v6 { v6 } else { Vec::new() } }
 }
 
 /// The prefix length that holds one address alone.
