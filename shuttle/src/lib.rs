@@ -3,8 +3,17 @@
 //! The way of a connection is the order of the modules: `firewall` captures, `client` accepts and opens a
 //! stream, `mux` frames it, `link` moves it over a lane that `ssh` opened, `agent` dials. See ARCHITECTURE.md.
 
+pub mod agent;
+#[cfg(feature = "client")]
+pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "client")]
 pub mod firewall;
+pub mod link;
+pub mod mux;
 #[cfg(feature = "client")]
 pub mod plan;
+#[cfg(feature = "client")]
+pub mod ssh;
 pub mod sys;

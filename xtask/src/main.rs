@@ -1,2 +1,37 @@
-//! shuttle
-fn main() {}
+//! shuttle's chores: `cargo xtask --help`.
+
+mod bench;
+mod demo;
+mod lint;
+mod packages;
+mod run;
+mod test;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "shuttle's chores")]
+enum Task {
+    /// Moves traffic through the real shuttle in a throw-away network, and says how fast it went.
+    Demo,
+    /// Builds everything and runs every test. What cannot run counts as failed.
+    Test {
+        /// Only tests whose name holds this.
+        #[arg(last = true)]
+        filter: Option<String>,
+    },
+    /// Checks formatting, lints, documentation and dependencies.
+    Lint,
+    /// Measures shuttle beside its peers on the lab's links.
+    Bench(bench::Bench),
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Demo => demo::run(),
+        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Lint => lint::run_all(),
+        Task::Bench(bench) => bench::run(&bench),
+    }
+}

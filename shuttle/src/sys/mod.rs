@@ -1,5 +1,65 @@
 //! The only `unsafe` of this crate: system calls that no safe library wraps.
-#![allow(unsafe_code, reason = "this is its one place")]
-
+#![expect(unsafe_code, reason = "this is the one door to the kernel's interface")]
 #[cfg(all(target_os = "linux", feature = "client"))]
 pub mod capture;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Makes reads and writes of the descriptor's open file return at once.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_GETFL takes no argument, and the descriptor is open for the borrow's life.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: F_SETFL takes an integer, and the descriptor is open for the borrow's life.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
+    Ok(())
+}
+
+/// Asks for a pipe's capacity in bytes (Linux 2.6.35, F_SETPIPE_SZ in fcntl(2)); elsewhere it fails.
+pub fn set_pipe_size(fd: BorrowedFd<'_>, size: usize) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let size = i32::try_from(size).map_err(io::Error::other)?;
+        // SAFETY: F_SETPIPE_SZ takes an integer, and the descriptor is open for the borrow's life.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, size) })?;
+        Ok(())
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _unused = (fd, size);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Raises the soft limit on open descriptors to the hard one: every stream holds a descriptor.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a whole rlimit that outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(())
+}
+
+/// Has the command's process sent SIGTERM when the thread that spawns it ends, however it ends (Linux,
+/// PR_SET_PDEATHSIG in prctl(2)). Elsewhere this does nothing, and the end of its stdin must do.
+#[cfg(feature = "client")]
+pub fn die_with_parent(command: &mut std::process::Command) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::process::CommandExt as _;
+        let set = || {
+            // SAFETY: PR_SET_PDEATHSIG takes one integer and touches no memory of ours.
+            check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) }).map(drop)
+        };
+        // SAFETY: the closure makes one async-signal-safe system call and allocates nothing.
+        unsafe { command.pre_exec(set) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    drop(command);
+}

@@ -1,0 +1,48 @@
+//! The agent: what runs on the remote machine. Its stdin and stdout are the lane.
+
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::{fs, io};
+
+use mio::Token;
+use mio::net::TcpStream;
+
+use crate::link::{End, Link, Pipes, Role, reason};
+use crate::mux::{Reason, Side, Target};
+use crate::sys;
+
+/// Serves stdin and stdout until the client is gone.
+///
+/// `home` is the directory that the bootstrap made to hold this program: it is removed first of all.
+pub fn run(home: Option<&Path>) -> Result<(), End> {
+    // The hard limit may be the soft one; then that is how many streams there can be.
+    drop(sys::raise_descriptor_limit());
+    if let Some(home) = home {
+        fs::remove_dir_all(home)?;
+    }
+    let lane = Pipes::new(own(io::stdin())?, own(io::stdout())?)?;
+    match Link::new(Side::Agent, lane)?.run(&mut Agent) {
+        // The client has left, as clients do.
+        End::Closed => Ok(()),
+        end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped) => Err(end),
+    }
+}
+
+fn own(stream: impl AsFd) -> io::Result<OwnedFd> {
+    stream.as_fd().try_clone_to_owned()
+}
+
+struct Agent;
+
+impl Role for Agent {
+    const SIDE: Side = Side::Agent;
+
+    fn dial(&mut self, target: Target) -> Result<TcpStream, Reason> {
+        TcpStream::connect(target.0).map_err(|error| reason(&error))
+    }
+
+    fn ready(&mut self, _link: &mut Link, _token: Token) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,130 @@
+//! The command line: argv → [`Args`], as typed → [`Plan`](crate::plan::Plan), resolved.
+
+mod subnet;
+
+use std::io;
+
+use clap::{ArgAction, Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::plan::{Families, Plan, default_exclusions};
+use crate::ssh::Remote;
+use shuttle_common::rule::{Rule, Verdict};
+pub use subnet::{Subnet, SubnetError};
+
+/// Reach a remote network over ssh: every connection that this machine's programs open to SUBNET goes through the
+/// remote host, with nothing installed and no rights needed there.
+#[derive(Debug, Parser)]
+#[command(name = "shuttle", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+pub struct Args {
+    /// What to do instead of running a tunnel.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    /// The tunnel to run.
+    #[command(flatten)]
+    pub tunnel: Tunnel,
+}
+
+/// A tunnel, as typed.
+#[derive(Debug, ClapArgs)]
+pub struct Tunnel {
+    /// The ssh server that carries the traffic; without it, this machine makes the connections itself
+    #[arg(short, long, value_name = "[USER@]HOST[:PORT]")]
+    pub remote: Option<Remote>,
+    /// The networks to capture: 10.0.0.0/8, 0/0, ::/0, host.name, 10.0.0.0/8:8000-9000, [fd00::/8]:80
+    #[arg(value_name = "SUBNET", required = true)]
+    pub include: Vec<Subnet>,
+    /// A network to leave alone; of a subnet and an exclusion the more specific one decides
+    #[arg(short = 'x', long, value_name = "SUBNET", action = ArgAction::Append)]
+    pub exclude: Vec<Subnet>,
+    /// How to capture
+    #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
+    pub method: MethodChoice,
+    /// The ssh command, with options of its own if need be
+    #[arg(short = 'e', long, value_name = "COMMAND", default_value = "ssh")]
+    pub ssh_cmd: String,
+    /// Explain what happens: -v steps, -vv connections, -vvv everything
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How to capture, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MethodChoice {
+    /// The first method that works here
+    Auto,
+    /// eBPF programs, without iptables (Linux 5.9)
+    Ebpf,
+}
+
+/// What else shuttle does.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Remove what a killed shuttle may have left on this machine
+    Cleanup,
+    /// The privileged half of a tunnel, started by shuttle itself
+    #[command(hide = true)]
+    FirewallHelper,
+    /// The far half of a tunnel without --remote, started by shuttle itself
+    #[command(hide = true)]
+    Agent,
+}
+
+impl Args {
+    /// Parses argv. A mistake ends the process with exit code 2 and a line that names it.
+    pub fn parse_or_exit() -> Self {
+        match Self::try_parse() {
+            Ok(args) => args,
+            Err(error) if error.use_stderr() => {
+                // Clap's first paragraph says what is wrong; the usage text after it would bury that.
+                let text = error.render().to_string();
+                let first = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
+                let line = first.split_whitespace().collect::<Vec<_>>().join(" ");
+                eprintln!("shuttle: {line} (see shuttle --help)");
+                std::process::exit(2);
+            }
+            Err(help) => help.exit(),
+        }
+    }
+
+    /// The whole command, for help and completions.
+    pub fn definition() -> clap::Command {
+        Self::command()
+    }
+}
+
+/// Why a plan can't be made of what was typed.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A name among the subnets has no address.
+    #[error("no address for {name}: {source}")]
+    Name {
+        /// The subnet as typed.
+        name: String,
+        /// The resolver's word.
+        source: io::Error,
+    },
+    /// A mask on a name that has addresses of both families.
+    #[error("{0} has both IPv4 and IPv6 addresses, so a mask on it is ambiguous: give an address instead")]
+    AmbiguousMask(String),
+    /// A mask that is too long for the addresses of a name.
+    #[error("the mask of {0} is longer than its addresses")]
+    LongMask(String),
+}
+
+impl Tunnel {
+    /// Resolves names, which asks the network, and adds what is never captured unless asked for.
+    pub fn plan(&self) -> Result<Plan, PlanError> {
+        let mut rules = default_exclusions();
+        let typed = self.include.iter().map(|subnet| (subnet, Verdict::Capture));
+        for (subnet, verdict) in typed.chain(self.exclude.iter().map(|subnet| (subnet, Verdict::Pass))) {
+            for network in subnet.networks()? {
+                rules.push(Rule { network, ports: subnet.ports, verdict });
+            }
+        }
+        let captures = |v4: bool| {
+            rules.iter().any(|rule| rule.verdict == Verdict::Capture && rule.network.addr().is_ipv4() == v4)
+        };
+        let families = Families { v4: captures(true), v6: captures(false) };
+        Ok(Plan { rules, families })
+    }
+}

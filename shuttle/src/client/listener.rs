@@ -1,0 +1,160 @@
+//! Captured connections: accepted, and given a stream to their original destination.
+
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::ops::ControlFlow;
+use std::sync::mpsc;
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Token, Waker};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::link::{Link, Role, role_token};
+use crate::mux::{Reason, Side, StreamId, Target};
+
+/// The token by which [`Order`]s are announced.
+pub(super) const ORDERS: Token = role_token(0);
+const FIRST_LISTENER: usize = 1;
+
+/// Client → link thread.
+pub(super) enum Order {
+    /// Accept from these listeners, whose connections are captured ones.
+    Listen(Vec<StdListener>),
+    /// End, resetting every connection.
+    Stop,
+}
+
+/// Sends orders to the link's thread.
+pub(super) struct Orders {
+    pub(super) sender: mpsc::Sender<Order>,
+    pub(super) waker: Waker,
+}
+
+impl Orders {
+    /// Sends one. A link that has ended takes none, and its end is reported elsewhere.
+    pub(super) fn send(&self, order: Order) {
+        drop(self.sender.send(order));
+        drop(self.waker.wake());
+    }
+}
+
+/// Where the program wanted to connect to: the local address of a captured connection's near end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct OriginalDestination(SocketAddr);
+
+/// The client's half of a link.
+pub(super) struct Captures {
+    orders: mpsc::Receiver<Order>,
+    greeted: UnboundedSender<()>,
+    listeners: Vec<Listener>,
+    spare: Option<File>,
+}
+
+struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Captures {
+    pub(super) fn new(orders: mpsc::Receiver<Order>, greeted: UnboundedSender<()>) -> Self {
+        Self { orders, greeted, listeners: Vec::new(), spare: spare() }
+    }
+
+    fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>) -> io::Result<()> {
+        for socket in sockets {
+            let address = socket.local_addr()?;
+            let mut socket = TcpListener::from_std(socket);
+            link.watch(&mut socket, role_token(FIRST_LISTENER + self.listeners.len()))?;
+            self.listeners.push(Listener { socket, address });
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, link: &mut Link, index: usize) {
+        let Some(listener) = self.listeners.get(index) else { return };
+        loop {
+            match listener.socket.accept() {
+                Ok((socket, peer)) => match original_destination(&socket, listener.address) {
+                    Some(destination) => open(link, socket, peer, destination),
+                    None => tracing::warn!("a program connected to shuttle's own listener; refused"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_exhausted(&error) => {
+                    if !shed(&listener.socket, &mut self.spare) {
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!("a captured connection broke before it was accepted: {error}"),
+            }
+        }
+    }
+}
+
+/// `None` for a connection that was made to the listener itself: nothing captured it.
+fn original_destination(socket: &TcpStream, listener: SocketAddr) -> Option<OriginalDestination> {
+    let address = socket.local_addr().ok()?;
+    (address != listener).then_some(OriginalDestination(address))
+}
+
+fn open(link: &mut Link, socket: TcpStream, peer: SocketAddr, destination: OriginalDestination) {
+    match link.open(socket, Target(destination.0)) {
+        Ok(stream) => tracing::debug!("stream {}: {peer} to {}", stream.0, destination.0),
+        Err(error) => tracing::warn!("a captured connection is lost: {error}"),
+    }
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// With no descriptor left, a waiting connection can only be refused: so that its program knows, accept it by means of
+/// a descriptor kept for this, and drop it.
+fn shed(listener: &TcpListener, reserve: &mut Option<File>) -> bool {
+    *reserve = None;
+    let shed = listener.accept().is_ok();
+    tracing::warn!("out of descriptors: a captured connection was refused (raise `ulimit -n`)");
+    *reserve = spare();
+    shed
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+impl Role for Captures {
+    const SIDE: Side = Side::Client;
+
+    fn greeted(&mut self) {
+        // The receiver is gone when the client is already ending.
+        self.greeted.send(()).ok();
+    }
+
+    fn dial(&mut self, _target: Target) -> Result<TcpStream, Reason> {
+        // The mux of a client refuses OPEN.
+        Err(Reason::Other)
+    }
+
+    fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
+        if token != ORDERS {
+            self.accept(link, token.0 - role_token(FIRST_LISTENER).0);
+            return ControlFlow::Continue(());
+        }
+        loop {
+            match self.orders.try_recv() {
+                Ok(Order::Listen(sockets)) => {
+                    if let Err(error) = self.listen(link, sockets) {
+                        tracing::error!("can't watch the listeners: {error}");
+                        return ControlFlow::Break(());
+                    }
+                }
+                Err(mpsc::TryRecvError::Empty) => return ControlFlow::Continue(()),
+                Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => return ControlFlow::Break(()),
+            }
+        }
+    }
+
+    fn was_reset(&mut self, stream: StreamId, reason: Reason) {
+        tracing::debug!("stream {}: reset by the far side: {reason:?}", stream.0);
+    }
+}

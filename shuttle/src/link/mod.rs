@@ -1,0 +1,414 @@
+//! Drives one mux over its lane and the sockets of its streams: the copy loops of client and agent alike.
+//!
+//! One thread, edge-triggered readiness. A socket is read only when the scheduler grants its stream a turn, straight
+//! into the lane's segment; what isn't in flight waits in the kernel's socket buffer. What arrives is written to its
+//! socket from the lane's read buffer, and copied only when the socket is full.
+
+mod connection;
+mod pipes;
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use mio::event::{Event as Ready, Source};
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use crate::mux::{Event, Grant, Mux, ProtocolError, Reason, Side, StreamId, Target};
+use connection::Connection;
+pub use pipes::Pipes;
+
+/// Bytes that are read from the lane at once: what a pipe of 1 MiB holds after a short stall.
+const READ_BUFFER: usize = 512 * 1024;
+/// Reads of the lane before its other direction has a turn.
+const READS_PER_TURN: usize = 4;
+/// Bytes that are gathered for one write to the lane.
+const WRITE_BATCH: u64 = 256 * 1024;
+/// How long a target may take to accept.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Tokens below are stream numbers.
+const LANE_IN: Token = Token(1 << 32);
+const LANE_OUT: Token = Token(LANE_IN.0 + 1);
+const FIRST_ROLE_TOKEN: usize = LANE_IN.0 + 2;
+
+/// What client and agent each do in their own way.
+pub trait Role {
+    /// Which end of the mux this is.
+    const SIDE: Side;
+
+    /// The far side has greeted: it is there, and speaks our version.
+    fn greeted(&mut self) {}
+
+    /// Begins a connection to the target of a stream that the far side opened.
+    fn dial(&mut self, target: Target) -> Result<TcpStream, Reason>;
+
+    /// A source of the role's own is ready; `Break` ends the link as [`End::Stopped`].
+    fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
+
+    /// The far side reset a stream.
+    fn was_reset(&mut self, _stream: StreamId, _reason: Reason) {}
+}
+
+/// The token of a role's own source number `index`.
+pub const fn role_token(index: usize) -> Token {
+    Token(FIRST_ROLE_TOKEN + index)
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The far side closed the lane.
+    #[error("the far side closed the connection")]
+    Closed,
+    /// The far side ended the session and said why.
+    #[error("the far side ended the session: {0}")]
+    Goaway(String),
+    /// The far side broke the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// The lane or the poll failed.
+    #[error("the link failed")]
+    Io(#[from] io::Error),
+    /// The role asked for it.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// A mux with its lane and its sockets. Dropping it resets every connection.
+pub struct Link {
+    poll: Poll,
+    mux: Mux,
+    pipes: Pipes,
+    buffer: Box<[u8]>,
+    connections: HashMap<StreamId, Connection>,
+    /// Connections being dialled and when to give up, earliest first.
+    dials: VecDeque<(Instant, StreamId)>,
+}
+
+impl Link {
+    /// A link over `pipes`. Nothing moves before [`Self::run`].
+    pub fn new(side: Side, pipes: Pipes) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        pipes.register(poll.registry(), LANE_IN, LANE_OUT)?;
+        Ok(Self {
+            poll,
+            mux: Mux::new(side, now()),
+            pipes,
+            buffer: vec![0; READ_BUFFER].into_boxed_slice(),
+            connections: HashMap::new(),
+            dials: VecDeque::new(),
+        })
+    }
+
+    /// Watches a source of the role's own for reading.
+    pub fn watch(&mut self, source: &mut impl Source, token: Token) -> io::Result<()> {
+        self.poll.registry().register(source, token, Interest::READABLE)
+    }
+
+    /// A waker whose wake-ups reach [`Role::ready`] with `token`.
+    pub fn waker(&self, token: Token) -> io::Result<Waker> {
+        Waker::new(self.poll.registry(), token)
+    }
+
+    /// Opens a stream from `socket` to `target`.
+    pub fn open(&mut self, socket: TcpStream, target: Target) -> io::Result<StreamId> {
+        let stream = self.mux.open(target, now());
+        match self.attach(stream, socket) {
+            Ok(connection) => {
+                self.connections.insert(stream, connection.established());
+                Ok(stream)
+            }
+            Err(error) => {
+                self.mux.reset(stream, Reason::Exhausted);
+                Err(error)
+            }
+        }
+    }
+
+    fn attach(&mut self, stream: StreamId, socket: TcpStream) -> io::Result<Connection> {
+        let mut connection = Connection::new(socket)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut connection.socket, Token(stream.0 as usize), interest)?;
+        Ok(connection)
+    }
+
+    /// Moves bytes until the link ends.
+    pub fn run(mut self, role: &mut impl Role) -> End {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            if let Err(end) = self.turn(role, &mut events) {
+                return end;
+            }
+        }
+    }
+
+    fn turn(&mut self, role: &mut impl Role, events: &mut Events) -> Result<(), End> {
+        self.wait(events)?;
+        for ready in events.iter() {
+            self.dispatch(ready, role)?;
+        }
+        self.read_lane(role)?;
+        let now = now();
+        self.give_up_dials(now);
+        self.mux.tick(now)?;
+        self.write_lane()?;
+        Ok(())
+    }
+
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let deadline = match self.dials.front() {
+            Some((dial, _)) => self.mux.deadline().min(*dial),
+            None => self.mux.deadline(),
+        };
+        let timeout =
+            if self.pipes.readable { Duration::ZERO } else { deadline.saturating_duration_since(now()) };
+        match self.poll.poll(events, Some(timeout)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                events.clear();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn dispatch(&mut self, ready: &Ready, role: &mut impl Role) -> Result<(), End> {
+        match ready.token() {
+            LANE_IN => self.pipes.readable = true,
+            LANE_OUT if ready.is_error() || ready.is_write_closed() => return Err(End::Closed),
+            LANE_OUT => self.pipes.writable = true,
+            token if token.0 >= FIRST_ROLE_TOKEN => {
+                if role.ready(self, token).is_break() {
+                    return Err(End::Stopped);
+                }
+            }
+            token => self.on_socket(StreamId(token.0 as u32), ready),
+        }
+        Ok(())
+    }
+
+    // Sockets.
+
+    fn on_socket(&mut self, stream: StreamId, ready: &Ready) {
+        let Some(connection) = self.connections.get_mut(&stream) else { return };
+        match connection.on_ready(ready) {
+            Err(error) => return self.break_off(stream, reason(&error)),
+            Ok(connection::Progress::Connecting) => return,
+            Ok(connection::Progress::Connected) => self.mux.opened(stream),
+            Ok(connection::Progress::Established) => {}
+        }
+        if ready.is_readable() || ready.is_read_closed() {
+            self.mux.readable(stream, true);
+        }
+        self.flush(stream);
+    }
+
+    /// Writes what waits for the stream's socket, and its end.
+    fn flush(&mut self, stream: StreamId) {
+        let Some(connection) = self.connections.get_mut(&stream) else { return };
+        while connection.writable {
+            let waiting = self.mux.inbox(stream);
+            if waiting.is_empty() {
+                break;
+            }
+            match connection.write(waiting) {
+                Ok(length) => self.mux.drain(stream, length, now()),
+                Err(error) => return self.break_off(stream, reason(&error)),
+            }
+        }
+        self.end_if_due(stream);
+    }
+
+    fn on_data(&mut self, stream: StreamId, bytes: &[u8]) {
+        let Some(connection) = self.connections.get_mut(&stream) else { return };
+        match connection.write(bytes) {
+            Ok(length) => {
+                self.mux.take(stream, bytes, length, now());
+                self.end_if_due(stream);
+            }
+            Err(error) => self.break_off(stream, reason(&error)),
+        }
+    }
+
+    fn end_if_due(&mut self, stream: StreamId) {
+        let Some(connection) = self.connections.get(&stream) else { return };
+        if connection.is_established() && self.mux.at_end(stream) {
+            match connection.shut() {
+                Ok(()) => {
+                    self.mux.shut(stream);
+                    self.close_if_over(stream);
+                }
+                Err(error) => self.break_off(stream, reason(&error)),
+            }
+        }
+    }
+
+    fn close_if_over(&mut self, stream: StreamId) {
+        if !self.mux.contains(stream)
+            && let Some(connection) = self.connections.remove(&stream)
+        {
+            connection.close();
+        }
+    }
+
+    fn break_off(&mut self, stream: StreamId, reason: Reason) {
+        self.connections.remove(&stream);
+        self.mux.reset(stream, reason);
+    }
+
+    fn dial(&mut self, role: &mut impl Role, stream: StreamId, target: Target) {
+        let dialled =
+            role.dial(target).and_then(|socket| self.attach(stream, socket).map_err(|error| reason(&error)));
+        match dialled {
+            Ok(connection) => {
+                self.connections.insert(stream, connection);
+                self.dials.push_back((now() + DIAL_TIMEOUT, stream));
+            }
+            Err(reason) => self.mux.reset(stream, reason),
+        }
+    }
+
+    fn give_up_dials(&mut self, now: Instant) {
+        while let Some((deadline, stream)) = self.dials.front().copied() {
+            let dialling =
+                self.connections.get(&stream).is_some_and(|connection| !connection.is_established());
+            if dialling && deadline > now {
+                break;
+            }
+            self.dials.pop_front();
+            if dialling {
+                self.break_off(stream, Reason::TimedOut);
+            }
+        }
+    }
+
+    // The lane.
+
+    fn read_lane(&mut self, role: &mut impl Role) -> Result<(), End> {
+        // The buffer is lent to the events while the rest of the link acts on them.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = self.read_lane_into(&mut buffer, role);
+        self.buffer = buffer;
+        result
+    }
+
+    fn read_lane_into(&mut self, buffer: &mut [u8], role: &mut impl Role) -> Result<(), End> {
+        for _ in 0..READS_PER_TURN {
+            if !self.pipes.readable {
+                break;
+            }
+            let length = match self.pipes.input.read(buffer) {
+                Ok(0) => return Err(End::Closed),
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.pipes.readable = false;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let mut input = &buffer[..length];
+            while let Some(event) = self.mux.receive(&mut input, now())? {
+                self.on_event(event, role)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: Event<'_>, role: &mut impl Role) -> Result<(), End> {
+        match event {
+            Event::Hello => role.greeted(),
+            Event::Open { stream, target } => self.dial(role, stream, target),
+            Event::Opened { .. } => {}
+            Event::Data { stream, bytes } => self.on_data(stream, bytes),
+            Event::Arrived { stream } => self.flush(stream),
+            Event::Reset { stream, reason } => {
+                self.connections.remove(&stream);
+                role.was_reset(stream, reason);
+            }
+            Event::Goaway { message } => return Err(End::Goaway(message)),
+        }
+        Ok(())
+    }
+
+    fn write_lane(&mut self) -> Result<(), End> {
+        while self.pipes.writable {
+            self.mux.prepare(now());
+            self.fill();
+            let bytes = self.mux.unwritten();
+            if bytes.is_empty() {
+                break;
+            }
+            match self.pipes.output.write(bytes) {
+                Ok(length) => self.mux.wrote(length, now()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pipes.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(End::Closed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads sockets into the lane, in the order that the scheduler sets.
+    fn fill(&mut self) {
+        while self.mux.unwritten_len() < WRITE_BATCH {
+            let Some(grant) = self.mux.grant() else { break };
+            self.read_socket(grant);
+        }
+    }
+
+    fn read_socket(&mut self, grant: Grant) {
+        let stream = grant.stream;
+        let Some(connection) = self.connections.get_mut(&stream) else {
+            return self.mux.readable(stream, false);
+        };
+        let space = self.mux.space(grant);
+        let room = space.len();
+        match connection.socket.read(space) {
+            Ok(0) => {
+                self.mux.finish(stream);
+                self.close_if_over(stream);
+            }
+            Ok(length) => {
+                self.mux.send(grant, length);
+                // A short read means an empty buffer, and a new edge once there is more; but the edge of a FIN
+                // that came along with these bytes has passed.
+                if length < room && !connection.read_closed {
+                    self.mux.readable(stream, false);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.mux.readable(stream, false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.break_off(stream, reason(&error)),
+        }
+    }
+}
+
+/// The clock of the link; the mux reads none.
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// What a socket's error means to the far side.
+pub fn reason(error: &io::Error) -> Reason {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => Reason::Refused,
+        Some(
+            libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::EACCES
+            | libc::EPERM,
+        ) => Reason::Unreachable,
+        Some(libc::ETIMEDOUT) => Reason::TimedOut,
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN) => Reason::Broken,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
+            Reason::Exhausted
+        }
+        Some(_) | None => Reason::Other,
+    }
+}

@@ -1,0 +1,38 @@
+//! The two ends of a lane: an ssh session's stdin and stdout as this process holds them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use crate::sys;
+
+/// What the pipes are asked to hold, bytes: the most that an unprivileged process may ask for (pipe(7)).
+const PIPE_SIZE: usize = 1024 * 1024;
+
+/// A lane's descriptors, and what is known of their readiness.
+pub struct Pipes {
+    pub(super) input: File,
+    pub(super) output: File,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+}
+
+impl Pipes {
+    /// Takes over both descriptors: makes them non-blocking, and large where they are pipes.
+    pub fn new(input: OwnedFd, output: OwnedFd) -> io::Result<Self> {
+        for end in [&input, &output] {
+            sys::set_nonblocking(end.as_fd())?;
+            // Sockets have no such size, and a user may have used up their allowance: a smaller pipe works too.
+            drop(sys::set_pipe_size(end.as_fd(), PIPE_SIZE));
+        }
+        Ok(Self { input: input.into(), output: output.into(), readable: true, writable: true })
+    }
+
+    pub(super) fn register(&self, registry: &Registry, input: Token, output: Token) -> io::Result<()> {
+        registry.register(&mut SourceFd(&self.input.as_raw_fd()), input, Interest::READABLE)?;
+        registry.register(&mut SourceFd(&self.output.as_raw_fd()), output, Interest::WRITABLE)
+    }
+}

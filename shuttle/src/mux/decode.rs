@@ -1,0 +1,105 @@
+//! From a lane's bytes, split anyhow, to frames.
+
+use super::StreamId;
+use super::frame::{DATA_HEADER, Frame, FrameError, HEADER, Header, Kind};
+
+/// One thing found in a lane's bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Item<'a> {
+    /// A whole frame other than DATA.
+    Frame(Frame),
+    /// A piece of a DATA frame's payload, never empty: as much as has arrived.
+    Data { stream: StreamId, offset: u64, bytes: &'a [u8] },
+}
+
+/// Takes a lane apart. Payloads pass through without a copy; what it holds itself is one partial frame of at most
+/// [`super::frame::MAX_CONTROL_BODY`] bytes.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    partial: Vec<u8>,
+    payload: Option<Payload>,
+}
+
+/// The rest of a DATA frame.
+#[derive(Debug)]
+struct Payload {
+    stream: StreamId,
+    offset: u64,
+    remaining: usize,
+}
+
+impl Decoder {
+    /// Takes the next item from the front of `input`; `None` once `input` is used up.
+    ///
+    /// After an error the lane is of no more use.
+    pub(super) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Item<'a>>, FrameError> {
+        loop {
+            if let Some(payload) = &mut self.payload {
+                let Some(piece) = payload.take(input) else { return Ok(None) };
+                if payload.remaining == 0 {
+                    self.payload = None;
+                }
+                return Ok(Some(piece));
+            }
+            let Some(head) = self.gather::<HEADER>(input) else { return Ok(None) };
+            let header = Header::parse(head)?;
+            match header.kind {
+                Some(Kind::Data) => {
+                    let Some(head) = self.gather::<DATA_HEADER>(input) else { return Ok(None) };
+                    self.partial.clear();
+                    self.payload = Payload::new(header, head);
+                }
+                kind => {
+                    if !self.fill(HEADER + header.length, input) {
+                        return Ok(None);
+                    }
+                    let frame = kind.map(|kind| Frame::decode(kind, header.id, &self.partial[HEADER..]));
+                    self.partial.clear();
+                    if let Some(frame) = frame {
+                        return Ok(Some(Item::Frame(frame?)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The first `N` bytes of the frame, once they are here.
+    fn gather<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
+        self.fill(N, input).then_some(())?;
+        self.partial.first_chunk().copied()
+    }
+
+    /// Moves bytes from `input` until `length` bytes of the frame are here; says whether they are.
+    fn fill(&mut self, length: usize, input: &mut &[u8]) -> bool {
+        let missing = length.saturating_sub(self.partial.len()).min(input.len());
+        let (taken, rest) = input.split_at(missing);
+        self.partial.extend_from_slice(taken);
+        *input = rest;
+        self.partial.len() >= length
+    }
+}
+
+impl Payload {
+    fn new(header: Header, head: [u8; DATA_HEADER]) -> Option<Self> {
+        let [.., o0, o1, o2, o3, o4, o5, o6, o7] = head;
+        let remaining = header.length - (DATA_HEADER - HEADER);
+        (remaining > 0).then(|| Self {
+            stream: StreamId(header.id),
+            offset: u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]),
+            remaining,
+        })
+    }
+
+    fn take<'a>(&mut self, input: &mut &'a [u8]) -> Option<Item<'a>> {
+        let length = self.remaining.min(input.len());
+        if length == 0 {
+            return None;
+        }
+        let (bytes, rest) = input.split_at(length);
+        *input = rest;
+        let item = Item::Data { stream: self.stream, offset: self.offset, bytes };
+        self.offset = self.offset.wrapping_add(length as u64);
+        self.remaining -= length;
+        Some(item)
+    }
+}

@@ -1,0 +1,369 @@
+//! Frames: their layout, as docs/protocol.md has it, and the checks that every field passes on the way in.
+//!
+//! A frame is an 8-byte header (type, 24-bit length of the body, 32-bit stream or lane) and a body. Integers are
+//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]); every other body is at
+//! most [`MAX_CONTROL_BODY`] bytes and parsed whole.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::{Reason, StreamId, Target};
+
+/// The version that both sides must have in common.
+pub const VERSION: u16 = 1;
+/// The first bytes of every HELLO body.
+pub(super) const MAGIC: [u8; 8] = *b"shuttle\0";
+/// Bytes of the header.
+pub(super) const HEADER: usize = 8;
+/// Bytes of a DATA frame before its payload: the header and the offset.
+pub(super) const DATA_HEADER: usize = HEADER + 8;
+/// The longest payload of one DATA frame.
+pub(super) const MAX_DATA: usize = 256 * 1024;
+/// The longest body of a frame other than DATA.
+pub(super) const MAX_CONTROL_BODY: usize = 1024;
+
+/// The types of frame, by their number on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// The first frame of each direction of a lane.
+    Hello = 0x01,
+    /// How many bytes of a lane have arrived.
+    Ack = 0x02,
+    /// Asks for a PONG.
+    Ping = 0x03,
+    /// Answers a PING.
+    Pong = 0x04,
+    /// The sender ends the session, and says why.
+    Goaway = 0x05,
+    /// A new stream and its target.
+    Open = 0x10,
+    /// The target has answered.
+    Opened = 0x11,
+    /// Bytes of a stream at an offset.
+    Data = 0x12,
+    /// A stream's final offset.
+    Fin = 0x13,
+    /// A stream ends at once in both directions.
+    Reset = 0x14,
+    /// The offset up to which a stream's far side may send.
+    Credit = 0x15,
+}
+
+impl Kind {
+    fn from_wire(number: u8) -> Option<Self> {
+        Some(match number {
+            0x01 => Self::Hello,
+            0x02 => Self::Ack,
+            0x03 => Self::Ping,
+            0x04 => Self::Pong,
+            0x05 => Self::Goaway,
+            0x10 => Self::Open,
+            0x11 => Self::Opened,
+            0x12 => Self::Data,
+            0x13 => Self::Fin,
+            0x14 => Self::Reset,
+            0x15 => Self::Credit,
+            _ => return None,
+        })
+    }
+}
+
+/// A type of this number or above may be skipped by who doesn't know it.
+const FIRST_OPTIONAL: u8 = 0x80;
+
+/// A parsed header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// `None`: an optional frame of a later version, to be skipped.
+    pub(super) kind: Option<Kind>,
+    /// Length of the body, bytes.
+    pub(super) length: usize,
+    /// The stream, or for HELLO and ACK the lane; else 0.
+    pub(super) id: u32,
+}
+
+impl Header {
+    /// Parses and bounds a header, so that nothing is allocated for a body that is too long.
+    pub(super) fn parse(bytes: [u8; HEADER]) -> Result<Self, FrameError> {
+        let [number, l0, l1, l2, i0, i1, i2, i3] = bytes;
+        let length = u32::from_be_bytes([0, l0, l1, l2]) as usize;
+        let kind = Kind::from_wire(number);
+        let limit = match kind {
+            Some(Kind::Data) => MAX_DATA + (DATA_HEADER - HEADER),
+            Some(_) | None => MAX_CONTROL_BODY,
+        };
+        if kind.is_none() && number < FIRST_OPTIONAL {
+            return Err(FrameError::UnknownKind(number));
+        }
+        if length > limit || (kind == Some(Kind::Data) && length < DATA_HEADER - HEADER) {
+            return Err(FrameError::Length { kind: number, length });
+        }
+        Ok(Self { kind, length, id: u32::from_be_bytes([i0, i1, i2, i3]) })
+    }
+}
+
+/// Writes the header and offset of a DATA frame whose payload of `length` bytes follows.
+pub(super) fn encode_data_header(out: &mut [u8; DATA_HEADER], stream: StreamId, offset: u64, length: usize) {
+    debug_assert!(length <= MAX_DATA);
+    let [_, l0, l1, l2] = ((length + DATA_HEADER - HEADER) as u32).to_be_bytes();
+    out[..4].copy_from_slice(&[Kind::Data as u8, l0, l1, l2]);
+    out[4..8].copy_from_slice(&stream.0.to_be_bytes());
+    out[8..].copy_from_slice(&offset.to_be_bytes());
+}
+
+/// What a side says first on a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hello {
+    /// [`VERSION`] of the sender.
+    pub(super) version: u16,
+    /// How many bytes the opener of a stream may send before it has heard of any credit.
+    pub(super) initial_credit: u64,
+}
+
+/// A frame other than DATA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// See [`Kind::Hello`]. `lane` is the number the client gave this lane.
+    Hello { lane: u32, hello: Hello },
+    /// `received` bytes of lane `lane` have been taken in since it began; `delay` is how long the sender of this
+    /// frame held it back, in microseconds.
+    Ack { lane: u32, received: u64, delay: u32 },
+    /// `token` comes back in the PONG.
+    Ping { token: u64 },
+    /// The token of a PING.
+    Pong { token: u64 },
+    /// Why the sender ends the session, for people to read.
+    Goaway { message: String },
+    /// A new TCP stream to `target`; its opener takes bytes up to offset `credit`.
+    Open { stream: StreamId, target: Target, credit: u64 },
+    /// The target accepted; the sender takes bytes up to offset `credit`.
+    Opened { stream: StreamId, credit: u64 },
+    /// No byte follows offset `end`.
+    Fin { stream: StreamId, end: u64 },
+    /// Both directions are over.
+    Reset { stream: StreamId, reason: Reason },
+    /// The sender takes bytes up to offset `limit`; a lower limit than an earlier one says nothing.
+    Credit { stream: StreamId, limit: u64 },
+}
+
+/// The number of TCP in OPEN's first field.
+const OPEN_TCP: u8 = 1;
+
+impl Frame {
+    /// Appends the frame's bytes.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend([0; HEADER]);
+        let (kind, id) = match self {
+            Self::Hello { lane, hello } => {
+                out.extend(MAGIC);
+                out.extend(hello.version.to_be_bytes());
+                out.extend(hello.initial_credit.to_be_bytes());
+                (Kind::Hello, *lane)
+            }
+            Self::Ack { lane, received, delay } => {
+                out.extend(received.to_be_bytes());
+                out.extend(delay.to_be_bytes());
+                (Kind::Ack, *lane)
+            }
+            Self::Ping { token } => {
+                out.extend(token.to_be_bytes());
+                (Kind::Ping, 0)
+            }
+            Self::Pong { token } => {
+                out.extend(token.to_be_bytes());
+                (Kind::Pong, 0)
+            }
+            Self::Goaway { message } => {
+                let end = message.floor_char_boundary(MAX_CONTROL_BODY);
+                out.extend(&message.as_bytes()[..end]);
+                (Kind::Goaway, 0)
+            }
+            Self::Open { stream, target, credit } => {
+                out.extend(credit.to_be_bytes());
+                out.push(OPEN_TCP);
+                encode_address(target.0, out);
+                (Kind::Open, stream.0)
+            }
+            Self::Opened { stream, credit } => {
+                out.extend(credit.to_be_bytes());
+                (Kind::Opened, stream.0)
+            }
+            Self::Fin { stream, end } => {
+                out.extend(end.to_be_bytes());
+                (Kind::Fin, stream.0)
+            }
+            Self::Reset { stream, reason } => {
+                out.push(reason.to_wire());
+                (Kind::Reset, stream.0)
+            }
+            Self::Credit { stream, limit } => {
+                out.extend(limit.to_be_bytes());
+                (Kind::Credit, stream.0)
+            }
+        };
+        let length = (out.len() - start - HEADER) as u32;
+        let [_, l0, l1, l2] = length.to_be_bytes();
+        out[start..start + 4].copy_from_slice(&[kind as u8, l0, l1, l2]);
+        out[start + 4..start + 8].copy_from_slice(&id.to_be_bytes());
+    }
+
+    /// Parses the whole body of a frame other than DATA.
+    pub(super) fn decode(kind: Kind, id: u32, body: &[u8]) -> Result<Self, FrameError> {
+        let mut body = Body { kind, rest: body };
+        let stream = StreamId(id);
+        let frame = match kind {
+            Kind::Hello => {
+                if body.array::<8>()? != MAGIC {
+                    return Err(FrameError::Magic);
+                }
+                let version = u16::from_be_bytes(body.array()?);
+                if version != VERSION {
+                    // A later version may have laid out the rest otherwise.
+                    return Err(FrameError::Version(version));
+                }
+                Self::Hello { lane: id, hello: Hello { version, initial_credit: body.u64()? } }
+            }
+            Kind::Ack => {
+                Self::Ack { lane: id, received: body.u64()?, delay: u32::from_be_bytes(body.array()?) }
+            }
+            Kind::Ping => Self::Ping { token: body.u64()? },
+            Kind::Pong => Self::Pong { token: body.u64()? },
+            Kind::Goaway => {
+                Self::Goaway { message: String::from_utf8_lossy(std::mem::take(&mut body.rest)).into_owned() }
+            }
+            Kind::Open => {
+                let credit = body.u64()?;
+                if body.array::<1>()? != [OPEN_TCP] {
+                    return Err(FrameError::Malformed(kind));
+                }
+                Self::Open { stream, target: Target(body.address()?), credit }
+            }
+            Kind::Opened => Self::Opened { stream, credit: body.u64()? },
+            Kind::Fin => Self::Fin { stream, end: body.u64()? },
+            Kind::Reset => Self::Reset { stream, reason: Reason::from_wire(body.array::<1>()?[0]) },
+            Kind::Credit => Self::Credit { stream, limit: body.u64()? },
+            Kind::Data => return Err(FrameError::Malformed(kind)),
+        };
+        if body.rest.is_empty() { Ok(frame) } else { Err(FrameError::Malformed(kind)) }
+    }
+}
+
+fn encode_address(address: SocketAddr, out: &mut Vec<u8>) {
+    match address.ip() {
+        IpAddr::V4(ip) => {
+            out.push(4);
+            out.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            out.push(6);
+            out.extend(ip.octets());
+        }
+    }
+    out.extend(address.port().to_be_bytes());
+}
+
+/// A body being read from its front.
+struct Body<'a> {
+    kind: Kind,
+    rest: &'a [u8],
+}
+
+impl Body<'_> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let (head, rest) = self.rest.split_first_chunk().ok_or(FrameError::Malformed(self.kind))?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    fn u64(&mut self) -> Result<u64, FrameError> {
+        Ok(u64::from_be_bytes(self.array()?))
+    }
+
+    fn address(&mut self) -> Result<SocketAddr, FrameError> {
+        let ip: IpAddr = match self.array::<1>()? {
+            [4] => Ipv4Addr::from(self.array::<4>()?).into(),
+            [6] => Ipv6Addr::from(self.array::<16>()?).into(),
+            _ => return Err(FrameError::Malformed(self.kind)),
+        };
+        Ok(SocketAddr::new(ip, u16::from_be_bytes(self.array()?)))
+    }
+}
+
+/// Why a lane's bytes can't be understood. Each ends the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// A type that this version doesn't have and must not skip.
+    #[error("the far side sent a frame of unknown type {0:#04x}")]
+    UnknownKind(u8),
+    /// A body longer than its type allows, or a DATA frame without room for its offset.
+    #[error("the far side sent a frame of type {kind:#04x} with {length} bytes")]
+    Length {
+        /// The type's number.
+        kind: u8,
+        /// The length that the header gives.
+        length: usize,
+    },
+    /// A field that doesn't parse, or bytes left over.
+    #[error("the far side sent a malformed {0:?} frame")]
+    Malformed(Kind),
+    /// HELLO without shuttle's magic.
+    #[error("the far side doesn't speak shuttle's protocol")]
+    Magic,
+    /// HELLO of another version.
+    #[error(
+        "the far side speaks version {0} of shuttle's protocol, this one version {VERSION}: use the same release on both"
+    )]
+    Version(u16),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_bounded() {
+        let header = |kind: u8, length: u32| {
+            let [_, a, b, c] = length.to_be_bytes();
+            Header::parse([kind, a, b, c, 0, 0, 0, 7])
+        };
+        let data = MAX_DATA as u32 + 8;
+        for (kind, length, expected) in [
+            (0x12, data, Ok(Some(Kind::Data))),
+            (0x12, data + 1, Err(FrameError::Length { kind: 0x12, length: MAX_DATA + 9 })),
+            (0x12, 7, Err(FrameError::Length { kind: 0x12, length: 7 })),
+            (0x05, 1024, Ok(Some(Kind::Goaway))),
+            (0x05, 1025, Err(FrameError::Length { kind: 0x05, length: 1025 })),
+            (0x7f, 0, Err(FrameError::UnknownKind(0x7f))),
+            (0x80, 1024, Ok(None)),
+            (0x80, 1025, Err(FrameError::Length { kind: 0x80, length: 1025 })),
+        ] {
+            assert_eq!(
+                header(kind, length).map(|header| header.kind),
+                expected,
+                "type {kind:#x}, {length} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn bodies_are_checked() {
+        let hello = |version: u16| [&MAGIC[..], &version.to_be_bytes(), &[0; 8]].concat();
+        for (kind, body, expected) in [
+            (Kind::Hello, hello(9), FrameError::Version(9)),
+            (Kind::Hello, vec![0; 18], FrameError::Magic),
+            (Kind::Hello, [hello(1), vec![0]].concat(), FrameError::Malformed(Kind::Hello)),
+            (Kind::Open, vec![0; 8], FrameError::Malformed(Kind::Open)),
+            (
+                Kind::Open,
+                [&[0; 8][..], &[1, 5, 0, 0, 0, 0, 0, 0]].concat(),
+                FrameError::Malformed(Kind::Open),
+            ),
+            (Kind::Credit, vec![0; 7], FrameError::Malformed(Kind::Credit)),
+            (Kind::Credit, vec![0; 9], FrameError::Malformed(Kind::Credit)),
+            (Kind::Data, vec![0; 8], FrameError::Malformed(Kind::Data)),
+        ] {
+            assert_eq!(Frame::decode(kind, 1, &body), Err(expected), "{kind:?} {body:?}");
+        }
+    }
+}

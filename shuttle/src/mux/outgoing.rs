@@ -1,0 +1,169 @@
+//! What a lane has been given to send, kept until the far mux has it.
+
+use std::collections::VecDeque;
+
+/// Bytes of one segment: room for several DATA frames, so that one write carries them.
+const SEGMENT: usize = 512 * 1024;
+/// Unused segments that are kept for reuse.
+const SPARE_SEGMENTS: usize = 4;
+
+/// A queue of bytes with three marks: acknowledged, written, end. All offsets count from the lane's first byte.
+///
+/// Frames never cross from one segment to the next, so that what is unacknowledged can be sent again, frame by
+/// frame, over another lane.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    segments: VecDeque<Segment>,
+    spare: Vec<Box<[u8]>>,
+    acked: u64,
+    written: u64,
+    end: u64,
+}
+
+#[derive(Debug)]
+struct Segment {
+    bytes: Box<[u8]>,
+    start: u64,
+    filled: usize,
+}
+
+impl Segment {
+    fn end(&self) -> u64 {
+        self.start + self.filled as u64
+    }
+}
+
+impl Outgoing {
+    /// Bytes given and not yet acknowledged.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.end - self.acked
+    }
+
+    /// Bytes given and not yet written.
+    pub(super) fn unwritten_len(&self) -> u64 {
+        self.end - self.written
+    }
+
+    /// The offset of the next byte to be written.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Room for one frame of `least` to `most` bytes, at least `least` long. [`Self::commit`] keeps what was put there.
+    pub(super) fn space(&mut self, least: usize, most: usize) -> &mut [u8] {
+        debug_assert!(least <= most && least <= SEGMENT);
+        let room = self.segments.back().map_or(0, |segment| segment.bytes.len() - segment.filled);
+        if room < least {
+            let bytes = self.spare.pop().unwrap_or_else(|| vec![0; SEGMENT].into_boxed_slice());
+            self.segments.push_back(Segment { bytes, start: self.end, filled: 0 });
+        }
+        match self.segments.back_mut() {
+            Some(Segment { bytes, filled, .. }) => {
+                let end = bytes.len().min(*filled + most);
+                &mut bytes[*filled..end]
+            }
+            None => &mut [],
+        }
+    }
+
+    /// Keeps the first `length` bytes of the room that [`Self::space`] gave last.
+    pub(super) fn commit(&mut self, length: usize) {
+        if let Some(last) = self.segments.back_mut() {
+            debug_assert!(last.filled + length <= last.bytes.len());
+            last.filled += length;
+            self.end += length as u64;
+        }
+    }
+
+    /// Appends one whole frame.
+    pub(super) fn push(&mut self, frame: &[u8]) {
+        self.space(frame.len(), frame.len()).copy_from_slice(frame);
+        self.commit(frame.len());
+    }
+
+    /// The next bytes to write, contiguous; empty when all are written.
+    pub(super) fn unwritten(&self) -> &[u8] {
+        let segment = self.segments.iter().find(|segment| segment.end() > self.written);
+        segment.map_or(&[], |segment| &segment.bytes[(self.written - segment.start) as usize..segment.filled])
+    }
+
+    /// The first `length` bytes of [`Self::unwritten`] are written.
+    pub(super) fn wrote(&mut self, length: usize) {
+        self.written += length as u64;
+        debug_assert!(self.written <= self.end);
+    }
+
+    /// The far mux has every byte before `offset`. False: it can't have, those bytes were never written.
+    #[must_use]
+    pub(super) fn ack(&mut self, offset: u64) -> bool {
+        if offset > self.written {
+            return false;
+        }
+        self.acked = self.acked.max(offset);
+        while self.segments.len() > 1 && self.segments.front().is_some_and(|first| first.end() <= self.acked)
+        {
+            if let Some(first) = self.segments.pop_front() {
+                self.recycle(first.bytes);
+            }
+        }
+        if self.acked == self.end {
+            self.rewind();
+        }
+        true
+    }
+
+    /// Uses the only segment from its beginning again once nothing in it is needed.
+    fn rewind(&mut self) {
+        if let Some(only) = self.segments.front_mut() {
+            only.start = self.end;
+            only.filled = 0;
+        }
+    }
+
+    fn recycle(&mut self, bytes: Box<[u8]>) {
+        if self.spare.len() < SPARE_SEGMENTS {
+            self.spare.push(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever the sizes of frames, writes and acknowledgements, the bytes come out once and in order.
+        #[test]
+        fn bytes_come_out_in_order(steps in prop::collection::vec((1usize..200_000, 1usize..400_000, any::<bool>()), 1..60)) {
+            let mut queue = Outgoing::default();
+            let (mut given, mut out) = (0u64, 0u64);
+            for (frame, write, ack) in steps {
+                let room = queue.space(frame, frame);
+                for byte in &mut *room {
+                    *byte = (given % 251) as u8;
+                    given += 1;
+                }
+                queue.commit(frame);
+                while queue.unwritten_len() > 0 {
+                    let chunk = queue.unwritten();
+                    let chunk = &chunk[..chunk.len().min(write)];
+                    for byte in chunk {
+                        prop_assert_eq!(*byte, (out % 251) as u8);
+                        out += 1;
+                    }
+                    let length = chunk.len();
+                    prop_assert!(length > 0);
+                    queue.wrote(length);
+                }
+                if ack {
+                    prop_assert!(queue.ack(out));
+                    prop_assert_eq!(queue.in_flight(), 0);
+                }
+                prop_assert!(!queue.ack(out + 1));
+            }
+            prop_assert_eq!(given, out);
+        }
+    }
+}

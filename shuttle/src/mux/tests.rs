@@ -1,0 +1,465 @@
+//! Properties of the mux as a whole: what goes in at one end comes out at the other, whatever happens between.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::decode::{Decoder, Item};
+use super::frame::{DATA_HEADER, Frame, Hello, VERSION, encode_data_header};
+use super::*;
+
+fn target() -> Target {
+    Target(SocketAddr::from(([10, 78, 0, 2], 80)))
+}
+
+fn any_frame() -> impl Strategy<Value = Frame> {
+    let stream = any::<u32>().prop_map(StreamId);
+    let reason = (0u8..6).prop_map(Reason::from_wire);
+    let address = prop_oneof![
+        any::<([u8; 4], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
+        any::<([u8; 16], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
+    ];
+    let hello = any::<u64>().prop_map(|initial_credit| Hello { version: VERSION, initial_credit });
+    prop_oneof![
+        (any::<u32>(), hello).prop_map(|(lane, hello)| Frame::Hello { lane, hello }),
+        any::<(u32, u64, u32)>().prop_map(|(lane, received, delay)| Frame::Ack { lane, received, delay }),
+        any::<u64>().prop_map(|token| Frame::Ping { token }),
+        any::<u64>().prop_map(|token| Frame::Pong { token }),
+        "[a-zäöü ]{0,300}".prop_map(|message| Frame::Goaway { message }),
+        (stream.clone(), address, any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
+            stream,
+            target: Target(target),
+            credit
+        }),
+        (stream.clone(), any::<u64>()).prop_map(|(stream, credit)| Frame::Opened { stream, credit }),
+        (stream.clone(), any::<u64>()).prop_map(|(stream, end)| Frame::Fin { stream, end }),
+        (stream.clone(), reason).prop_map(|(stream, reason)| Frame::Reset { stream, reason }),
+        (stream, any::<u64>()).prop_map(|(stream, limit)| Frame::Credit { stream, limit }),
+    ]
+}
+
+/// What a lane carries, as a decoder should report it, with neighbouring pieces joined.
+#[derive(Clone, Debug, PartialEq)]
+enum Found {
+    Frame(Frame),
+    Data(StreamId, u64, Vec<u8>),
+}
+
+fn any_found() -> impl Strategy<Value = Found> {
+    prop_oneof![
+        any_frame().prop_map(Found::Frame),
+        (any::<u32>(), 0u64..1 << 40, prop::collection::vec(any::<u8>(), 1..2000))
+            .prop_map(|(stream, offset, bytes)| Found::Data(StreamId(stream), offset, bytes)),
+    ]
+}
+
+fn encode(found: &Found) -> Vec<u8> {
+    let mut out = Vec::new();
+    match found {
+        Found::Frame(frame) => frame.encode(&mut out),
+        Found::Data(stream, offset, bytes) => {
+            let mut header = [0; DATA_HEADER];
+            encode_data_header(&mut header, *stream, *offset, bytes.len());
+            out.extend(header);
+            out.extend(bytes);
+        }
+    }
+    out
+}
+
+fn note(found: &mut Vec<Found>, item: Item<'_>) {
+    match (item, found.last_mut()) {
+        (Item::Frame(frame), _) => found.push(Found::Frame(frame)),
+        (Item::Data { stream, offset, bytes }, Some(Found::Data(last, start, sofar)))
+            if *last == stream && *start + sofar.len() as u64 == offset =>
+        {
+            sofar.extend(bytes);
+        }
+        (Item::Data { stream, offset, bytes }, _) => found.push(Found::Data(stream, offset, bytes.to_vec())),
+    }
+}
+
+proptest! {
+    /// Frames come back as they were, however the lane's bytes are cut.
+    #[test]
+    fn any_split_gives_the_same_frames(
+        frames in prop::collection::vec(any_found(), 1..20),
+        cuts in prop::collection::vec(1usize..400, 1..50),
+    ) {
+        let bytes: Vec<u8> = frames.iter().flat_map(encode).collect();
+        let mut decoder = Decoder::default();
+        let mut found = Vec::new();
+        let mut rest = &bytes[..];
+        for cut in cuts.into_iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (mut piece, later) = rest.split_at(cut.min(rest.len()));
+            rest = later;
+            while let Some(item) = decoder.next(&mut piece).unwrap() {
+                note(&mut found, item);
+            }
+        }
+        prop_assert_eq!(found, frames);
+    }
+
+    /// No bytes, whatever they are, make the decoder panic or hold on to more than one frame.
+    #[test]
+    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let mut decoder = Decoder::default();
+        let mut input = &bytes[..];
+        while let Ok(Some(_)) = decoder.next(&mut input) {}
+    }
+}
+
+/// One end: a mux and the programs at its streams, each of which has bytes to send and takes what comes.
+struct End {
+    mux: Mux,
+    to_send: HashMap<StreamId, Vec<u8>>,
+    got: HashMap<StreamId, Vec<u8>>,
+    ended: HashMap<StreamId, usize>,
+    resets: HashMap<StreamId, Reason>,
+    /// Bytes that each program takes at once; 0 stalls.
+    appetite: usize,
+}
+
+impl End {
+    fn new(side: Side, now: Instant) -> Self {
+        Self {
+            mux: Mux::new(side, now),
+            to_send: HashMap::new(),
+            got: HashMap::new(),
+            ended: HashMap::new(),
+            resets: HashMap::new(),
+            appetite: usize::MAX,
+        }
+    }
+
+    /// Gives a stream's program bytes to send, and its end after them.
+    fn program(&mut self, stream: StreamId, bytes: Vec<u8>) {
+        self.to_send.insert(stream, bytes);
+        self.mux.readable(stream, true);
+    }
+
+    /// What the link does to send, over a lane that takes `room` bytes.
+    fn transmit(&mut self, mut room: usize, now: Instant) -> Vec<u8> {
+        let mut sent = Vec::new();
+        self.mux.tick(now).unwrap();
+        while room > 0 {
+            self.mux.prepare(now);
+            while self.mux.unwritten_len() < 64 * 1024 {
+                let Some(grant) = self.mux.grant() else { break };
+                self.fill(grant);
+            }
+            let bytes = self.mux.unwritten();
+            if bytes.is_empty() {
+                break;
+            }
+            let length = bytes.len().min(room);
+            sent.extend(&bytes[..length]);
+            self.mux.wrote(length, now);
+            room -= length;
+        }
+        sent
+    }
+
+    fn fill(&mut self, grant: Grant) {
+        assert!(grant.most > 0);
+        let pending = self.to_send.entry(grant.stream).or_default();
+        if pending.is_empty() {
+            return self.mux.finish(grant.stream);
+        }
+        let space = self.mux.space(grant);
+        assert!(!space.is_empty() && space.len() <= grant.most);
+        let length = space.len().min(pending.len());
+        space[..length].copy_from_slice(&pending[..length]);
+        pending.drain(..length);
+        self.mux.send(grant, length);
+    }
+
+    fn receive(&mut self, bytes: &[u8], replies: &[Vec<u8>], now: Instant) {
+        let mut input = bytes;
+        while let Some(event) = self.mux.receive(&mut input, now).unwrap() {
+            match event {
+                Event::Open { stream, .. } => {
+                    self.mux.opened(stream);
+                    let reply =
+                        replies.get(stream.0 as usize % replies.len().max(1)).cloned().unwrap_or_default();
+                    self.program(stream, reply);
+                }
+                Event::Data { stream, bytes } => {
+                    let taken = bytes.len().min(self.appetite);
+                    self.got.entry(stream).or_default().extend(&bytes[..taken]);
+                    self.mux.take(stream, bytes, taken, now);
+                    self.end_if_due(stream);
+                }
+                Event::Arrived { stream } => self.eat(stream, now),
+                Event::Reset { stream, reason } => {
+                    self.resets.insert(stream, reason);
+                }
+                Event::Hello | Event::Opened { .. } => {}
+                Event::Goaway { message } => panic!("{message}"),
+            }
+        }
+    }
+
+    fn eat(&mut self, stream: StreamId, now: Instant) {
+        let mut hunger = self.appetite;
+        while hunger > 0 && !self.mux.inbox(stream).is_empty() {
+            let waiting = self.mux.inbox(stream);
+            let length = waiting.len().min(hunger);
+            self.got.entry(stream).or_default().extend(&waiting[..length]);
+            self.mux.drain(stream, length, now);
+            hunger -= length;
+        }
+        self.end_if_due(stream);
+    }
+
+    fn end_if_due(&mut self, stream: StreamId) {
+        if self.mux.at_end(stream) {
+            *self.ended.entry(stream).or_default() += 1;
+            self.mux.shut(stream);
+        }
+    }
+}
+
+/// Two ends and what is on its way between them.
+struct Pair {
+    client: End,
+    agent: End,
+    replies: Vec<Vec<u8>>,
+    now: Instant,
+}
+
+impl Pair {
+    fn new(replies: Vec<Vec<u8>>) -> Self {
+        let now = Instant::now();
+        let mut pair =
+            Self { client: End::new(Side::Client, now), agent: End::new(Side::Agent, now), replies, now };
+        pair.exchange(usize::MAX);
+        pair
+    }
+
+    /// Moves up to `room` bytes each way. Returns whether any moved.
+    fn exchange(&mut self, room: usize) -> bool {
+        let up = self.client.transmit(room, self.now);
+        let down = self.agent.transmit(room, self.now);
+        self.now += Duration::from_millis(11);
+        self.agent.receive(&up, &self.replies, self.now);
+        self.client.receive(&down, &[], self.now);
+        !(up.is_empty() && down.is_empty())
+    }
+
+    fn settle(&mut self) {
+        for turn in 0.. {
+            assert!(turn < 100_000, "the pair never comes to rest");
+            let streams: Vec<StreamId> = self.client.mux.streams.keys().copied().collect();
+            let now = self.now;
+            for stream in streams {
+                self.client.eat(stream, now);
+                self.agent.eat(stream, now);
+            }
+            if !self.exchange(usize::MAX) && self.client.mux.lane.out.in_flight() < 100 {
+                break;
+            }
+        }
+    }
+}
+
+fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Every stream's bytes arrive whole, once and in order in both directions, each end is told of the other's end
+    /// once, and nothing is left behind: with lanes that take any amount and programs that take any amount.
+    #[test]
+    fn streams_are_carried_whole_and_close(
+        lengths in prop::collection::vec((0usize..900_000, 0usize..900_000), 1..6),
+        rooms in prop::collection::vec((1usize..200_000, 0usize..100_000), 1..60),
+    ) {
+        let replies: Vec<Vec<u8>> =
+            lengths.iter().enumerate().map(|(index, (_, down))| pattern(index as u8, *down)).collect();
+        let mut pair = Pair::new(replies.clone());
+        let mut requests = BTreeMap::new();
+        for (index, (up, _)) in lengths.iter().enumerate() {
+            let stream = pair.client.mux.open(target(), pair.now);
+            let bytes = pattern(100 + index as u8, *up);
+            requests.insert(stream, bytes.clone());
+            pair.client.program(stream, bytes);
+        }
+        for (room, appetite) in rooms {
+            pair.client.appetite = appetite;
+            pair.agent.appetite = appetite / 2;
+            pair.exchange(room);
+            let now = pair.now;
+            for stream in requests.keys() {
+                pair.client.eat(*stream, now);
+                pair.agent.eat(*stream, now);
+            }
+        }
+        (pair.client.appetite, pair.agent.appetite) = (usize::MAX, usize::MAX);
+        pair.settle();
+        for (stream, request) in &requests {
+            let reply = &replies[stream.0 as usize % replies.len()];
+            prop_assert!(pair.agent.got.get(stream).map_or(&[][..], Vec::as_slice) == request.as_slice());
+            prop_assert!(pair.client.got.get(stream).map_or(&[][..], Vec::as_slice) == reply.as_slice());
+            prop_assert_eq!((pair.client.ended.get(stream), pair.agent.ended.get(stream)), (Some(&1), Some(&1)));
+        }
+        prop_assert_eq!((pair.client.mux.stream_count(), pair.agent.mux.stream_count()), (0, 0));
+    }
+
+    /// Pieces that come twice, overlap or overtake one another make the same bytes.
+    #[test]
+    fn pieces_in_any_order_make_the_same_bytes(
+        length in 1usize..4000,
+        pieces in prop::collection::vec((0usize..4000, 1usize..1500), 0..40),
+    ) {
+        let whole = pattern(1, length);
+        let mut stream = Stream::new(0, 1 << 20, Instant::now());
+        let mut got: Vec<u8> = Vec::new();
+        let every = (0..length).step_by(500).map(|start| (start, 500));
+        for (start, size) in pieces.into_iter().chain(every) {
+            let start = start.min(length);
+            let piece = &whole[start..(start + size).min(length)];
+            if let Arrival::Next(bytes) = stream.arrive(start as u64, piece).unwrap() {
+                got.extend(bytes);
+            }
+            while !stream.inbox().is_empty() {
+                let waiting = stream.inbox().to_vec();
+                got.extend(&waiting);
+                stream.drain(waiting.len());
+            }
+        }
+        prop_assert!(got == whole);
+    }
+}
+
+#[test]
+fn a_stalled_reader_stops_its_own_stream_only() {
+    let mut pair = Pair::new(vec![vec![7; 10_000_000]]);
+    let stalled = pair.client.mux.open(target(), pair.now);
+    pair.client.appetite = 0;
+    for _ in 0..200 {
+        pair.exchange(usize::MAX);
+    }
+    assert_eq!(pair.client.mux.streams[&stalled].inbox().len() as u64, INITIAL_WINDOW);
+    let held = pair.agent.to_send[&stalled].len();
+    assert_eq!(held as u64, 10_000_000 - INITIAL_WINDOW, "the sender keeps the rest");
+
+    pair.replies = vec![b"quick".to_vec()];
+    let other = pair.client.mux.open(target(), pair.now);
+    for _ in 0..10 {
+        pair.exchange(usize::MAX);
+        pair.client.appetite = 100;
+        let now = pair.now;
+        pair.client.eat(other, now);
+        pair.client.appetite = 0;
+    }
+    assert_eq!(pair.client.got[&other], b"quick");
+}
+
+#[test]
+fn a_reset_reaches_the_other_end_and_ends_both_halves() {
+    for (reset_by_agent, reason) in [(true, Reason::Refused), (false, Reason::Broken)] {
+        let mut pair = Pair::new(vec![pattern(0, 5_000_000)]);
+        let stream = pair.client.mux.open(target(), pair.now);
+        pair.client.program(stream, pattern(1, 5_000_000));
+        pair.exchange(100_000);
+        let (one, other) = if reset_by_agent {
+            (&mut pair.agent, &mut pair.client)
+        } else {
+            (&mut pair.client, &mut pair.agent)
+        };
+        one.mux.reset(stream, reason);
+        assert!(!one.mux.contains(stream));
+        assert!(other.mux.contains(stream));
+        pair.settle();
+        let other = if reset_by_agent { &pair.client } else { &pair.agent };
+        assert_eq!(other.resets.get(&stream), Some(&reason));
+        assert_eq!((pair.client.mux.stream_count(), pair.agent.mux.stream_count()), (0, 0));
+    }
+}
+
+#[test]
+fn first_bytes_travel_with_the_open() {
+    let mut pair = Pair::new(vec![vec![]]);
+    let stream = pair.client.mux.open(target(), pair.now);
+    pair.client.program(stream, b"GET /".to_vec());
+    let up = pair.client.transmit(usize::MAX, pair.now);
+    pair.agent.receive(&up, &[], pair.now);
+    assert_eq!(pair.agent.got[&stream], b"GET /");
+}
+
+#[test]
+fn a_stream_that_sends_little_goes_before_those_that_send_much() {
+    let mut pair = Pair::new(vec![vec![]]);
+    for _ in 0..8 {
+        let bulk = pair.client.mux.open(target(), pair.now);
+        pair.client.program(bulk, vec![0; 10_000_000]);
+    }
+    pair.exchange(2_000_000);
+    let short = pair.client.mux.open(target(), pair.now);
+    pair.client.program(short, b"hello".to_vec());
+    // What was on the lane before may still go first; nothing else may.
+    let before = pair.client.mux.unwritten_len() as usize;
+    let up = pair.client.transmit(before + 1000, pair.now);
+    pair.agent.receive(&up, &[], pair.now);
+    assert_eq!(pair.agent.got.get(&short).map(Vec::as_slice), Some(&b"hello"[..]));
+}
+
+#[test]
+fn silence_is_asked_after_and_then_given_up() {
+    let mut pair = Pair::new(vec![]);
+    pair.settle();
+    let mux = &mut pair.client.mux;
+    mux.prepare(pair.now + Duration::from_secs(1));
+    mux.wrote(mux.unwritten().len(), pair.now);
+    let start = mux.deadline() - PING_AFTER;
+    mux.tick(start + PING_AFTER).unwrap();
+    mux.prepare(start + PING_AFTER);
+    assert!(mux.unwritten_len() > 0, "a PING");
+    assert_eq!(mux.deadline(), start + PING_AFTER + DEAD_AFTER);
+    assert_eq!(mux.tick(mux.deadline()), Err(ProtocolError::Silent));
+}
+
+#[test]
+fn breaches_end_the_session() {
+    let data = |offset: u64, length: usize| encode(&Found::Data(StreamId(1), offset, vec![0; length]));
+    let frame = |frame: Frame| encode(&Found::Frame(frame));
+    let open = frame(Frame::Open { stream: StreamId(1), target: target(), credit: 0 });
+    let fin = |end| frame(Frame::Fin { stream: StreamId(1), end });
+    let hello = frame(Frame::Hello { lane: 0, hello: Hello { version: VERSION, initial_credit: 0 } });
+    let window = INITIAL_WINDOW;
+    for (what, bytes, error) in [
+        ("data beyond the credit", [open.clone(), data(window, 1)].concat(), ProtocolError::Credit),
+        (
+            "data at the end of the number line",
+            [open.clone(), data(u64::MAX, 1)].concat(),
+            ProtocolError::Credit,
+        ),
+        ("data after the end", [open.clone(), fin(3), data(2, 2)].concat(), ProtocolError::End),
+        ("an end before the data", [open.clone(), data(0, 9), fin(3)].concat(), ProtocolError::End),
+        ("two ends", [open.clone(), fin(3), fin(4)].concat(), ProtocolError::End),
+        ("a stream twice", [open.clone(), open.clone()].concat(), ProtocolError::Open),
+        ("an early ACK", frame(Frame::Ack { lane: 0, received: 1 << 40, delay: 0 }), ProtocolError::Ack),
+        ("an ACK of another lane", frame(Frame::Ack { lane: 9, received: 0, delay: 0 }), ProtocolError::Ack),
+        ("a second HELLO", hello.clone(), ProtocolError::Greeting),
+    ] {
+        let mut mux = Mux::new(Side::Agent, Instant::now());
+        let bytes = [hello.clone(), bytes].concat();
+        let mut input = &bytes[..];
+        let result = loop {
+            match mux.receive(&mut input, Instant::now()) {
+                Ok(Some(_)) => {}
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        assert_eq!(result, Some(error), "{what}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The ssh session that is a lane: its command line, its start, the agent's way to the other side.
+
+mod bootstrap;
+mod diagnosis;
+mod remote;
+
+use std::ffi::OsString;
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+
+pub use bootstrap::BootstrapError;
+pub use diagnosis::{Diagnosis, Stderr};
+pub use remote::{Remote, RemoteError};
+
+use crate::link::Pipes;
+use crate::sys;
+
+/// A running ssh with the agent at its far end, about to greet. Dropping it kills ssh.
+pub struct Session {
+    /// What the link drives.
+    pub pipes: Pipes,
+    /// ssh itself.
+    pub child: Child,
+    /// What ssh and the agent say on stderr, relayed and remembered.
+    pub stderr: Stderr,
+}
+
+/// Why there is no session. Its text is the one line that the user sees.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// `-e` isn't a command.
+    #[error("-e '{0}' isn't a command: its quotes don't match, or it is empty")]
+    Command(String),
+    /// ssh can't be started.
+    #[error("can't run {program}: {source}; install an ssh client or name one with -e")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// ssh ended, for a reason that it gave.
+    #[error("{0}")]
+    Ssh(Diagnosis),
+    /// The remote host has no place or no agent.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+}
+
+/// The ssh command line, without what it runs remotely.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    program: String,
+    arguments: Vec<String>,
+}
+
+impl CommandLine {
+    /// `command` is what `-e` was given, in the shell's quoting.
+    pub fn new(command: &str, remote: &Remote) -> Result<Self, ConnectError> {
+        let words = shlex::split(command).unwrap_or_default();
+        let Some((program, options)) = words.split_first() else {
+            return Err(ConnectError::Command(command.to_owned()));
+        };
+        let mut arguments = options.to_vec();
+        if let Some(port) = remote.port {
+            arguments.extend(["-p".to_owned(), port.to_string()]);
+        }
+        arguments.push(remote.destination());
+        Ok(Self { program: program.clone(), arguments })
+    }
+}
+
+/// Connects, and starts the agent on the other side.
+///
+/// Takes as long as ssh takes to authenticate, prompts included; dropping the future kills ssh.
+///
+/// `environment` replaces what ssh would inherit from this process.
+pub async fn connect(
+    line: &CommandLine,
+    remote: &Remote,
+    environment: &[(&'static str, OsString)],
+    verbose: bool,
+) -> Result<Session, ConnectError> {
+    tracing::info!("running {} {}", line.program, line.arguments.join(" "));
+    let mut command = Command::new(&line.program);
+    command.args(&line.arguments).arg(bootstrap::remote_command()).envs(environment.iter().cloned());
+    let mut child = spawn(command, &line.program)?;
+    let mut stderr = Stderr::relay(child.stderr.take(), verbose);
+    match bootstrap::run(&mut child).await {
+        Ok(pipes) => {
+            stderr.connected();
+            Ok(Session { pipes, child, stderr })
+        }
+        Err(BootstrapError::Ended { noise }) => {
+            let status = child.wait().await.ok();
+            let lines = stderr.rest().await;
+            Err(ConnectError::Ssh(Diagnosis::new(remote, &lines, &noise, status)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Starts the agent on this machine.
+pub fn local_agent() -> Result<Session, ConnectError> {
+    let program = "/proc/self/exe";
+    let mut command = Command::new(program);
+    command.arg("agent");
+    let mut child = spawn(command, program)?;
+    let stderr = Stderr::relay(child.stderr.take(), true);
+    let pipes = bootstrap::pipes(&mut child).map_err(BootstrapError::Io)?;
+    Ok(Session { pipes, child, stderr })
+}
+
+fn spawn(mut command: Command, program: &str) -> Result<Child, ConnectError> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    sys::die_with_parent(command.as_std_mut());
+    command.spawn().map_err(|source| ConnectError::Spawn { program: program.to_owned(), source })
+}

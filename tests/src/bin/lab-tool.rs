@@ -1,0 +1,128 @@
+//! The programs that run inside a lab's hosts. Clients print their result as one line of JSON.
+
+use std::fs::File;
+use std::io::{Write, stdout};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
+use shuttle_tests::link::{Shape, relay};
+use shuttle_tests::traffic::bulk::Direction;
+use shuttle_tests::traffic::{bulk, connects, exchange, hold, port, probe, rtt, serve};
+
+#[derive(Parser)]
+enum Tool {
+    /// The target's services.
+    Serve,
+    /// Emulates a link between the TAP devices on standard input and standard output.
+    Relay {
+        #[arg(long)]
+        delay_us: u64,
+        #[arg(long)]
+        rate: u64,
+        #[arg(long)]
+        queue: u64,
+        #[arg(long)]
+        loss: f64,
+    },
+    /// One connection to a `who` port: how did it go, and who made it?
+    Probe {
+        address: SocketAddr,
+        #[arg(long)]
+        mapped: bool,
+        #[arg(long, default_value_t = 5_000)]
+        limit_ms: u64,
+    },
+    /// Both directions at once, hashed, half-closed.
+    Exchange { address: SocketAddr, bytes: u64 },
+    /// Bulk flows for a time.
+    Bulk {
+        address: IpAddr,
+        direction: Direction,
+        #[arg(long, default_value_t = 1)]
+        flows: usize,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// Where the service is, when it is not on its usual port.
+        #[arg(long)]
+        port: Option<u16>,
+    },
+    /// Round trips on an idle path.
+    Rtt {
+        address: SocketAddr,
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+    /// Round trips beside bulk flows.
+    LoadedRtt {
+        echo: SocketAddr,
+        bulk: SocketAddr,
+        direction: Direction,
+        #[arg(long, default_value_t = 4)]
+        flows: usize,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
+    /// Short connections to the echo service.
+    Connects { address: SocketAddr, total: usize, at_once: usize },
+    /// Idle connections, until standard input ends.
+    Hold { address: SocketAddr, count: usize },
+    /// A reader that never reads, until standard input ends.
+    Stall {
+        address: SocketAddr,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
+}
+
+fn main() -> Result<()> {
+    // A thousand connections are more than the usual limit of open files.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    match Tool::parse() {
+        Tool::Serve => serve::run(),
+        Tool::Relay { delay_us, rate, queue, loss } => {
+            let shape = Shape { delay: Duration::from_micros(delay_us), rate, queue, loss };
+            relay::run(device(std::io::stdin())?, device(stdout())?, shape)
+        }
+        Tool::Probe { address, mapped, limit_ms } => {
+            print(&probe::run(address, mapped, Duration::from_millis(limit_ms))?)
+        }
+        Tool::Exchange { address, bytes } => print(&exchange::run(address, bytes)?),
+        Tool::Bulk { address, direction, flows, seconds, port } => {
+            let port = port.unwrap_or(match direction {
+                Direction::Down => port::SOURCE,
+                Direction::Up => port::DISCARD,
+            });
+            print(&bulk::run(address, port, direction, flows, Duration::from_secs_f64(seconds))?)
+        }
+        Tool::Rtt { address, seconds } => {
+            print(&rtt::run(address, Duration::from_secs_f64(seconds), Duration::ZERO)?)
+        }
+        Tool::LoadedRtt { echo, bulk, direction, flows, seconds } => {
+            print(&rtt::loaded(echo, bulk, direction, flows, Duration::from_secs_f64(seconds))?)
+        }
+        Tool::Connects { address, total, at_once } => print(&connects::run(address, total, at_once)),
+        Tool::Hold { address, count } => keep(hold::idle(address, count)?),
+        Tool::Stall { address, seconds } => keep(hold::stalled(address, Duration::from_secs_f64(seconds))?),
+    }
+}
+
+fn keep(held: Vec<std::net::TcpStream>) -> Result<()> {
+    print(&hold::Held { count: held.len() })?;
+    hold::until_end_of_input(held)
+}
+
+fn print(result: &impl Serialize) -> Result<()> {
+    writeln!(stdout(), "{}", serde_json::to_string(result)?)?;
+    Ok(stdout().flush()?)
+}
+
+/// The descriptor itself, without the buffering of the standard streams.
+fn device(stream: impl AsFd) -> Result<File> {
+    Ok(stream.as_fd().try_clone_to_owned()?.into())
+}

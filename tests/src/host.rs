@@ -1,0 +1,155 @@
+//! One host of the lab: its namespaces, kept by descriptors, and the commands that run in them.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::CloneFlags;
+
+use crate::accounts::User;
+use crate::cgroup::{self, Cgroup};
+use crate::process::{self, Process};
+use crate::sys::{self, Entry, Spaces};
+
+/// A host: network, mount and cgroup namespaces that vanish with this value and the processes in them.
+#[derive(Debug)]
+pub struct Host {
+    net: Arc<OwnedFd>,
+    mnt: Arc<OwnedFd>,
+    cgroup_space: Arc<OwnedFd>,
+    /// The root of the cgroup tree that programs here see.
+    cgroup: Cgroup,
+    /// Where the programs under test run, and where those that load them do: counted apart.
+    tools: Cgroup,
+    apps: Cgroup,
+    root: User,
+    /// Gives `ip link … netns` a process to name. It ends when its standard input closes: with this process.
+    holder: Child,
+}
+
+impl Host {
+    /// Makes the namespaces and mounts `binds` (source, place), with a cgroup2 tree that ends at this host.
+    pub(crate) fn new(cgroup: Cgroup, root: User, binds: &[(PathBuf, PathBuf)]) -> Result<Host> {
+        let (tools, apps) = (cgroup.child("tools")?, cgroup.child("apps")?);
+        let holder = spawn_holder(&cgroup)?;
+        let space = |kind: &str| -> Result<Arc<OwnedFd>> {
+            Ok(Arc::new(File::open(format!("/proc/{}/ns/{kind}", holder.id()))?.into()))
+        };
+        let (net, mnt, cgroup_space) = (space("net")?, space("mnt")?, space("cgroup")?);
+        let host = Host { net, mnt, cgroup_space, cgroup, tools, apps, root, holder };
+        host.mount(binds)?;
+        Ok(host)
+    }
+
+    fn mount(&self, binds: &[(PathBuf, PathBuf)]) -> Result<()> {
+        let cgroups = cgroup::mount_point()?;
+        let cgroups = cgroups.display();
+        let mut script = format!(
+            "mount --make-rprivate /\numount -l {cgroups}\nmount -t cgroup2 none {cgroups}\nip link set lo up\n"
+        );
+        for (source, place) in binds {
+            script += &format!("mount --bind {} {}\n", source.display(), place.display());
+        }
+        self.script(&script)
+    }
+
+    /// A command of the load: root, in the namespaces, with a minimal environment.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.prepare(program, &self.root, &self.apps)
+    }
+
+    /// As [`Host::command`], as `user`.
+    pub fn command_as(&self, user: &User, program: impl AsRef<OsStr>) -> Command {
+        self.prepare(program, user, &self.apps)
+    }
+
+    /// A command under test: its processor time is in [`Host::tools_cpu`].
+    pub fn tool(&self, user: &User, program: impl AsRef<OsStr>) -> Command {
+        self.prepare(program, user, &self.tools)
+    }
+
+    fn prepare(&self, program: impl AsRef<OsStr>, user: &User, cgroup: &Cgroup) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+            .env("HOME", &user.home)
+            .env("USER", user.name)
+            .env("LOGNAME", user.name)
+            .env("LANG", "C.UTF-8");
+        command
+            .envs(std::env::vars_os().filter(|(name, _)| name == "RUST_BACKTRACE" || name == "SHUTTLE_LOG"));
+        let entry = Entry {
+            cgroup: cgroup.door().expect("the lab's cgroup is there while the lab is"),
+            spaces: Spaces::Of(vec![self.cgroup_space.clone(), self.net.clone(), self.mnt.clone()]),
+            user: user.ids(),
+            cwd: CString::new(user.home.as_os_str().as_bytes()).expect("a path has no NUL"),
+        };
+        sys::enter_on_exec(&mut command, entry);
+        command
+    }
+
+    /// Runs lines of `sh` as root here; the first that fails ends it.
+    pub fn script(&self, lines: &str) -> Result<()> {
+        let output = self.command("/bin/sh").args(["-exc", lines]).stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "lab set-up failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// The standard output of a command that must succeed.
+    pub fn output(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.command(program).args(args).output().with_context(|| format!("run {program}"))?;
+        if !output.status.success() {
+            bail!("{program} {args:?}: {}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `work` on a thread in this host's network.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        sys::in_netns(&self.net, work)
+    }
+
+    /// Processor time of the programs under test: all of the host's but the load's.
+    pub fn tools_cpu(&self) -> Result<Duration> {
+        Ok(self.cgroup.cpu()?.saturating_sub(self.apps.cpu()?))
+    }
+
+    /// The programs under test that run now.
+    pub fn tool_processes(&self) -> Vec<Process> {
+        let loads = process::in_cgroup(self.apps.path());
+        let all = process::in_cgroup(self.cgroup.path());
+        all.into_iter().filter(|process| !loads.contains(process) && process.0 != self.holder.id()).collect()
+    }
+
+    /// The root of this host's cgroup tree, as the machine sees it.
+    pub fn cgroup_root(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        self.holder.wait().ok();
+    }
+}
+
+fn spawn_holder(cgroup: &Cgroup) -> Result<Child> {
+    let kinds = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP;
+    let mut command = Command::new("/bin/cat");
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    let entry =
+        Entry { cgroup: cgroup.door()?, spaces: Spaces::New(kinds), user: None, cwd: CString::from(c"/") };
+    sys::enter_on_exec(&mut command, entry);
+    command.spawn().context("make the lab's namespaces (the tests need root)")
+}

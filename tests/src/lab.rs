@@ -1,0 +1,262 @@
+//! Makes a lab, and unmakes it whatever happens.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::Uid;
+use serde::de::DeserializeOwned;
+
+use crate::accounts::{ETC, User, Users};
+use crate::cgroup::{self, Cgroup};
+use crate::host::Host;
+use crate::leftovers::Snapshot;
+use crate::link::{self, Link};
+use crate::process;
+use crate::sshd::{self, Server};
+use crate::traffic::port;
+
+const PREFIX: &str = "shut-lab.";
+const PARENT: &str = "/var/tmp";
+
+/// What kind of lab to make.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What joins the client and the server.
+    pub link: Link,
+    /// What the ssh server and its account are like.
+    pub server: Server,
+    /// Whether the server forwards packets to the target, so that what is *not* captured gets there too and
+    /// [`crate::traffic::probe`] can tell the two ways apart. Without it, uncaptured traffic vanishes.
+    pub forwarding: bool,
+    /// The folder of the programs built; by default that of the running program.
+    pub programs: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { link: Link::Lan, server: Server::Plain, forwarding: true, programs: None }
+    }
+}
+
+/// Three hosts, an sshd and the target's services. Dropping it ends every process and removes every trace.
+#[derive(Debug)]
+pub struct Lab {
+    /// Where shuttle and its users run.
+    pub client: Host,
+    /// Where sshd runs.
+    pub server: Host,
+    /// What only the server reaches.
+    pub target: Host,
+    /// Root, the local user and the ssh account.
+    pub users: Users,
+    dir: PathBuf,
+    programs: Option<PathBuf>,
+    cgroup: Cgroup,
+    before: Snapshot,
+    daemons: Vec<Child>,
+}
+
+impl Lab {
+    /// A lab with a plain server and forwarding.
+    pub fn new(link: Link) -> Result<Lab> {
+        Lab::with(Options { link, ..Options::default() })
+    }
+
+    /// A lab like `options` say. Takes about a tenth of a second.
+    pub fn with(options: Options) -> Result<Lab> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        ensure!(
+            Uid::effective().is_root(),
+            "the lab makes network namespaces and runs sshd: run this as root"
+        );
+        purge_leftovers_of_the_dead();
+        let name = format!("{PREFIX}{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let guard = Traces { dir: Path::new(PARENT).join(&name), cgroup: cgroup::mount_point()?.join(&name) };
+        let made = Lab::make(&guard, options);
+        if made.is_ok() {
+            std::mem::forget(guard);
+        }
+        made
+    }
+
+    fn make(traces: &Traces, options: Options) -> Result<Lab> {
+        let dir = traces.dir.clone();
+        for folder in ["bin", "client/tmp", "client/run/user", "server/tmp", "server/run/sshd"] {
+            fs::create_dir_all(dir.join(folder))?;
+        }
+        let users = Users::new(&dir);
+        users.create(&dir, options.server)?;
+        open_folders(&dir, &users)?;
+        let cgroup = Cgroup::create(traces.cgroup.clone())?;
+        let host = |name: &str| Host::new(cgroup.child(name)?, users.root.clone(), &binds(&dir, name));
+        let (client, server, target) = (host("client")?, host("server")?, host("target")?);
+        let mut daemons = Vec::from_iter(link::join(&client, &server, options.link, || {
+            let tool = place_program(&dir, options.programs.as_deref(), "lab-tool")?;
+            Ok(target.command(tool))
+        })?);
+        number(&client, &server, &target, options.forwarding)?;
+        daemons.extend(sshd::start(&server, &users.root, &dir, options.server)?);
+        let mut lab = Lab {
+            client,
+            server,
+            target,
+            users,
+            dir,
+            programs: options.programs,
+            cgroup,
+            before: Snapshot::default(),
+            daemons,
+        };
+        lab.serve()?;
+        lab.before = Snapshot::take(&lab)?;
+        Ok(lab)
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let tool = self.program("lab-tool")?;
+        let serve = self.target.command(tool).arg("serve").stdin(Stdio::null()).spawn()?;
+        self.daemons.push(serve);
+        sshd::wait_for_port(&self.target, (crate::addr::TARGET, port::LAST).into(), || Ok(()))
+    }
+
+    /// A program of this workspace, under a path that every host sees (their `/tmp` is not the machine's).
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        place_program(&self.dir, self.programs.as_deref(), name)
+    }
+
+    /// Runs a `lab-tool` client on the client host and reads its result.
+    pub fn measure<T: DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
+        let output =
+            self.client.command(self.program("lab-tool")?).args(args).stdin(Stdio::null()).output()?;
+        let (text, errors) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        serde_json::from_str(&text).with_context(|| format!("lab-tool {args:?}: {}\n{errors}", output.status))
+    }
+
+    /// The machine's view of a lab's folder: `client/tmp`, `server/tmp` and their like are the hosts' own.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What is there now and was not when the lab was made: rules, routes, links, cgroups, files. Must be empty
+    /// after a test.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        Ok(Snapshot::take(self)?.beyond(&self.before))
+    }
+
+    /// What sshd has logged.
+    pub fn sshd_log(&self) -> String {
+        fs::read_to_string(self.dir.join("sshd.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        drop(Traces { dir: self.dir.clone(), cgroup: self.cgroup.path().into() });
+        for daemon in &mut self.daemons {
+            daemon.wait().ok();
+        }
+    }
+}
+
+/// What a lab leaves outside its namespaces: a folder and a cgroup. Dropping it removes both, processes included.
+struct Traces {
+    dir: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        if let Err(error) = Cgroup::at(self.cgroup.clone()).destroy() {
+            eprintln!("lab: {error:#}");
+        }
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if self.dir.exists() => eprintln!("lab: remove {}: {error}", self.dir.display()),
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+fn place_program(dir: &Path, programs: Option<&Path>, name: &str) -> Result<PathBuf> {
+    let built = programs.map_or_else(|| process::built(name), |folder| Ok(folder.join(name)))?;
+    let placed = dir.join("bin").join(name);
+    if !placed.exists() && fs::hard_link(&built, &placed).is_err() {
+        fs::copy(&built, &placed).with_context(|| format!("copy {}", built.display()))?;
+    }
+    Ok(placed)
+}
+
+/// A killed test leaves its folder and cgroup, named after its process.
+fn purge_leftovers_of_the_dead() {
+    let Ok(point) = cgroup::mount_point() else { return };
+    let names = [Path::new(PARENT), &point].into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten();
+    for entry in names.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            drop(Traces { dir: Path::new(PARENT).join(&name), cgroup: point.join(&name) });
+        }
+    }
+}
+
+/// The `/etc` files for every host; `/tmp` and `/run` for those where shuttle or its agent may write.
+fn binds(dir: &Path, host: &str) -> Vec<(PathBuf, PathBuf)> {
+    let mut binds: Vec<_> =
+        ETC.iter().map(|file| (dir.join("etc").join(file), Path::new("/etc").join(file))).collect();
+    if host != "target" {
+        binds.push((dir.join(host).join("tmp"), "/tmp".into()));
+        binds.push((dir.join(host).join("run"), "/run".into()));
+    }
+    binds
+}
+
+fn open_folders(dir: &Path, users: &Users) -> Result<()> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    for host in ["client", "server"] {
+        fs::set_permissions(dir.join(host).join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    }
+    let runtime = runtime_dir(dir, &users.local);
+    fs::create_dir_all(&runtime)?;
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700))?;
+    Ok(chown(runtime, Some(users.local.id), Some(users.local.id))?)
+}
+
+fn runtime_dir(dir: &Path, user: &User) -> PathBuf {
+    dir.join("client/run/user").join(user.id.to_string())
+}
+
+/// Joins the server and the target, and gives every host its addresses, routes and forwarding.
+fn number(client: &Host, server: &Host, target: &Host, forwarding: bool) -> Result<()> {
+    let on = u8::from(forwarding);
+    let forward = |on: u8| {
+        format!(
+            "echo {on} > /proc/sys/net/ipv4/ip_forward\necho {on} > /proc/sys/net/ipv6/conf/all/forwarding\n"
+        )
+    };
+    server.script(&format!("ip link add name inner type veth peer name inner netns {}", target.pid()))?;
+    client.script(&format!("{}{}", addresses("wire", &["10.77.0.1/24", "fd77::1/64"]), defaults("77", 2)))?;
+    server.script(&format!(
+        "{}{}{}\nip route add 10.79.0.0/24 via 10.78.0.2\necho 2 > /proc/sys/net/ipv4/tcp_syn_retries\n",
+        addresses("wire", &["10.77.0.2/24", "fd77::2/64"]),
+        addresses("inner", &["10.78.0.1/24", "fd78::1/64"]),
+        forward(on)
+    ))?;
+    let inner = ["10.78.0.2/24", "10.78.0.3/24", "fd78::2/64", "fd78::3/64"];
+    target.script(&format!("{}{}{}", addresses("inner", &inner), defaults("78", 1), forward(0)))
+}
+
+fn addresses(device: &str, addresses: &[&str]) -> String {
+    // Without it an IPv6 address, the link-local one too, is of no use for its first second.
+    let mut script = format!("echo 0 > /proc/sys/net/ipv6/conf/{device}/accept_dad\n");
+    for address in addresses {
+        script += &format!("ip addr add {address} dev {device}\n");
+    }
+    format!("{script}ip link set dev {device} up\n")
+}
+
+fn defaults(net: &str, via: u8) -> String {
+    format!("ip route add default via 10.{net}.0.{via}\nip -6 route add default via fd{net}::{via}\n")
+}

@@ -1,0 +1,87 @@
+//! What a tunnel left behind, as the difference of two snapshots: no list of what to look for can be incomplete.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use anyhow::Result;
+
+use crate::host::Host;
+use crate::lab::Lab;
+
+/// The state of the client and the server that a tunnel could change, one fact a line.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot(BTreeSet<String>);
+
+impl Snapshot {
+    pub(crate) fn take(lab: &Lab) -> Result<Snapshot> {
+        let mut facts = BTreeSet::new();
+        for (name, host) in [("client", &lab.client), ("server", &lab.server)] {
+            network(name, host, &mut facts)?;
+            tree(&format!("{name} cgroup"), host.cgroup_root(), true, &mut facts)?;
+            for folder in ["tmp", "run"] {
+                tree(&format!("{name} /{folder}"), &lab.dir().join(name).join(folder), false, &mut facts)?;
+            }
+        }
+        for user in [&lab.users.local, &lab.users.remote] {
+            tree(&format!("home of {}", user.name), &user.home, false, &mut facts)?;
+        }
+        Ok(Snapshot(facts))
+    }
+
+    pub(crate) fn beyond(&self, before: &Snapshot) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+}
+
+impl Lab {
+    /// Waits until nothing is left, and returns what still is when `limit` has passed. A killed tunnel's helper
+    /// and remote agent clean up on their own time.
+    pub fn wait_clean(&self, limit: Duration) -> Result<Vec<String>> {
+        let started = Instant::now();
+        loop {
+            let left = self.leftovers()?;
+            if left.is_empty() || started.elapsed() > limit {
+                return Ok(left);
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn network(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> {
+    let questions: [(&str, &[&str]); 5] = [
+        ("rule", &["-4", "-d", "rule"]),
+        ("rule6", &["-6", "-d", "rule"]),
+        ("route", &["-4", "-d", "route", "show", "table", "all"]),
+        ("route6", &["-6", "-d", "route", "show", "table", "all"]),
+        ("link", &["-br", "link"]),
+    ];
+    for (what, args) in questions {
+        facts.extend(host.output("ip", args)?.lines().map(|line| format!("{name} {what}: {}", line.trim())));
+    }
+    Ok(())
+}
+
+fn tree(what: &str, dir: &Path, folders_only: bool, facts: &mut BTreeSet<String>) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        // A folder may go while it is looked at.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let is_folder = entry.file_type()?.is_dir();
+        if is_folder || !folders_only {
+            let path = format!("{what}/{}", entry.file_name().to_string_lossy());
+            facts.insert(path.clone());
+            if is_folder {
+                tree(&path, &entry.path(), folders_only, facts)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! What joins the client and the server.
+
+pub mod queue;
+pub mod relay;
+
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::host::Host;
+use crate::sys;
+
+/// A link of the lab. All but [`Link::Lan`] are emulated in user space, as the kernel may lack netem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// A veth pair: as fast as the machine.
+    Lan,
+    /// A good line to another country.
+    Wan,
+    /// A gigabit across an ocean.
+    Fat,
+    /// A home line with too large a buffer.
+    Slow,
+    /// A line that loses packets.
+    Lossy,
+}
+
+/// What an emulated link does to every frame, the same in both directions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// One way, half of the round trip.
+    pub delay: Duration,
+    /// In bit/s, of Ethernet frames.
+    pub rate: u64,
+    /// What may wait for the wire, in bytes; what does not fit is dropped.
+    pub queue: u64,
+    /// The share of frames lost on the wire.
+    pub loss: f64,
+}
+
+impl Link {
+    /// Every link, in the order of the tables.
+    pub const ALL: [Link; 5] = [Link::Lan, Link::Wan, Link::Fat, Link::Slow, Link::Lossy];
+
+    /// The name in tables and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Link::Lan => "lan",
+            Link::Wan => "wan",
+            Link::Fat => "fat",
+            Link::Slow => "slow",
+            Link::Lossy => "lossy",
+        }
+    }
+
+    /// How it is emulated; nothing for a veth pair.
+    pub fn shape(self) -> Option<Shape> {
+        match self {
+            Link::Lan => None,
+            Link::Wan => Some(Shape::of(50, 200, None, 0.0)),
+            Link::Fat => Some(Shape::of(100, 1_000, None, 0.0)),
+            Link::Slow => Some(Shape::of(40, 10, Some(256 << 10), 0.0)),
+            Link::Lossy => Some(Shape::of(50, 100, None, 0.005)),
+        }
+    }
+}
+
+impl FromStr for Link {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Link, String> {
+        Link::ALL
+            .into_iter()
+            .find(|link| link.name() == name)
+            .ok_or_else(|| format!("no link is called {name}"))
+    }
+}
+
+impl Shape {
+    /// The queue is one bandwidth-delay product unless given.
+    fn of(round_trip_ms: u64, mbits: u64, queue: Option<u64>, loss: f64) -> Shape {
+        let rate = mbits * 1_000_000;
+        let product = rate / 8 * round_trip_ms / 1_000;
+        Shape {
+            delay: Duration::from_micros(round_trip_ms * 500),
+            rate,
+            queue: queue.unwrap_or(product),
+            loss,
+        }
+    }
+}
+
+/// Puts a device called `wire` into both hosts. The process returned, if any, carries frames between them; `tool`
+/// makes the command for it, on a host whose processor time counts for neither.
+pub(crate) fn join(
+    client: &Host,
+    server: &Host,
+    link: Link,
+    tool: impl FnOnce() -> Result<Command>,
+) -> Result<Option<Child>> {
+    let Some(shape) = link.shape() else {
+        client.script(&format!("ip link add name wire type veth peer name wire netns {}", server.pid()))?;
+        return Ok(None);
+    };
+    let (near, far) =
+        (client.in_network(|| sys::open_tap("wire"))?, server.in_network(|| sys::open_tap("wire"))?);
+    for host in [client, server] {
+        // The device's own ring must not drop what the emulated queue would take.
+        host.script("ip link set dev wire txqueuelen 20000")?;
+    }
+    let mut relay = tool()?;
+    relay.arg("relay").args([
+        "--delay-us",
+        &shape.delay.as_micros().to_string(),
+        "--rate",
+        &shape.rate.to_string(),
+    ]);
+    relay.args(["--queue", &shape.queue.to_string(), "--loss", &shape.loss.to_string()]);
+    Ok(Some(relay.stdin(Stdio::from(near)).stdout(Stdio::from(far)).spawn().context("run lab-tool relay")?))
+}

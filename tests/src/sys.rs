@@ -1,0 +1,82 @@
+//! The only `unsafe` of this crate: what runs between fork and exec, and the TAP ioctl.
+#![allow(unsafe_code, reason = "no safe library wraps pre_exec and TUNSETIFF")]
+
+use std::ffi::{CStr, CString};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid, chdir, setgid, setgroups, setsid, setuid, write};
+
+/// The namespaces a child gets before it executes its program.
+pub(crate) enum Spaces {
+    /// New ones, of these kinds.
+    New(CloneFlags),
+    /// Existing ones, entered in this order.
+    Of(Vec<Arc<OwnedFd>>),
+}
+
+/// How a child changes itself between fork and exec.
+pub(crate) struct Entry {
+    /// An open `cgroup.procs`: the child moves itself there first.
+    pub(crate) cgroup: OwnedFd,
+    pub(crate) spaces: Spaces,
+    /// Entering namespaces needs root, so the user changes here and not by `Command::uid`, which comes earlier.
+    pub(crate) user: Option<(Uid, Gid)>,
+    pub(crate) cwd: CString,
+}
+
+/// Makes every child of `command` pass through `entry`, in a session of its own so that ssh finds no terminal.
+pub(crate) fn enter_on_exec(command: &mut Command, entry: Entry) {
+    // SAFETY: `enter` makes system calls on values prepared before the fork: no allocation, no lock.
+    unsafe { command.pre_exec(move || enter(&entry).map_err(io::Error::from)) };
+}
+
+fn enter(entry: &Entry) -> nix::Result<()> {
+    write(&entry.cgroup, b"0")?;
+    match &entry.spaces {
+        Spaces::New(kinds) => unshare(*kinds)?,
+        Spaces::Of(spaces) => spaces.iter().try_for_each(|space| setns(space, CloneFlags::empty()))?,
+    }
+    setsid()?;
+    if let Some((uid, gid)) = entry.user {
+        setgroups(&[gid])?;
+        setgid(gid)?;
+        setuid(uid)?;
+    }
+    let cwd: &CStr = &entry.cwd;
+    chdir(cwd)
+}
+
+/// Runs `work` on a thread that is in the network namespace `net`; the caller stays where it is.
+pub(crate) fn in_netns<T: Send>(net: &OwnedFd, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let enter_then_work = || {
+        setns(net, CloneFlags::CLONE_NEWNET).context("setns")?;
+        work()
+    };
+    thread::scope(|scope| scope.spawn(enter_then_work).join()).map_err(|_| anyhow!("the thread panicked"))?
+}
+
+nix::ioctl_write_int!(tunsetiff, b'T', 202);
+
+/// Opens a new TAP device called `name` in the calling thread's network namespace; it goes with the descriptor.
+pub(crate) fn open_tap(name: &str) -> Result<File> {
+    let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
+    let tap = tap.context("open /dev/net/tun")?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF takes a pointer to an ifreq, which outlives the call.
+    unsafe { tunsetiff(tap.as_raw_fd(), &raw const request as libc::c_ulong) }.context("TUNSETIFF")?;
+    Ok(tap)
+}

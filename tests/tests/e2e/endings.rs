@@ -1,0 +1,115 @@
+//! However a tunnel ends, nothing is captured afterwards and nothing stays.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use shuttle_tests::process::{self, Process};
+use shuttle_tests::shuttle::{exit_code, send};
+use shuttle_tests::traffic::probe::Outcome;
+use shuttle_tests::{Lab, Options, Role, Run, Shuttle};
+
+use crate::{END, TARGET, expect, nothing_stays};
+
+const RUN: Run = Run {
+    identity: shuttle_tests::Identity::Sudo,
+    remote: true,
+    args: &["--method=ebpf", "10.78.0.0/24", "fd78::/64"],
+};
+
+type End = fn(&Lab, &Shuttle) -> Result<()>;
+
+/// How a tunnel is ended, and the exit code that follows.
+const ENDINGS: [(&str, i32, End); 5] = [
+    ("Ctrl-C", 0, |_, shuttle| shuttle.signal(Signal::SIGINT)),
+    ("SIGTERM", 0, |_, shuttle| shuttle.signal(Signal::SIGTERM)),
+    ("the client killed", 128 + 9, |_, shuttle| shuttle.signal(Signal::SIGKILL)),
+    ("ssh killed", 1, |_, shuttle| kill_all(shuttle.find(Role::Ssh))),
+    ("the agent killed", 1, |lab, _| kill_all(agents(lab))),
+];
+
+#[test]
+fn every_ending_leaves_the_machine_as_it_was() -> Result<()> {
+    for (how, code, end) in ENDINGS {
+        let (lab, mut shuttle) = tunnel()?;
+        end(&lab, &shuttle).context(how)?;
+        let got = exit_code(shuttle.wait(END).context(how)?);
+        ensure!(got == code, "{how}: exit code {got}\n{}", shuttle.stderr());
+        nothing_stays(&lab).with_context(|| format!("{how}\n{}", shuttle.stderr()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_helper_leaves_only_what_is_inert_and_cleanup_removes() -> Result<()> {
+    let (lab, mut shuttle) = tunnel()?;
+    kill_all(shuttle.find(Role::Helper))?;
+    let code = exit_code(shuttle.wait(END)?);
+    ensure!(code == 1, "exit code {code}\n{}", shuttle.stderr());
+    expect(&lab, TARGET, &[], Outcome::Direct)?;
+    let left = lab.wait_clean(Duration::from_secs(2))?;
+    ensure!(left.iter().all(|fact| fact.starts_with("client rule")), "more than rules is left: {left:#?}");
+    let cleanup = Shuttle::command(&lab, Run { remote: false, args: &["cleanup"], ..RUN })?.output()?;
+    ensure!(cleanup.status.success(), "cleanup: {}", String::from_utf8_lossy(&cleanup.stderr));
+    nothing_stays(&lab)
+}
+
+#[test]
+fn the_next_start_works_after_a_killed_one() -> Result<()> {
+    let (lab, mut shuttle) = tunnel()?;
+    kill_all([shuttle.find(Role::Helper), vec![shuttle.process()]].concat())?;
+    shuttle.wait(END)?;
+    let mut next = Shuttle::connect(&lab, RUN)?;
+    expect(&lab, TARGET, &[], Outcome::Captured)?;
+    next.signal(Signal::SIGTERM)?;
+    next.wait(END)?;
+    nothing_stays(&lab)
+}
+
+#[test]
+fn ssh_killed_while_it_connects_leaves_no_file_behind() -> Result<()> {
+    for millis in [0, 60, 120, 180, 240, 300, 400] {
+        let lab = Lab::with(Options::default())?;
+        let mut shuttle = Shuttle::start(&lab, RUN)?;
+        wait_for_ssh(&shuttle)?;
+        sleep(Duration::from_millis(millis));
+        // Quick machines may be past the upload by then; a tunnel that stands must clean up as well.
+        kill_all(shuttle.find(Role::Ssh)).with_context(|| shuttle.stderr())?;
+        let code = exit_code(shuttle.wait(END).with_context(|| format!("ssh killed after {millis} ms"))?);
+        ensure!(code != 0, "ssh killed after {millis} ms: exit code 0\n{}", shuttle.stderr());
+        nothing_stays(&lab).with_context(|| format!("ssh killed after {millis} ms"))?;
+    }
+    Ok(())
+}
+
+fn tunnel() -> Result<(Lab, Shuttle)> {
+    let lab = Lab::with(Options::default())?;
+    let shuttle = Shuttle::connect(&lab, RUN)?;
+    expect(&lab, TARGET, &[], Outcome::Captured)?;
+    Ok((lab, shuttle))
+}
+
+fn kill_all(processes: Vec<Process>) -> Result<()> {
+    ensure!(!processes.is_empty(), "no such process to kill");
+    processes.into_iter().try_for_each(|process| send(process, Signal::SIGKILL))
+}
+
+/// What runs for the ssh account and is not sshd's own: a shell, and the agent below or in place of it.
+fn agents(lab: &Lab) -> Vec<Process> {
+    let account = lab.users.remote.id.to_string();
+    let is_agent = |process: &Process| {
+        let user = process.status("Uid").unwrap_or_default();
+        user.split_whitespace().next() == Some(&account) && !process.name().starts_with("sshd")
+    };
+    process::in_cgroup(lab.server.cgroup_root()).into_iter().filter(is_agent).collect()
+}
+
+fn wait_for_ssh(shuttle: &Shuttle) -> Result<()> {
+    let started = Instant::now();
+    while shuttle.find(Role::Ssh).is_empty() {
+        ensure!(started.elapsed() < END, "shuttle starts no ssh:\n{}", shuttle.stderr());
+        sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! What fails before anything is captured: one line that says what and what to try, and nothing changed.
+
+use std::process::{Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use shuttle_tests::shuttle::exit_code;
+use shuttle_tests::{Identity, Lab, Options, Run, Server, Shuttle};
+
+use crate::nothing_stays;
+
+struct Case {
+    server: Server,
+    args: &'static [&'static str],
+    /// What shuttle's line must name.
+    names: &'static [&'static str],
+}
+
+const TO_SERVER: &[&str] = &["--method=ebpf", "-r", "shut-remote@server", "10.78.0.0/24"];
+
+const CASES: &[Case] = &[
+    Case {
+        server: Server::Plain,
+        args: &["--method=ebpf", "-r", "shut-remote@10.77.0.99", "10.78.0.0/24"],
+        names: &["10.77.0.99"],
+    },
+    Case { server: Server::NotListening, args: TO_SERVER, names: &["server"] },
+    Case { server: Server::KeyRefused, args: TO_SERVER, names: &["server"] },
+    Case { server: Server::HostKeyChanged, args: TO_SERVER, names: &["server"] },
+    Case { server: Server::NoShell, args: TO_SERVER, names: &["server"] },
+    Case {
+        server: Server::UnknownMachine,
+        args: &["--method=ebpf", "--agent=native", "-r", "shut-remote@server", "10.78.0.0/24"],
+        names: &["pdp11"],
+    },
+];
+
+#[test]
+fn a_failure_before_capture_is_one_line_and_changes_nothing() -> Result<()> {
+    for case in CASES {
+        let lab = Lab::with(Options { server: case.server, ..Options::default() })?;
+        let output = run(&lab, case.args)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let what = format!("{:?} {:?}:\n{stderr}", case.server, case.args);
+        ensure!(exit_code(output.status) == 1, "exit code {} for {what}", exit_code(output.status));
+        let own: Vec<_> = stderr.lines().filter(|line| line.starts_with("shuttle: ")).collect();
+        ensure!(own.len() == 1, "{} lines of shuttle's for {what}", own.len());
+        ensure!(case.names.iter().all(|name| own[0].contains(name)), "{:?} not named by {what}", case.names);
+        nothing_stays(&lab).context(what.clone())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bad_argument_is_named() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let bad = ["10.0.0.0/33", "host.invalid", "1.2.3.4:99999", "fd00::/129", "10.0.0.0/8:90-80", ""];
+    for argument in bad {
+        let output = run(&lab, &["--method=ebpf", "-r", "shut-remote@server", argument])?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(exit_code(output.status) == 2, "{argument:?}: {}\n{stderr}", output.status);
+        ensure!(stderr.lines().any(|line| line.contains(argument)), "{argument:?} is not named:\n{stderr}");
+    }
+    let output = run(&lab, &["--method=carrier-pigeon", "0/0"])?;
+    ensure!(exit_code(output.status) == 2, "{output:?}");
+    nothing_stays(&lab)
+}
+
+fn run(lab: &Lab, args: &[&str]) -> Result<Output> {
+    let run = Run { identity: Identity::Sudo, remote: false, args };
+    Shuttle::command(lab, run)?.stdin(Stdio::null()).output().context("run shuttle")
+}

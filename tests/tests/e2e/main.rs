@@ -1,0 +1,50 @@
+//! The real shuttle against a real sshd, in a lab. Needs root; without it every test fails and says so.
+
+mod capture;
+mod endings;
+mod failures;
+mod privilege;
+mod transfer;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use shuttle_tests::shuttle::exit_code;
+use shuttle_tests::traffic::probe::{Outcome, Probe};
+use shuttle_tests::{Lab, Options, Run, Shuttle};
+
+/// Long enough for a tunnel to end in any way, helper and remote side included.
+const END: Duration = Duration::from_secs(10);
+const TARGET: &str = "10.78.0.2:7004";
+const TARGET6: &str = "[fd78::2]:7004";
+
+/// Runs `check` while the tunnel stands in a lab of its own, ends it as Ctrl-C does, and sees that nothing stays.
+fn with_tunnel(options: Options, run: Run, check: impl FnOnce(&Lab, &Shuttle) -> Result<()>) -> Result<()> {
+    let lab = Lab::with(options)?;
+    let mut shuttle = Shuttle::connect(&lab, run).with_context(|| format!("{run:?}"))?;
+    let checked =
+        check(&lab, &shuttle).with_context(|| format!("{run:?}\nshuttle says:\n{}", shuttle.stderr()));
+    shuttle.signal(Signal::SIGINT)?;
+    let code = exit_code(shuttle.wait(END)?);
+    checked?;
+    ensure!(code == 0, "{run:?}: exit code {code} after Ctrl-C\n{}", shuttle.stderr());
+    nothing_stays(&lab).with_context(|| format!("{run:?}"))
+}
+
+/// Nothing is captured any more and nothing is left.
+fn nothing_stays(lab: &Lab) -> Result<()> {
+    let left = lab.wait_clean(END)?;
+    ensure!(left.is_empty(), "left behind: {left:#?}");
+    for target in [TARGET, TARGET6] {
+        expect(lab, target, &[], Outcome::Direct)?;
+    }
+    Ok(())
+}
+
+/// Probes `target` and returns the report if the outcome is the one expected.
+fn expect(lab: &Lab, target: &str, args: &[&str], outcome: Outcome) -> Result<Probe> {
+    let probe: Probe = lab.measure(&[&["probe", target], args].concat())?;
+    ensure!(probe.outcome == outcome, "{target} {args:?}: expected {outcome:?}, got {probe:?}");
+    Ok(probe)
+}

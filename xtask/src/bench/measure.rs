@@ -1,0 +1,215 @@
+//! What is measured of each peer.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use shuttle_tests::process::Process;
+use shuttle_tests::traffic::bulk::Rate;
+use shuttle_tests::traffic::connects::Connects;
+use shuttle_tests::traffic::rtt::Loaded;
+use shuttle_tests::traffic::{Spread, port};
+use shuttle_tests::{Host, Lab, Link};
+
+use super::peers::Peer;
+
+/// Figures by name, the unit in the name; or why there is none.
+pub(crate) type Figures = BTreeMap<&'static str, Result<f64, String>>;
+
+/// The figures in the order of the table.
+pub(crate) const METRICS: [&str; 21] = [
+    "1 flow down, Mbit/s",
+    "1 flow up, Mbit/s",
+    "8 flows down, Mbit/s",
+    "8 flows up, Mbit/s",
+    "idle round trip p50, ms",
+    "idle round trip p99, ms",
+    "round trip p50 under 4 flows down, ms",
+    "bulk meanwhile down, Mbit/s",
+    "round trip p50 under 4 flows up, ms",
+    "bulk meanwhile up, Mbit/s",
+    "connect+echo, 32 at once, 1/s",
+    "connect+echo p50, ms",
+    "connect+echo lost",
+    "CPU of the tool, client, s/GB",
+    "CPU of the tool, server, s/GB",
+    "CPU of ssh, client, s/GB",
+    "CPU of sshd, server, s/GB",
+    "memory an idle connection, client, KiB",
+    "memory an idle connection, server, KiB",
+    "memory for a stalled reader, client, MiB",
+    "memory for a stalled reader, server, MiB",
+];
+
+/// How long and how many.
+#[derive(Clone, Copy)]
+pub(crate) struct Effort {
+    bulk: f64,
+    round_trips: f64,
+    connects: usize,
+    idle: usize,
+    stall: f64,
+}
+
+impl Effort {
+    /// A link with delay needs time to reach its rate.
+    pub(crate) fn new(link: Link, quick: bool) -> Effort {
+        let bulk = if link.shape().is_some() { 10.0 } else { 4.0 };
+        match quick {
+            true => Effort { bulk: bulk / 2.0, round_trips: 1.0, connects: 500, idle: 200, stall: 2.0 },
+            false => Effort { bulk, round_trips: 3.0, connects: 3_000, idle: 1_000, stall: 5.0 },
+        }
+    }
+}
+
+/// A measurement, and the places in [`METRICS`] of the values it returns.
+type Part<'a> = (fn(&On<'a>) -> Result<Vec<f64>>, &'static [usize]);
+
+/// Every metric of a running peer; one that fails does not keep the others.
+pub(crate) fn all<'a>(lab: &'a Lab, peer: Peer, effort: Effort) -> Figures {
+    // Memory first: later, growth would hide in what earlier measurements left allocated.
+    let parts: [Part<'a>; 7] = [
+        (On::idle_memory, &[17, 18]),
+        (On::stalled, &[19, 20]),
+        (On::single_flows, &[0, 1, 13, 14, 15, 16]),
+        (On::many_flows, &[2, 3]),
+        (On::idle_round_trips, &[4, 5]),
+        (On::loaded, &[6, 7, 8, 9]),
+        (On::connects, &[10, 11, 12]),
+    ];
+    let (on, mut figures) = (On { lab, peer, effort }, Figures::new());
+    for (part, metrics) in parts {
+        let values = part(&on).map_err(|error| format!("{error:#}"));
+        for (place, metric) in metrics.iter().enumerate() {
+            let value = values.as_ref().map(|values| values[place]).map_err(Clone::clone);
+            figures.insert(METRICS[*metric], value);
+        }
+    }
+    figures
+}
+
+struct On<'a> {
+    lab: &'a Lab,
+    peer: Peer,
+    effort: Effort,
+}
+
+impl On<'_> {
+    fn at(&self, port: u16) -> String {
+        format!("{}:{port}", self.peer.address())
+    }
+
+    fn bulk(&self, direction: &str, flows: usize) -> Result<Rate> {
+        let (flows, seconds) = (flows.to_string(), self.effort.bulk.to_string());
+        let address = self.peer.address().to_string();
+        self.lab.measure(&["bulk", &address, direction, "--flows", &flows, "--seconds", &seconds])
+    }
+
+    fn many_flows(&self) -> Result<Vec<f64>> {
+        Ok(vec![self.bulk("down", 8)?.mbits, self.bulk("up", 8)?.mbits])
+    }
+
+    fn single_flows(&self) -> Result<Vec<f64>> {
+        let before = Cpu::now(self.lab)?;
+        let (down, up) = (self.bulk("down", 1)?, self.bulk("up", 1)?);
+        let gigabytes = (down.bytes + up.bytes) as f64 / 1e9;
+        let mut values = vec![down.mbits, up.mbits];
+        values.extend(Cpu::now(self.lab)?.since(before).map(|seconds| seconds / gigabytes));
+        Ok(values)
+    }
+
+    fn idle_round_trips(&self) -> Result<Vec<f64>> {
+        let seconds = self.effort.round_trips.to_string();
+        let spread: Spread = self.lab.measure(&["rtt", &self.at(port::ECHO), "--seconds", &seconds])?;
+        Ok(vec![spread.p50_us as f64 / 1e3, spread.p99_us as f64 / 1e3])
+    }
+
+    fn loaded(&self) -> Result<Vec<f64>> {
+        let (echo, seconds) = (self.at(port::ECHO), self.effort.bulk.to_string());
+        let mut values = Vec::new();
+        for (direction, port) in [("down", port::SOURCE), ("up", port::DISCARD)] {
+            let bulk = self.at(port);
+            let args = ["loaded-rtt", &echo, &bulk, direction, "--flows", "4", "--seconds", &seconds];
+            let loaded: Loaded = self.lab.measure(&args)?;
+            values.extend([loaded.rtt.p50_us as f64 / 1e3, loaded.bulk.mbits]);
+        }
+        Ok(values)
+    }
+
+    fn connects(&self) -> Result<Vec<f64>> {
+        let total = self.effort.connects.to_string();
+        let connects: Connects = self.lab.measure(&["connects", &self.at(port::ECHO), &total, "32"])?;
+        Ok(vec![connects.per_second, connects.time.p50_us as f64 / 1e3, connects.lost as f64])
+    }
+
+    fn idle_memory(&self) -> Result<Vec<f64>> {
+        let count = self.effort.idle.to_string();
+        let grown = self.memory_growth(&["hold", &self.at(port::ECHO), &count])?;
+        Ok(grown.map(|kib| kib / self.effort.idle as f64).to_vec())
+    }
+
+    fn stalled(&self) -> Result<Vec<f64>> {
+        let seconds = self.effort.stall.to_string();
+        let grown = self.memory_growth(&["stall", &self.at(port::SOURCE), "--seconds", &seconds])?;
+        Ok(grown.map(|kib| kib / 1024.0).to_vec())
+    }
+
+    /// How much the programs of the client and the server grow until the load prints its line, in KiB.
+    fn memory_growth(&self, load: &[&str]) -> Result<[f64; 2]> {
+        let memory = || [&self.lab.client, &self.lab.server].map(memory_of_tools);
+        let before = memory();
+        let mut command = self.lab.client.command(self.lab.program("lab-tool")?);
+        let mut child = command.args(load).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        let after = memory();
+        drop(child.stdin.take());
+        let status = child.wait()?;
+        ensure!(status.success() && !line.is_empty(), "lab-tool {load:?}: {status}");
+        Ok([0, 1].map(|side| after[side] as f64 - before[side] as f64))
+    }
+}
+
+fn memory_of_tools(host: &Host) -> u64 {
+    host.tool_processes().into_iter().filter_map(|process| process.memory().ok()).sum()
+}
+
+/// Processor seconds used so far: the tool and ssh on the client, the tool and sshd on the server.
+#[derive(Clone, Copy)]
+struct Cpu {
+    client: Split,
+    server: Split,
+}
+
+#[derive(Clone, Copy)]
+struct Split {
+    tool: f64,
+    ssh: f64,
+}
+
+impl Cpu {
+    fn now(lab: &Lab) -> Result<Cpu> {
+        Ok(Cpu { client: Split::of(&lab.client)?, server: Split::of(&lab.server)? })
+    }
+
+    /// In the order of the metrics.
+    fn since(self, before: Cpu) -> [f64; 4] {
+        [
+            self.client.tool - before.client.tool,
+            self.server.tool - before.server.tool,
+            self.client.ssh - before.client.ssh,
+            self.server.ssh - before.server.ssh,
+        ]
+        .map(|seconds| seconds.max(0.0))
+    }
+}
+
+impl Split {
+    fn of(host: &Host) -> Result<Split> {
+        let is_ssh = |process: &Process| process.name().starts_with("ssh") && process.name() != "sshuttle";
+        let ssh = host.tool_processes().into_iter().filter(is_ssh).filter_map(Process::cpu).sum::<Duration>();
+        Ok(Split { tool: (host.tools_cpu()?.saturating_sub(ssh)).as_secs_f64(), ssh: ssh.as_secs_f64() })
+    }
+}

@@ -1,0 +1,107 @@
+//! shuttle beside its peers, in one run: links x peers x metrics, as medians.
+
+mod measure;
+pub(crate) mod peers;
+mod report;
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use shuttle_tests::{Lab, Link, Options};
+
+use self::measure::{Effort, Figures};
+use self::peers::Peer;
+use crate::packages;
+use crate::run::{built, cargo, output, root, run as run_program};
+
+/// What to measure.
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// The links, of lan, wan, fat, slow and lossy.
+    #[arg(long, value_delimiter = ',', default_value = "lan,wan,fat,slow,lossy")]
+    links: Vec<Link>,
+    /// The peers, of direct, ssh, ssh-gcm, sshuttle and shuttle.
+    #[arg(long, value_delimiter = ',', default_value = "direct,ssh,ssh-gcm,sshuttle,shuttle")]
+    peers: Vec<Peer>,
+    /// Shorter measurements, once.
+    #[arg(long)]
+    quick: bool,
+    /// How often each is measured; the table has the medians.
+    #[arg(long)]
+    runs: Option<usize>,
+}
+
+/// All figures of one peer on one link; or why there are none.
+pub(crate) struct Column {
+    link: Link,
+    peer: Peer,
+    runs: Vec<Result<Figures, String>>,
+}
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    packages::install(packages::LAB)?;
+    build_programs()?;
+    if bench.peers.contains(&Peer::Sshuttle) {
+        install_sshuttle()?;
+    }
+    let mut columns = Vec::new();
+    for &link in &bench.links {
+        columns.extend(measure_link(link, bench)?);
+        print!("{}", report::markdown(link, &columns));
+    }
+    let path = report::write_json(&columns)?;
+    println!("\nwritten to {}", path.display());
+    Ok(())
+}
+
+/// Release builds: what a user runs.
+pub(crate) fn build_programs() -> Result<()> {
+    run_program(cargo().args(["build", "--release", "--bins", "-p", "shuttle", "-p", "shuttle-tests"]))
+}
+
+/// A lab with the release programs.
+pub(crate) fn lab(link: Link) -> Result<Lab> {
+    Lab::with(Options { link, programs: Some(built("release")), ..Options::default() })
+}
+
+/// The peers take turns, so that a machine that slows down slows all of them.
+fn measure_link(link: Link, bench: &Bench) -> Result<Vec<Column>> {
+    let lab = lab(link)?;
+    let mut columns: Vec<_> =
+        bench.peers.iter().map(|&peer| Column { link, peer, runs: Vec::new() }).collect();
+    for number in 0..bench.runs.unwrap_or(if bench.quick { 1 } else { 3 }) {
+        for column in &mut columns {
+            eprintln!("{} {} run {}", link.name(), column.peer.name(), number + 1);
+            let figures = measure_peer(&lab, column.peer, Effort::new(link, bench.quick));
+            column.runs.push(figures.map_err(|error| format!("{error:#}")));
+        }
+    }
+    Ok(columns)
+}
+
+fn measure_peer(lab: &Lab, peer: Peer, effort: Effort) -> Result<Figures> {
+    let running = peer.start(lab)?;
+    let figures = measure::all(lab, peer, effort);
+    running.stop(lab)?;
+    // What one peer leaves must not serve the next.
+    let left = lab.wait_clean(Duration::from_secs(10))?;
+    if !left.is_empty() {
+        eprintln!("{} leaves {left:#?}", peer.name());
+    }
+    Ok(figures)
+}
+
+/// The newest from PyPI, beside the builds.
+fn install_sshuttle() -> Result<()> {
+    packages::install(packages::PEERS)?;
+    let venv = peers::sshuttle_venv();
+    if !venv.join("bin/sshuttle").exists() {
+        run_program(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(&venv))?;
+    }
+    let mut pip = Command::new(venv.join("bin/pip"));
+    output(pip.args(["install", "--quiet", "--upgrade", "sshuttle"]).current_dir(root()))
+        .context("install sshuttle")?;
+    Ok(())
+}

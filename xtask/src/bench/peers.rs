@@ -1,0 +1,152 @@
+//! The ways to the target that the bench compares.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::str::FromStr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use nix::sys::signal::Signal;
+use shuttle_tests::process::Process;
+use shuttle_tests::shuttle::send;
+use shuttle_tests::traffic::port;
+use shuttle_tests::traffic::probe::{Outcome, Probe};
+use shuttle_tests::{Lab, Run, Shuttle, addr};
+
+use crate::run::root;
+
+/// A way to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// The server forwards packets.
+    Direct,
+    /// `ssh -L`, as it is.
+    Ssh,
+    /// `ssh -L`, with the cipher that is fastest where the processor has AES.
+    SshGcm,
+    /// The newest sshuttle from PyPI, with its nft method.
+    Sshuttle,
+    /// shuttle with `--method=ebpf`.
+    Shuttle,
+}
+
+/// A peer that is ready.
+pub(crate) enum Running {
+    Nothing,
+    Program(Child),
+    Shuttle(Shuttle),
+}
+
+impl Peer {
+    const ALL: [Peer; 5] = [Peer::Direct, Peer::Ssh, Peer::SshGcm, Peer::Sshuttle, Peer::Shuttle];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Peer::Direct => "direct",
+            Peer::Ssh => "ssh",
+            Peer::SshGcm => "ssh-gcm",
+            Peer::Sshuttle => "sshuttle",
+            Peer::Shuttle => "shuttle",
+        }
+    }
+
+    /// Where the target's services are found on the client.
+    pub(crate) fn address(self) -> IpAddr {
+        match self {
+            Peer::Ssh | Peer::SshGcm => Ipv4Addr::LOCALHOST.into(),
+            Peer::Direct | Peer::Sshuttle | Peer::Shuttle => addr::TARGET.into(),
+        }
+    }
+
+    /// Starts it and waits until it carries connections.
+    pub(crate) fn start(self, lab: &Lab) -> Result<Running> {
+        let running = match self {
+            Peer::Direct => Running::Nothing,
+            Peer::Ssh => Running::Program(start_ssh(lab, &[])?),
+            Peer::SshGcm => Running::Program(start_ssh(lab, &["-c", "aes128-gcm@openssh.com"])?),
+            Peer::Sshuttle => Running::Program(start_sshuttle(lab)?),
+            Peer::Shuttle => {
+                Running::Shuttle(Shuttle::connect(lab, Run::remote(&["--method=ebpf", "10.78.0.0/24"]))?)
+            }
+        };
+        self.wait_until_ready(lab)?;
+        Ok(running)
+    }
+
+    fn wait_until_ready(self, lab: &Lab) -> Result<()> {
+        let expected = if self == Peer::Direct { Outcome::Direct } else { Outcome::Captured };
+        let target = format!("{}:{}", self.address(), port::WHO[0]);
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(20) {
+            let probe: Probe = lab.measure(&["probe", &target])?;
+            if probe.outcome == expected {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100));
+        }
+        bail!("{} carries nothing", self.name())
+    }
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Peer, String> {
+        Peer::ALL
+            .into_iter()
+            .find(|peer| peer.name() == name)
+            .ok_or_else(|| format!("no peer is called {name}"))
+    }
+}
+
+impl Running {
+    /// Ends it as Ctrl-C or a service manager would.
+    pub(crate) fn stop(self, lab: &Lab) -> Result<()> {
+        match self {
+            Running::Nothing => Ok(()),
+            Running::Program(child) => stop(lab, child),
+            Running::Shuttle(mut shuttle) => {
+                shuttle.signal(Signal::SIGINT)?;
+                shuttle.wait(Duration::from_secs(10)).map(drop)
+            }
+        }
+    }
+}
+
+/// Where [`super::install_sshuttle`] puts it: not under `/tmp`, which a lab's client does not share.
+pub(crate) fn sshuttle_venv() -> PathBuf {
+    root().join("target/bench-venv")
+}
+
+fn start_ssh(lab: &Lab, options: &[&str]) -> Result<Child> {
+    // A thousand forwarded connections are more than the usual limit of open files.
+    let mut ssh = lab.client.tool(&lab.users.local, "/bin/sh");
+    ssh.args(["-c", "ulimit -n 4096; exec ssh \"$@\"", "ssh", "-N"]).args(options);
+    for port in [port::ECHO, port::DISCARD, port::SOURCE, port::EXCHANGE, port::WHO[0]] {
+        ssh.args(["-L", &format!("127.0.0.1:{port}:{}:{port}", addr::TARGET)]);
+    }
+    Ok(ssh.arg("server").stdin(Stdio::null()).spawn()?)
+}
+
+fn start_sshuttle(lab: &Lab) -> Result<Child> {
+    let program = sshuttle_venv().join("bin/sshuttle");
+    ensure!(program.exists(), "no sshuttle in {}", program.display());
+    let mut sshuttle = lab.client.tool(&lab.users.root, "/bin/sh");
+    sshuttle.args(["-c", "ulimit -n 4096; exec \"$@\"", "sh"]).arg(program);
+    sshuttle.args(["--method", "nft", "--disable-ipv6", "-r", "shut-remote@server", "10.78.0.0/24"]);
+    Ok(sshuttle.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+}
+
+fn stop(lab: &Lab, mut child: Child) -> Result<()> {
+    send(Process(child.id()), Signal::SIGTERM)?;
+    let started = Instant::now();
+    while child.try_wait()?.is_none() {
+        if started.elapsed() > Duration::from_secs(10) {
+            lab.client.tool_processes().into_iter().try_for_each(|process| send(process, Signal::SIGKILL))?;
+        }
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! What a change must satisfy besides the tests. Every check runs, and the failures are named at the end.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, ensure};
+
+use crate::run::{cargo, run};
+
+/// The eBPF programs compile for another target only; `build-ebpf --check` looks after them.
+const WHOLE: [&str; 3] = ["--workspace", "--exclude", "shuttle-ebpf"];
+
+type Check = fn() -> Result<()>;
+
+pub(crate) fn run_all() -> Result<()> {
+    let checks: [(&str, Check); 4] = [
+        ("format", format),
+        ("clippy", clippy),
+        ("documentation", documentation),
+        ("dependencies", dependencies),
+    ];
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        eprintln!("lint: {name}");
+        if let Err(error) = check() {
+            eprintln!("{error:#}");
+            failed.push(name);
+        }
+    }
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    run(cargo().arg("clippy").args(WHOLE).args(["--all-targets", "--quiet", "--", "-D", "warnings"]))
+}
+
+fn documentation() -> Result<()> {
+    let mut doc = cargo();
+    doc.arg("doc").args(WHOLE).args(["--no-deps", "--document-private-items", "--quiet"]);
+    run(doc.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Without the advisories: their database comes from a host that CI does not reach.
+fn dependencies() -> Result<()> {
+    let there = Command::new("cargo-deny").arg("--version").stdout(Stdio::null()).status();
+    if !there.is_ok_and(|status| status.success()) {
+        run(cargo().args(["install", "--locked", "--quiet", "cargo-deny"]))?;
+    }
+    run(cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))
+}

@@ -1,0 +1,64 @@
+//! Debian packages that the lab needs.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::run::{output, run};
+
+/// What the lab and every test run.
+pub(crate) const LAB: &[Package] = &[
+    Package { name: "openssh-client", proof: "/usr/bin/ssh" },
+    Package { name: "openssh-server", proof: "/usr/sbin/sshd" },
+    Package { name: "iproute2", proof: "/usr/sbin/ip" },
+    Package { name: "python3", proof: "/usr/bin/python3" },
+    Package { name: "tcsh", proof: "/usr/bin/tcsh" },
+];
+
+/// What the bench's other peers run, besides.
+pub(crate) const PEERS: &[Package] = &[
+    Package { name: "nftables", proof: "/usr/sbin/nft" },
+    Package { name: "python3-venv", proof: "/usr/share/doc/python3-venv" },
+];
+
+/// A Debian package, and a file that shows it is there.
+pub(crate) struct Package {
+    name: &'static str,
+    proof: &'static str,
+}
+
+/// Installs those of `packages` that are missing.
+pub(crate) fn install(packages: &[Package]) -> Result<()> {
+    ensure_root()?;
+    let missing: Vec<_> = packages.iter().filter(|package| !Path::new(package.proof).exists()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|package| package.name).collect();
+    let list = names.join(" ");
+    ensure!(
+        Path::new("/usr/bin/apt-get").exists(),
+        "these programs are missing, and there is no apt-get: {list}"
+    );
+    eprintln!("installing {list}");
+    // The lists may be old or absent: asked for only when a first try fails.
+    if apt(&names).is_err() {
+        run(Command::new("apt-get").args(["-qq", "update"]))?;
+        apt(&names).with_context(|| format!("install {list}"))?;
+    }
+    Ok(())
+}
+
+/// The lab makes network namespaces: only root may.
+fn ensure_root() -> Result<()> {
+    let id = output(Command::new("id").arg("-u"))?;
+    ensure!(id.trim() == "0", "this needs root, for network namespaces and sshd: run it with sudo");
+    Ok(())
+}
+
+fn apt(names: &[&str]) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    apt.args(["-qq", "-y", "--no-install-recommends", "install"]).args(names);
+    output(apt.env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
+}
