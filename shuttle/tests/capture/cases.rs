@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -39,6 +39,7 @@ pub(crate) const ALL: &[Case] = &[
     ("two_instances", two_instances),
     ("new_addresses_are_ours", new_addresses_are_ours),
     ("replaced_rules", replaced_rules),
+    ("many_rules", many_rules),
     ("logging_programs", logging_programs),
     ("without_ipv6", without_ipv6),
     ("without_capturing_ipv6", without_capturing_ipv6),
@@ -227,7 +228,9 @@ fn killed_helper() {
     let _world = World::new();
     let before = network_state();
     let (mut handle, captured) = start(&everything());
-    let mut established = connect(How::Plain, address("10.99.0.1:9")).expect("captured");
+    let established =
+        [(How::Plain, "10.99.0.1:9"), (How::Plain, "[fd99::1]:9"), (How::From("10.77.0.1"), "10.99.0.1:9")];
+    let established = established.map(|(how, to)| connect(how, address(to)).expect("captured"));
     handle.enclose().expect("enclose");
     drop(captured);
     kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
@@ -240,7 +243,9 @@ fn killed_helper() {
     thread::sleep(Duration::from_millis(300));
     let packets = || ip("-s link show v0").split_once("TX:").map(|(_, sent)| sent.to_owned());
     let before_write = packets();
-    established.write_all(b"a secret").expect("the send buffer has room");
+    for mut socket in &established {
+        socket.write_all(b"a secret").expect("the send buffer has room");
+    }
     thread::sleep(Duration::from_millis(500));
     assert_eq!(packets(), before_write);
     let report = cleanup::run().expect("clean up").to_string();
@@ -301,6 +306,21 @@ fn replaced_rules() {
         assert_eq!(ask(How::Plain, address("10.99.0.1:7")), *v4, "{networks:?}");
         assert_eq!(ask(How::Plain, address("[fd99::1]:7")), *v6, "{networks:?}");
     }
+}
+
+/// A whole routing table's worth.
+fn many_rules() {
+    let _world = World::new();
+    let some = (0..100_000_u32).map(|i| rule(&format!("{}/24", Ipv4Addr::from(i << 12)), Verdict::Pass));
+    let rules: Vec<_> = everything().rules.into_iter().chain(some).collect();
+    let start_time = Instant::now();
+    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), families: BOTH });
+    let started = start_time.elapsed();
+    handle.replace_rules(rules.clone()).expect("replace");
+    handle.replace_rules(rules).expect("replace");
+    println!("100,000 rules: capturing after {started:?}, replaced twice after {:?}", start_time.elapsed());
+    assert_eq!(ask(How::Plain, address("192.0.2.9:7")), "proxy 192.0.2.9:7");
+    assert!(started < Duration::from_secs(10), "{started:?}");
 }
 
 fn logging_programs() {
