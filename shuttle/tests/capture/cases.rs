@@ -7,15 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use shuttle::{
-    firewall::{
-        cleanup,
-        handle::{Captured, Handle},
-    },
+    firewall::handle::{Captured, Handle},
     plan::{Families, Plan, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
@@ -25,6 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
+    lifetime,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -33,10 +27,10 @@ pub(crate) const ALL: &[Case] = &[
     ("bypass_cgroup", bypass_cgroup),
     ("other_namespaces", other_namespaces),
     ("closed_listeners", closed_listeners),
-    ("drop_leaves_nothing", drop_leaves_nothing),
-    ("termination_leaves_nothing", termination_leaves_nothing),
-    ("killed_helper", killed_helper),
-    ("two_instances", two_instances),
+    ("drop_leaves_nothing", lifetime::drop_leaves_nothing),
+    ("termination_leaves_nothing", lifetime::termination_leaves_nothing),
+    ("killed_helper", lifetime::killed_helper),
+    ("two_instances", lifetime::two_instances),
     ("new_addresses_are_ours", new_addresses_are_ours),
     ("replaced_rules", replaced_rules),
     ("many_rules", many_rules),
@@ -48,14 +42,14 @@ pub(crate) const ALL: &[Case] = &[
     ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
 ];
 
-const BOTH: Families = Families { v4: true, v6: true };
+pub(crate) const BOTH: Families = Families { v4: true, v6: true };
 
 pub(crate) fn rule(network: &str, verdict: Verdict) -> Rule {
     Rule { network: network.parse().expect("a network"), ports: Ports::ALL, verdict }
 }
 
 /// Everything but the default exclusions and the networks x.88.
-fn everything() -> Plan {
+pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
     rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
@@ -63,7 +57,7 @@ fn everything() -> Plan {
 }
 
 /// A helper that captures, and a proxy behind its listeners.
-fn start(plan: &Plan) -> (Handle, Captured) {
+pub(crate) fn start(plan: &Plan) -> (Handle, Captured) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = handle.capture(plan).expect("capture");
     for listener in [&captured.listener4, &captured.listener6].into_iter().flatten() {
@@ -199,85 +193,6 @@ fn closed_listeners() {
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "TimedOut");
 }
 
-fn drop_leaves_nothing() {
-    let _world = World::new();
-    let before = network_state();
-    let (handle, captured) = start(&everything());
-    assert_ne!(network_state(), before);
-    drop((handle, captured));
-    assert_eq!(network_state(), before);
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
-}
-
-fn termination_leaves_nothing() {
-    let _world = World::new();
-    let before = network_state();
-    let (handle, _captured) = start(&everything());
-    let helper = Pid::from_raw(handle.pid().cast_signed());
-    for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
-        kill(helper, ignored).expect("a signal");
-    }
-    thread::sleep(Duration::from_millis(200));
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    kill(helper, Signal::SIGTERM).expect("a signal");
-    assert_eventually("all undone", || network_state() == before);
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
-}
-
-fn killed_helper() {
-    let _world = World::new();
-    let before = network_state();
-    let (mut handle, captured) = start(&everything());
-    let established =
-        [(How::Plain, "10.99.0.1:9"), (How::Plain, "[fd99::1]:9"), (How::From("10.77.0.1"), "10.99.0.1:9")];
-    let established = established.map(|(how, to)| connect(how, address(to)).expect("captured"));
-    handle.enclose().expect("enclose");
-    drop(captured);
-    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
-    drop(handle);
-    let rules = ip("rule");
-    assert!(rules.contains("fwmark 0x10000000/0x10000000 lookup 2190000 proto 219"), "{rules}");
-    assert_eventually("nothing is captured", || ask(How::Plain, address("10.99.0.1:7")) == "world");
-    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
-    // What a captured connection still has to say does not leave this host.
-    thread::sleep(Duration::from_millis(300));
-    let packets = || ip("-s link show v0").split_once("TX:").map(|(_, sent)| sent.to_owned());
-    let before_write = packets();
-    for mut socket in &established {
-        socket.write_all(b"a secret").expect("the send buffer has room");
-    }
-    thread::sleep(Duration::from_millis(500));
-    assert_eq!(packets(), before_write);
-    let report = cleanup::run().expect("clean up").to_string();
-    for family in ["V4", "V6"] {
-        assert!(report.contains(&format!("removed: {family} policy rule for mark 0x10000000")), "{report}");
-    }
-    assert_eq!(network_state(), before);
-    // What a killed helper leaves is no obstacle to the next one.
-    let (handle, _captured) = start(&everything());
-    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
-    drop(handle);
-    let (handle, captured) = start(&everything());
-    assert!(captured.description.contains("mark bit 0x10000000"), "{}", captured.description);
-    drop((handle, captured));
-    assert_eq!(network_state(), before);
-}
-
-fn two_instances() {
-    let _world = World::new();
-    let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], families: BOTH };
-    let (first, first_captured) = start(&of("10.99.0.0/16"));
-    let (_second, second_captured) = start(&of("fd99::/16"));
-    assert_ne!(first_captured.description, second_captured.description);
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
-    let report = cleanup::run().expect("clean up").to_string();
-    assert!(!report.contains("policy rule"), "live instances stay: {report}");
-    drop((first, first_captured));
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
-    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
-}
-
 fn new_addresses_are_ours() {
     let _world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));
@@ -371,7 +286,7 @@ fn errors_are_named() {
     assert_eq!(error(&everything()), "the loopback interface is down: run `ip link set lo up`");
 }
 
-fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(5), "{what}: not after 5 s");
