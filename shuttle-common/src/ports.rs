@@ -61,7 +61,9 @@ mod tests {
 
     #[test]
     fn joins_touching_ranges_and_refuses_too_many() {
-        let cases: &[(&[(u16, u16)], &[(u16, bool)])] = &[
+        type Ranges = &'static [(u16, u16)];
+        type Answers = &'static [(u16, bool)];
+        let cases: &[(Ranges, Answers)] = &[
             (&[], &[(0, false), (1, false), (65535, false)]),
             (&[(0, 65535)], &[(0, true), (65535, true)]),
             (&[(0, 0), (1, 9), (11, 65535)], &[(0, true), (9, true), (10, false), (11, true)]),

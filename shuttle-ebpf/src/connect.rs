@@ -78,8 +78,7 @@ fn set_mark(ctx: &SockAddrContext, captured: bool) {
         return;
     }
     // SAFETY: the option's value is a u32 on this stack frame.
-    let failed =
+    let _error =
         unsafe { bpf_setsockopt(ctx.sock_addr.cast(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), 4) };
-    log!(ctx, "connect: mark {:x} -> {:x}, error {}", old, mark, failed);
-    let _ = failed;
+    log!(ctx, "connect: mark {:x} -> {:x}, error {}", old, mark, _error);
 }

@@ -8,7 +8,7 @@
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, maps::lpm_trie::Key, programs::SkLookupContext};
 
 use crate::maps::{
-    KNOWS_INGRESS, LISTENERS, LOCAL4, LOCAL6, SOURCE4, SOURCE6, captures4, captures6, context, log, octets,
+    LISTENERS, LOCAL4, LOCAL6, SOURCE4, SOURCE6, TUN, captures4, captures6, context, log, octets,
 };
 
 const DROP: u32 = 0;
@@ -25,8 +25,13 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     if context!(lookup, protocol) != IPPROTO_TCP {
         return PASS;
     }
-    if KNOWS_INGRESS.load() == 1 && context!(lookup, ingress_ifindex) != LOOPBACK {
-        return PASS;
+    let tun = TUN.load();
+    if tun != 0 {
+        // Kernels differ in which of the two a packet came in by that a local route through the TUN device returned.
+        let ingress = context!(lookup, ingress_ifindex);
+        if ingress != tun && ingress != LOOPBACK {
+            return PASS;
+        }
     }
     match context!(lookup, family) {
         AF_INET if is_captured4(lookup) => redirect(&ctx, 0),
@@ -76,9 +81,16 @@ fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
 /// that port, in place of the far one.
 #[inline(always)]
 fn redirect(ctx: &SkLookupContext, listener: u32) -> u32 {
-    let refused = LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_err();
-    log!(ctx, "lookup: listener {}, refused {}", listener, u32::from(refused));
-    if refused { DROP } else { PASS }
+    match LISTENERS.redirect_sk_lookup(ctx, listener, 0) {
+        Ok(()) => {
+            log!(ctx, "lookup: to listener {}", listener);
+            PASS
+        }
+        Err(_error) => {
+            log!(ctx, "lookup: no listener {}, error {}", listener, _error);
+            DROP
+        }
+    }
 }
 
 /// Word by word: the verifier of some kernels refuses the block comparison that `==` on arrays becomes.

@@ -28,9 +28,10 @@ pub static SOURCE4: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static SOURCE6: Global<[u32; 4]> = Global::new([0; 4]);
 
-/// 1 where `bpf_sk_lookup` tells the ingress interface (kernel 5.17); 0 lets the verifier drop the read.
+/// The index of our TUN device; 0 where `bpf_sk_lookup` does not tell the ingress interface (before Linux 5.17), which
+/// lets the verifier drop the read.
 #[unsafe(no_mangle)]
-pub static KNOWS_INGRESS: Global<u32> = Global::new(0);
+pub static TUN: Global<u32> = Global::new(0);
 
 /// More than any routing table that people push through ssh.
 const MAX_RULES: u32 = 262_144;

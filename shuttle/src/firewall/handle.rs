@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use shuttle_common::rule::Rule;
+
 use super::{
     Method,
     wire::{self, Request, Response, VERSION},
@@ -86,13 +88,11 @@ impl Handle {
             UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
         let helper = spawn_helper(theirs.into())?;
         let mut handle = Self { stream, helper, log: false };
-        match handle.ask(&Request::Hello { version: VERSION })? {
-            (Response::Hello { version: VERSION }, _) => Ok(handle),
-            (Response::Hello { version }, _) => Err(Error::Version { theirs: version }),
-            (Response::Enclosed | Response::Captured { .. } | Response::Failed { .. }, _) => {
-                Err(Error::Confused)
-            }
-        }
+        let (Response::Hello { version: theirs }, _) = handle.ask(&Request::Hello { version: VERSION })?
+        else {
+            return Err(Error::Confused);
+        };
+        if theirs == VERSION { Ok(handle) } else { Err(Error::Version { theirs }) }
     }
 
     /// Whether [`capture`](Self::capture) loads the programs that log each decision to the helper's stderr.
@@ -103,27 +103,31 @@ impl Handle {
     /// Puts this process into a cgroup whose new sockets are never captured. Children started later inherit it;
     /// sockets that exist already keep what they have. Call it before starting ssh.
     pub fn enclose(&mut self) -> Result<(), Error> {
-        match self.ask(&Request::Enclose)? {
-            (Response::Enclosed, _) => Ok(()),
-            (Response::Hello { .. } | Response::Captured { .. } | Response::Failed { .. }, _) => {
-                Err(Error::Confused)
-            }
-        }
+        self.expect(&Request::Enclose, |response| matches!(response, Response::Enclosed))
     }
 
     /// Starts capturing; on an error nothing is captured. Once for each handle.
     pub fn capture(&mut self, plan: &Plan) -> Result<Captured, Error> {
-        match self.ask(&Request::Capture { plan: plan.clone(), log: self.log })? {
-            (Response::Captured { method, v4, v6, description }, descriptors) => {
-                let mut listeners = descriptors.into_iter().map(TcpListener::from);
-                let listener4 = if v4 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
-                let listener6 = if v6 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
-                Ok(Captured { method, listener4, listener6, description })
-            }
-            (Response::Hello { .. } | Response::Enclosed | Response::Failed { .. }, _) => {
-                Err(Error::Confused)
-            }
-        }
+        let request = Request::Capture { plan: plan.clone(), log: self.log };
+        let (Response::Captured { method, v4, v6, description }, descriptors) = self.ask(&request)? else {
+            return Err(Error::Confused);
+        };
+        let mut listeners = descriptors.into_iter().map(TcpListener::from);
+        let listener4 = if v4 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
+        let listener6 = if v6 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
+        Ok(Captured { method, listener4, listener6, description })
+    }
+
+    /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist
+    /// keep their way.
+    pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<(), Error> {
+        self.expect(&Request::Replace { rules }, |response| matches!(response, Response::Replaced))
+    }
+
+    /// Asks for what has no result.
+    fn expect(&mut self, request: &Request, fits: fn(&Response) -> bool) -> Result<(), Error> {
+        let (response, _) = self.ask(request)?;
+        if fits(&response) { Ok(()) } else { Err(Error::Confused) }
     }
 
     fn ask(&mut self, request: &Request) -> Result<(Response, Vec<OwnedFd>), Error> {

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use shuttle_common::rule::Rule;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -21,9 +22,10 @@ use tokio::{
 
 use super::{
     Method,
-    ebpf::{self, Capture, Enclosure},
+    ebpf::{Capture, Enclosure, Started},
     wire::{self, Request, Response, VERSION},
 };
+use crate::plan::Plan;
 
 /// Runs the helper on its end of the socket pair, which [`Handle::spawn`](super::handle::Handle::spawn) makes its
 /// stdin. Returns when the socket closes or SIGTERM comes, with everything undone.
@@ -111,37 +113,46 @@ struct Helper {
 impl Helper {
     async fn answer(&mut self, stream: &UnixStream, request: Request) -> Result<(), Error> {
         let mut started = None;
-        let response = match request {
+        let answer = match request {
             Request::Hello { version } => {
                 self.greeted = version == VERSION;
                 Ok(Response::Hello { version: VERSION })
             }
             _ if !self.greeted => Err("the client did not say hello".to_owned()),
-            Request::Enclose if self.enclosure.is_some() => Err("the client is enclosed already".to_owned()),
             Request::Enclose => self.enclose(),
-            Request::Capture { .. } if self.capture.is_some() => Err("it is capturing already".to_owned()),
             Request::Capture { plan, log } => {
-                Capture::start(&plan, log).await.map_err(|e| e.to_string()).map(|it| {
-                    let started = started.insert(it.1);
-                    self.capture = Some(it.0);
-                    Response::Captured {
-                        method: Method::Ebpf,
-                        v4: started.listener4.is_some(),
-                        v6: started.listener6.is_some(),
-                        description: started.description.clone(),
-                    }
-                })
+                let result = self.start(&plan, log).await;
+                result.map(|it| captured(started.insert(it)))
             }
+            Request::Replace { rules } => self.replace(&rules),
         };
-        let response = response.unwrap_or_else(|message| Response::Failed { message });
-        let listeners = started.iter().flat_map(|s| [&s.listener4, &s.listener6]).flatten();
+        let response = answer.unwrap_or_else(|message| Response::Failed { message });
+        let listeners = started.iter().flat_map(|started| [&started.listener4, &started.listener6]).flatten();
         let descriptors: Vec<_> = listeners.map(AsFd::as_fd).collect();
         Ok(wire::send(stream, &response, &descriptors)?)
     }
 
     fn enclose(&mut self) -> Result<Response, String> {
-        self.enclosure = Some(Enclosure::new(self.client).map_err(|error: ebpf::Error| error.to_string())?);
+        if self.enclosure.is_some() {
+            return Err("the client is enclosed already".to_owned());
+        }
+        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
         Ok(Response::Enclosed)
+    }
+
+    async fn start(&mut self, plan: &Plan, log: bool) -> Result<Started, String> {
+        if self.capture.is_some() {
+            return Err("it is capturing already".to_owned());
+        }
+        let (capture, started) = Capture::start(plan, log).await.map_err(|error| error.to_string())?;
+        self.capture = Some(capture);
+        Ok(started)
+    }
+
+    fn replace(&mut self, rules: &[Rule]) -> Result<Response, String> {
+        let capture = self.capture.as_mut().ok_or("it is not capturing")?;
+        capture.replace_rules(rules).map_err(|error| error.to_string())?;
+        Ok(Response::Replaced)
     }
 
     async fn refresh(&mut self) {
@@ -159,5 +170,14 @@ impl Helper {
         if let Some(enclosure) = self.enclosure {
             enclosure.undo();
         }
+    }
+}
+
+fn captured(started: &Started) -> Response {
+    Response::Captured {
+        method: Method::Ebpf,
+        v4: started.listener4.is_some(),
+        v6: started.listener6.is_some(),
+        description: started.description.clone(),
     }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use shuttle_common::rule::Rule;
 
 use super::Method;
 use crate::{
@@ -40,6 +41,11 @@ pub enum Request {
         /// Whether to load the programs that log (see `Handle::log_programs`).
         log: bool,
     },
+    /// Replace the rules of the running capture at one stroke.
+    Replace {
+        /// The new rules, all of them.
+        rules: Vec<Rule>,
+    },
 }
 
 /// Helper to client.
@@ -63,6 +69,8 @@ pub enum Response {
         /// One line for the user.
         description: String,
     },
+    /// Answers `Replace`.
+    Replaced,
     /// The request failed and changed nothing.
     Failed {
         /// One line for the user that names thing and remedy.

@@ -6,15 +6,17 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// How to connect.
 #[derive(Clone, Copy, Debug)]
-pub enum How {
+pub(crate) enum How {
     Plain,
     /// IPv4 over an IPv6 socket.
     Mapped,
     NonBlocking,
+    /// IPPROTO_MPTCP.
+    Multipath,
     /// `sendto` with MSG_FASTOPEN.
     FastOpenSend,
     /// TCP_FASTOPEN_CONNECT, then a write.
@@ -26,7 +28,7 @@ pub enum How {
 }
 
 /// Who answers at `destination`: what it says, or the error.
-pub fn ask(how: How, destination: SocketAddr) -> String {
+pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     let answer = || -> io::Result<String> {
         let mut socket = connect(how, destination)?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -40,17 +42,18 @@ pub fn ask(how: How, destination: SocketAddr) -> String {
 }
 
 /// A connected socket.
-pub fn connect(how: How, destination: SocketAddr) -> io::Result<Socket> {
+pub(crate) fn connect(how: How, destination: SocketAddr) -> io::Result<Socket> {
     let target = match (how, destination) {
         (How::Mapped, SocketAddr::V4(v4)) => {
             SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
         }
         _ => destination,
     };
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    let protocol = if let How::Multipath = how { Some(Protocol::MPTCP) } else { None };
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, protocol)?;
     const LIMIT: Duration = Duration::from_secs(3);
     match how {
-        How::Plain | How::Mapped => socket.connect_timeout(&target.into(), LIMIT)?,
+        How::Plain | How::Mapped | How::Multipath => socket.connect_timeout(&target.into(), LIMIT)?,
         How::NonBlocking => {
             socket.set_nonblocking(true)?;
             let refused = socket.connect(&target.into()).expect_err("it cannot be done at once");

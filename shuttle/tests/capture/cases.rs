@@ -2,20 +2,13 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use shuttle::{
-    firewall::{
-        cleanup,
-        handle::{Captured, Handle},
-    },
+    firewall::handle::{Captured, Handle},
     plan::{Families, Plan, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
@@ -25,33 +18,38 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
+    lifetime,
 };
 
-pub const ALL: &[Case] = &[
+pub(crate) const ALL: &[Case] = &[
     ("steering", steering),
     ("existing_connections_stay", existing_connections_stay),
     ("bypass_cgroup", bypass_cgroup),
     ("other_namespaces", other_namespaces),
-    ("closed_listeners_refuse", closed_listeners_refuse),
-    ("drop_leaves_nothing", drop_leaves_nothing),
-    ("termination_leaves_nothing", termination_leaves_nothing),
-    ("killed_helper", killed_helper),
-    ("two_instances", two_instances),
+    ("closed_listeners", closed_listeners),
+    ("drop_leaves_nothing", lifetime::drop_leaves_nothing),
+    ("termination_leaves_nothing", lifetime::termination_leaves_nothing),
+    ("killed_helper", lifetime::killed_helper),
+    ("two_instances", lifetime::two_instances),
     ("new_addresses_are_ours", new_addresses_are_ours),
+    ("replaced_rules", replaced_rules),
+    ("many_rules", many_rules),
+    ("logging_programs", logging_programs),
     ("without_ipv6", without_ipv6),
+    ("without_capturing_ipv6", without_capturing_ipv6),
     ("errors_are_named", errors_are_named),
     ("kernel_rules", kernel_rules::equal_the_reference),
     ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
 ];
 
-const BOTH: Families = Families { v4: true, v6: true };
+pub(crate) const BOTH: Families = Families { v4: true, v6: true };
 
-pub fn rule(network: &str, verdict: Verdict) -> Rule {
+pub(crate) fn rule(network: &str, verdict: Verdict) -> Rule {
     Rule { network: network.parse().expect("a network"), ports: Ports::ALL, verdict }
 }
 
 /// Everything but the default exclusions and the networks x.88.
-fn everything() -> Plan {
+pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
     rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
@@ -59,7 +57,7 @@ fn everything() -> Plan {
 }
 
 /// A helper that captures, and a proxy behind its listeners.
-fn start(plan: &Plan) -> (Handle, Captured) {
+pub(crate) fn start(plan: &Plan) -> (Handle, Captured) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = handle.capture(plan).expect("capture");
     for listener in [&captured.listener4, &captured.listener6].into_iter().flatten() {
@@ -82,6 +80,7 @@ fn steering() {
         (How::Mapped, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::NonBlocking, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::NonBlocking, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::Multipath, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::FastOpenSend, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::FastOpenSend, "[fd99::1]:7", "proxy [fd99::1]:7"),
         (How::FastOpenConnect, "10.99.0.1:7", "proxy 10.99.0.1:7"),
@@ -181,81 +180,17 @@ fn other_namespaces() {
     assert_eq!(world.run(|| ask(How::Plain, address("10.99.0.1:7"))), "world");
 }
 
-/// And do not reach whatever listens on that port here.
-fn closed_listeners_refuse() {
+/// Connections then do not reach whatever listens on that port here.
+fn closed_listeners() {
     let _world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));
     let mut handle = Handle::spawn().expect("a helper");
     drop(handle.capture(&everything()).expect("capture"));
-    for destination in ["10.99.0.1:7", "[fd99::1]:7"] {
-        assert_eq!(ask(How::Plain, address(destination)), "ConnectionRefused", "{destination}");
-    }
-}
-
-fn drop_leaves_nothing() {
-    let _world = World::new();
-    let before = network_state();
-    let (handle, captured) = start(&everything());
-    assert_ne!(network_state(), before);
-    drop((handle, captured));
-    assert_eq!(network_state(), before);
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
-}
-
-fn termination_leaves_nothing() {
-    let _world = World::new();
-    let before = network_state();
-    let (handle, _captured) = start(&everything());
-    let helper = Pid::from_raw(handle.pid().cast_signed());
-    for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
-        kill(helper, ignored).expect("a signal");
-    }
-    thread::sleep(Duration::from_millis(200));
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    kill(helper, Signal::SIGTERM).expect("a signal");
-    assert_eventually("all undone", || network_state() == before);
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
-}
-
-fn killed_helper() {
-    let _world = World::new();
-    let before = network_state();
-    let (mut handle, captured) = start(&everything());
-    handle.enclose().expect("enclose");
-    drop(captured);
-    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
-    drop(handle);
-    let rules = ip("rule");
-    assert!(rules.contains("fwmark 0x10000000/0x10000000 lookup 2190000 proto 219"), "{rules}");
-    assert_eventually("nothing is captured", || ask(How::Plain, address("10.99.0.1:7")) == "world");
-    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
-    let report = cleanup::run().expect("clean up").to_string();
-    for family in ["V4", "V6"] {
-        assert!(report.contains(&format!("removed: {family} policy rule for mark 0x10000000")), "{report}");
-    }
-    assert_eq!(network_state(), before);
-    // What a killed helper leaves is no obstacle to the next one.
-    let (handle, _captured) = start(&everything());
-    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
-    drop(handle);
-    let (handle, captured) = start(&everything());
-    assert!(captured.description.contains("mark bit 0x10000000"), "{}", captured.description);
-    drop((handle, captured));
-    assert_eq!(network_state(), before);
-}
-
-fn two_instances() {
-    let _world = World::new();
-    let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], families: BOTH };
-    let (first, first_captured) = start(&of("10.99.0.0/16"));
-    let (_second, second_captured) = start(&of("fd99::/16"));
-    assert_ne!(first_captured.description, second_captured.description);
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
-    assert_eq!(cleanup::run().expect("clean up").0, Vec::<String>::new(), "live instances stay");
-    drop((first, first_captured));
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
-    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+    // The helper closes its copies just after it has sent them.
+    let refused = || ask(How::Plain, address("[fd99::1]:7")) == "ConnectionRefused";
+    assert_eventually("an IPv6 connection is refused", refused);
+    // The kernel finds no route for an IPv4 reset from an address that is not this host's.
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "TimedOut");
 }
 
 fn new_addresses_are_ours() {
@@ -270,12 +205,65 @@ fn new_addresses_are_ours() {
     assert_eventually("it is no more", || from_here() == "proxy 10.55.0.1:7");
 }
 
+fn replaced_rules() {
+    let _world = World::new();
+    let (mut handle, _captured) = start(&everything());
+    let rows: &[(&[&str], &str, &str)] = &[
+        (&[], "world", "world"),
+        (&["10.99.0.0/16"], "proxy 10.99.0.1:7", "world"),
+        (&["fd99::/16"], "world", "proxy [fd99::1]:7"),
+        (&["10.99.0.1/32", "fd99::1/128"], "proxy 10.99.0.1:7", "proxy [fd99::1]:7"),
+        (&[], "world", "world"),
+    ];
+    for (networks, v4, v6) in rows {
+        let rules = networks.iter().map(|network| rule(network, Verdict::Capture)).collect();
+        handle.replace_rules(rules).expect("replace");
+        assert_eq!(ask(How::Plain, address("10.99.0.1:7")), *v4, "{networks:?}");
+        assert_eq!(ask(How::Plain, address("[fd99::1]:7")), *v6, "{networks:?}");
+    }
+}
+
+/// A whole routing table's worth.
+fn many_rules() {
+    let _world = World::new();
+    let some = (0..100_000_u32).map(|i| rule(&format!("{}/24", Ipv4Addr::from(i << 12)), Verdict::Pass));
+    let rules: Vec<_> = everything().rules.into_iter().chain(some).collect();
+    let start_time = Instant::now();
+    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), families: BOTH });
+    let started = start_time.elapsed();
+    handle.replace_rules(rules.clone()).expect("replace");
+    handle.replace_rules(rules).expect("replace");
+    println!("100,000 rules: capturing after {started:?}, replaced twice after {:?}", start_time.elapsed());
+    assert_eq!(ask(How::Plain, address("192.0.2.9:7")), "proxy 192.0.2.9:7");
+    assert!(started < Duration::from_secs(10), "{started:?}");
+}
+
+fn logging_programs() {
+    let _world = World::new();
+    let mut handle = Handle::spawn().expect("a helper");
+    handle.log_programs(true);
+    let captured = handle.capture(&everything()).expect("capture");
+    serve(captured.listener4.expect("an IPv4 listener"), proxy);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+}
+
+fn without_capturing_ipv6() {
+    let _world = World::new();
+    let (_handle, captured) = start(&Plan { families: Families { v4: true, v6: false }, ..everything() });
+    assert!(captured.listener6.is_none());
+    assert_eq!(ask(How::Mapped, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
+    let mark = connect(How::Plain, address("[fd99::1]:7")).and_then(|socket| socket.mark());
+    assert_eq!(mark.expect("connected"), 0);
+}
+
 fn without_ipv6() {
     let _world = World::new();
     for scope in ["all", "default", "lo"] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").expect("a sysctl");
     }
     let (_handle, captured) = start(&everything());
+    println!("{}", captured.description);
     assert!(captured.listener6.is_none());
     assert!(captured.description.contains("no IPv6, since this host has none"), "{}", captured.description);
     for how in [How::Plain, How::Mapped] {
@@ -298,7 +286,7 @@ fn errors_are_named() {
     assert_eq!(error(&everything()), "the loopback interface is down: run `ip link set lo up`");
 }
 
-fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(5), "{what}: not after 5 s");

@@ -24,7 +24,7 @@ fn enter_nowhere() {
 }
 
 /// Random rules, and destinations at the edges of their networks and ports.
-pub fn equal_the_reference() {
+pub(crate) fn equal_the_reference() {
     enter_nowhere();
     let mut checked = 0;
     for seed in 1..=SETS {
@@ -48,7 +48,7 @@ pub fn equal_the_reference() {
 }
 
 /// Only TCP, and not what carries the bypass bit.
-pub fn every_kind_of_socket() {
+pub(crate) fn every_kind_of_socket() {
     const BYPASS: u32 = 0x2000_0000;
     const CAPTURE: u32 = 0x1000_0000;
     enter_nowhere();
@@ -80,7 +80,7 @@ pub fn every_kind_of_socket() {
 fn in_kernel(address: IpAddr, port: u16, mapped: bool) -> Verdict {
     let destination = match address {
         IpAddr::V4(v4) if mapped => SocketAddrV6::new(v4.to_ipv6_mapped(), port, 0, 0).into(),
-        _ => SocketAddr::new(address, port),
+        IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(address, port),
     };
     let domain = Domain::for_address(destination);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).expect("a socket");

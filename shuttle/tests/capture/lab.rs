@@ -14,18 +14,18 @@ use nix::sched::{CloneFlags, unshare};
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The world: runs jobs in its namespace.
-pub struct World {
+pub(crate) struct World {
     jobs: mpsc::Sender<Job>,
 }
 
 /// The port on which the world and home answer with their name.
-pub const NAME_PORT: u16 = 7;
+pub(crate) const NAME_PORT: u16 = 7;
 /// The port on which the world echoes.
-pub const ECHO_PORT: u16 = 8;
+pub(crate) const ECHO_PORT: u16 = 8;
 
 impl World {
     /// Moves this process, which must have one thread, to a new home, and makes a world for it.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("unshare needs root");
         ip("link set lo up");
         let (jobs, queue) = mpsc::channel::<Job>();
@@ -37,25 +37,29 @@ impl World {
         });
         let tid = told.recv().expect("a world");
         ip(&format!("link add v0 type veth peer name v1 netns {tid}"));
-        ["address add 10.77.0.1/24 dev v0", "address add fd77::1/64 dev v0 nodad", "link set v0 up"].map(ip);
+        std::fs::write("/proc/sys/net/ipv6/conf/v0/addr_gen_mode", "1").expect("no link-local address");
+        ["address add 10.77.0.1/24 dev v0", "address add fd77::1/64 dev v0 nodad", "link set v0 up"]
+            .into_iter()
+            .for_each(run_ip);
         let world = Self { jobs };
         world.run(|| {
             let addresses = ["10.88.0.1/32", "10.99.0.1/32", "fd88::1/128", "fd99::1/128"];
-            addresses.map(|address| ip(&format!("address add {address} dev lo")));
+            addresses.into_iter().for_each(|address| run_ip(&format!("address add {address} dev lo")));
             ["link set lo up", "address add 10.77.0.2/24 dev v1", "address add fd77::2/64 dev v1 nodad"]
-                .map(ip);
+                .into_iter()
+                .for_each(run_ip);
             ip("link set v1 up");
             serve(listen(NAME_PORT), |stream| say(stream, "world"));
             serve(listen(ECHO_PORT), echo);
         });
-        ["route add default via 10.77.0.2", "-6 route add default via fd77::2"].map(ip);
+        ["route add default via 10.77.0.2", "-6 route add default via fd77::2"].into_iter().for_each(run_ip);
         // IPv6 needs the carrier's notice on both sides.
         thread::sleep(std::time::Duration::from_millis(100));
         world
     }
 
     /// Runs a job in the world's namespace and waits for it.
-    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = mpsc::channel();
         self.jobs.send(Box::new(move || tell.send(job()).unwrap_or(()))).expect("the world ended");
         told.recv().expect("the job failed")
@@ -63,12 +67,12 @@ impl World {
 }
 
 /// A listener on all addresses of both families.
-pub fn listen(port: u16) -> TcpListener {
+pub(crate) fn listen(port: u16) -> TcpListener {
     TcpListener::bind(format!("[::]:{port}")).expect("a free port")
 }
 
 /// Answers each connection from a thread.
-pub fn serve(listener: TcpListener, answer: fn(TcpStream)) {
+pub(crate) fn serve(listener: TcpListener, answer: fn(TcpStream)) {
     listener.set_nonblocking(false).expect("a listener");
     thread::spawn(move || {
         listener.incoming().flatten().for_each(|stream| drop(thread::spawn(move || answer(stream))))
@@ -76,14 +80,14 @@ pub fn serve(listener: TcpListener, answer: fn(TcpStream)) {
 }
 
 /// Answers with the original destination, as the capturing side sees it.
-pub fn proxy(stream: TcpStream) {
+pub(crate) fn proxy(stream: TcpStream) {
     let destination = stream.local_addr().expect("an accepted socket");
     stream.set_nonblocking(false).expect("an accepted socket");
     say(stream, &format!("proxy {destination}"));
 }
 
 /// Says one thing, and stays until the other side closes: closing with bytes unread would be a reset.
-pub fn say(mut stream: TcpStream, text: &str) {
+pub(crate) fn say(mut stream: TcpStream, text: &str) {
     let said = stream.write_all(text.as_bytes()).and_then(|()| stream.shutdown(Shutdown::Write));
     if said.is_ok() {
         std::io::copy(&mut stream, &mut std::io::sink()).unwrap_or(0);
@@ -98,19 +102,23 @@ fn echo(mut stream: TcpStream) {
 }
 
 /// Runs `ip` with these arguments in this thread's namespace.
-pub fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+fn run_ip(arguments: &str) {
+    ip(arguments);
+}
+
 /// All that capturing could leave behind in this namespace.
-pub fn network_state() -> String {
+pub(crate) fn network_state() -> String {
     let parts =
         ["rule", "-6 rule", "route show table all", "-6 route show table all", "-br link", "-br address"];
     parts.map(ip).concat()
 }
 
-pub fn address(text: &str) -> SocketAddr {
+pub(crate) fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address and a port")
 }

@@ -5,6 +5,7 @@ mod app;
 mod cases;
 mod kernel_rules;
 mod lab;
+mod lifetime;
 
 use std::{
     env, io,

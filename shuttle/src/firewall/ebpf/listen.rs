@@ -54,21 +54,23 @@ impl Listeners {
 
 fn listen_v4() -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
     // Or the kernel would not answer from addresses that are not this host's.
     socket.set_ip_transparent_v4(true)?;
-    listen(socket, (Ipv4Addr::LOCALHOST, 0).into())
+    listen(socket)
 }
 
 fn listen_v6() -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(true)?;
+    // Before it is transparent: that bind would not notice that IPv6 is off.
+    socket.bind(&SocketAddr::from((Ipv6Addr::LOCALHOST, 0)).into())?;
     socket.set_ip_transparent_v6(true)?;
-    listen(socket, (Ipv6Addr::LOCALHOST, 0).into())
+    listen(socket)
 }
 
-fn listen(socket: Socket, address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(socket: Socket) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

@@ -19,7 +19,10 @@ use std::{
     net::{IpAddr, TcpListener},
 };
 
-use shuttle_common::compile::{self, compile};
+use shuttle_common::{
+    compile::{self, Entries, compile},
+    rule::Rule,
+};
 
 pub(super) use self::{
     cgroup::sweep,
@@ -45,7 +48,7 @@ pub enum Error {
     /// The plan captures nothing.
     #[error("neither IPv4 nor IPv6 can be captured: {0}")]
     NoFamily(String),
-    /// Sixteen instances run here, or other software uses all our mark bits.
+    /// Eight instances run here, or other software uses all our mark bits.
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
     /// The loopback interface is down.
@@ -123,10 +126,10 @@ impl Capture {
         let (listeners, families, note) = Listeners::open(plan.families)?;
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
-        let settings = Settings::new(slot, families, listeners.any());
+        let settings = Settings::new(slot, families, tun.index, listeners.any());
         let mut programs = Programs::load(&settings, log)?;
         programs.set_listeners(&listeners)?;
-        programs.replace_rules(&entries)?;
+        programs.replace_rules(only(families, entries))?;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
         let mut capture = Self { programs, netlink, slot, families, watch, _tun: tun };
@@ -143,9 +146,14 @@ impl Capture {
         self.refresh_local().await?;
         self.programs.attach_lookup()?;
         for family in Family::of(self.families) {
-            self.netlink.add_rule(family, self.slot).await?;
+            self.netlink.add_rules(family, self.slot).await?;
         }
         self.programs.attach_connect()
+    }
+
+    /// Replaces all rules at one stroke; on an error the old ones stay.
+    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<(), Error> {
+        self.programs.replace_rules(only(self.families, compile(rules)?))
     }
 
     /// Waits until the addresses of this host change.
@@ -168,8 +176,8 @@ impl Capture {
         // Detaches.
         drop(programs);
         for family in Family::of(families) {
-            if let Err(error) = netlink.delete_rule(family, slot).await {
-                tracing::warn!(%error, "a policy rule remains; it is inert");
+            if let Err(error) = netlink.delete_rules(family, slot).await {
+                tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
             }
         }
         drop(watch);
@@ -194,6 +202,12 @@ async fn claim(netlink: &Netlink, tun: &Tun, families: Families) -> Result<Slot,
         return Ok(slot);
     }
     Err(Error::NoSlot)
+}
+
+/// Without the entries of a family that is off: its sockets get no mark either.
+fn only(families: Families, entries: Entries) -> Entries {
+    let Entries { v4, v6 } = entries;
+    Entries { v4: if families.v4 { v4 } else { Vec::new() }, v6: if families.v6 { v6 } else { Vec::new() } }
 }
 
 /// The prefix length that holds one address alone.

@@ -21,6 +21,7 @@ use crate::plan::Families;
 /// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
 /// After `local` (0), so that this host's own addresses stay its own; before the user's rules and `main` (32766).
+/// The next number is the guard's.
 const PRIORITY: u32 = 300;
 /// The kernel's table of this host's own addresses.
 pub(super) const LOCAL_TABLE: u8 = 255;
@@ -132,16 +133,25 @@ impl Netlink {
         }
     }
 
-    /// `fwmark BIT/BIT lookup TABLE`.
-    pub(super) async fn add_rule(&self, family: Family, slot: Slot) -> Result<(), Error> {
-        let mut request = self.0.rule().add();
-        *request.message_mut() = rule(family, slot);
-        request.execute().await.map_err(failed(format!("adding the policy rule for mark {:#x}", slot.bit())))
+    /// Sends packets with the slot's bit to its table, and those that find nothing there nowhere: when the table is
+    /// gone, so is the proxy, and what captured connections still have to say must not leave this host.
+    pub(super) async fn add_rules(&self, family: Family, slot: Slot) -> Result<(), Error> {
+        for message in [guard_rule(family, slot), lookup_rule(family, slot)] {
+            let mut request = self.0.rule().add();
+            *request.message_mut() = message;
+            request
+                .execute()
+                .await
+                .map_err(failed(format!("adding a policy rule for mark {:#x}", slot.bit())))?;
+        }
+        Ok(())
     }
 
-    pub(super) async fn delete_rule(&self, family: Family, slot: Slot) -> Result<(), Error> {
-        let deleted = self.0.rule().del(rule(family, slot)).execute().await;
-        deleted.map_err(failed(format!("deleting the policy rule for mark {:#x}", slot.bit())))
+    /// Deletes both rules, the second whether or not the first was there.
+    pub(super) async fn delete_rules(&self, family: Family, slot: Slot) -> Result<(), Error> {
+        let lookup = self.0.rule().del(lookup_rule(family, slot)).execute().await;
+        let guard = self.0.rule().del(guard_rule(family, slot)).execute().await;
+        lookup.and(guard).map_err(failed(format!("deleting the policy rules for mark {:#x}", slot.bit())))
     }
 
     /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing
@@ -193,7 +203,7 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
             if !netlink.routes(family, slot.table()).await?.is_empty() {
                 continue;
             }
-            let what = format!("{family:?} policy rule for mark {:#x}", slot.bit());
+            let what = format!("{family:?} policy rule for mark {:#x}, {:?}", slot.bit(), rule.header.action);
             netlink.0.rule().del(rule).execute().await.map_err(failed(format!("deleting the {what}")))?;
             purged.push(what);
         }
@@ -201,15 +211,24 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
     Ok(purged)
 }
 
-fn rule(family: Family, slot: Slot) -> RuleMessage {
+fn lookup_rule(family: Family, slot: Slot) -> RuleMessage {
+    let mut rule = rule(family, slot, RuleAction::ToTable, PRIORITY);
+    rule.attributes.push(RuleAttribute::Table(slot.table()));
+    rule
+}
+
+fn guard_rule(family: Family, slot: Slot) -> RuleMessage {
+    rule(family, slot, RuleAction::Unreachable, PRIORITY + 1)
+}
+
+fn rule(family: Family, slot: Slot, action: RuleAction, priority: u32) -> RuleMessage {
     let mut rule = RuleMessage::default();
     rule.header.family = family.number();
-    rule.header.action = RuleAction::ToTable;
+    rule.header.action = action;
     rule.attributes = vec![
-        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::Priority(priority),
         RuleAttribute::FwMark(slot.bit()),
         RuleAttribute::FwMask(slot.bit()),
-        RuleAttribute::Table(slot.table()),
         RuleAttribute::Protocol(PROTOCOL),
     ];
     rule
@@ -217,11 +236,11 @@ fn rule(family: Family, slot: Slot) -> RuleMessage {
 
 fn slot_of(rule: &RuleMessage) -> Option<Slot> {
     let ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
-    let table = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Table(table) => Some(*table),
+    let bit = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::FwMark(bit) => Some(*bit),
         _ => None,
     });
-    if ours { Slot::of_table(table?) } else { None }
+    if ours { Slot::of_bit(bit?) } else { None }
 }
 
 fn table_of(route: &RouteMessage) -> u32 {

@@ -46,6 +46,7 @@ const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"
 pub(super) struct Settings {
     capture_bit: u32,
     netns_cookie: u64,
+    tun: u32,
     source4: [u8; 4],
     source6: [u8; 16],
 }
@@ -53,9 +54,9 @@ pub(super) struct Settings {
 impl Settings {
     /// `socket` tells the network namespace; without a cookie (before Linux 5.14) the programs mark the sockets of
     /// all namespaces, which changes nothing where our policy rule is not.
-    pub(super) fn new(slot: Slot, families: Families, socket: Option<BorrowedFd<'_>>) -> Self {
+    pub(super) fn new(slot: Slot, families: Families, tun: u32, socket: Option<BorrowedFd<'_>>) -> Self {
         let netns_cookie = socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0);
-        let mut settings = Self { capture_bit: slot.bit(), netns_cookie, ..Self::default() };
+        let mut settings = Self { capture_bit: slot.bit(), netns_cookie, tun, ..Self::default() };
         for family in Family::of(families) {
             match slot.source(family) {
                 IpAddr::V4(source) => settings.source4 = source.octets(),
@@ -66,14 +67,14 @@ impl Settings {
     }
 
     fn load(&self, log: bool, knows_ingress: bool) -> Result<Ebpf, aya::EbpfError> {
-        let knows_ingress = u32::from(knows_ingress);
+        let tun = if knows_ingress { self.tun } else { 0 };
         EbpfLoader::new()
             .override_global("CAPTURE_BIT", &self.capture_bit, true)
             .override_global("BYPASS_BIT", &BYPASS_BIT, true)
             .override_global("NETNS_COOKIE", &self.netns_cookie, true)
             .override_global("SOURCE4", &self.source4, true)
             .override_global("SOURCE6", &self.source6, true)
-            .override_global("KNOWS_INGRESS", &knows_ingress, true)
+            .override_global("TUN", &tun, true)
             .load(if log { LOGGING } else { QUIET })
     }
 }
@@ -122,20 +123,21 @@ impl Programs {
 
     /// Replaces all rules at one stroke: fills the set that no program reads, then points them to it. On an error the
     /// old rules stay.
-    pub(super) fn replace_rules(&mut self, entries: &Entries) -> Result<(), Error> {
+    pub(super) fn replace_rules(&mut self, entries: Entries) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
-        let old = std::mem::take(&mut self.filled[next]);
-        let keys4 = || old.v4_raw().map(|(length, address, _)| (length, address));
-        empty(self.trie::<[u8; 4], RawPorts>(name4)?, keys4());
-        empty(
-            self.trie::<[u8; 16], RawPorts>(name6)?,
-            old.v6_raw().map(|(length, address, _)| (length, address)),
-        );
-        // Recorded first: of a set half filled, all is deleted next time.
-        self.filled[next] = entries.clone();
-        fill(name4, self.trie(name4)?, entries.v4_raw())?;
-        fill(name6, self.trie(name6)?, entries.v6_raw())?;
+        // Recorded before it is true: of a set half filled, all is deleted next time.
+        let old = std::mem::replace(&mut self.filled[next], entries);
+        empty(self.trie(name4)?, old.v4_raw());
+        empty(self.trie(name6)?, old.v6_raw());
+        let entries = std::mem::take(&mut self.filled[next]);
+        let filled = fill(name4, self.trie(name4)?, entries.v4_raw()).and(fill(
+            name6,
+            self.trie(name6)?,
+            entries.v6_raw(),
+        ));
+        self.filled[next] = entries;
+        filled?;
         let name = "LIVE";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
         let mut map = Array::<_, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
@@ -240,8 +242,8 @@ fn fill<K: aya::Pod>(
 }
 
 /// What is not there, of a set half filled, needs no deleting.
-fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, keys: impl Iterator<Item = (u32, K)>) {
-    for (length, address) in keys {
+fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, entries: impl Iterator<Item = (u32, K, PortSet)>) {
+    for (length, address, _) in entries {
         drop(map.remove(&Key::new(length, address)));
     }
 }
@@ -273,8 +275,10 @@ fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError)
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
         tracing::debug!(name, %log, "the verifier's log");
-        let last =
-            log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed")).unwrap_or("");
+        let statistics = ["processed", "stack depth", "verification time"];
+        let is_reason =
+            |line: &&str| !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word));
+        let last = log.lines().rev().find(is_reason).unwrap_or("it says no more");
         return Error::Program { name, reason: format!("{io_error}: {last}"), needs };
     }
     Error::Program { name, reason: chain(error), needs }

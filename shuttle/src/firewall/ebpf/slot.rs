@@ -46,9 +46,9 @@ impl Slot {
         }
     }
 
-    /// The slot of a routing table, if it is one of ours.
-    pub(crate) fn of_table(table: u32) -> Option<Self> {
-        SLOTS.into_iter().find(|slot| slot.table() == table)
+    /// The slot of a mark, if it is one of our bits.
+    pub(crate) fn of_bit(bit: u32) -> Option<Self> {
+        SLOTS.into_iter().find(|slot| slot.bit() == bit)
     }
 }
 
@@ -64,8 +64,8 @@ mod tests {
             assert_eq!(bit.count_ones(), 1);
             assert_eq!(bit & (seen | 0x00ff_0000 | 0xc000 | 0x0f00 | 0x1_bd00 | 0x0800_0000), 0, "{bit:#x}");
             seen |= bit;
-            assert_eq!(Slot::of_table(slot.table()), Some(slot));
+            assert_eq!(Slot::of_bit(bit), Some(slot));
         }
-        assert_eq!(Slot::of_table(254), None);
+        assert_eq!(Slot::of_bit(0xca6c), None);
     }
 }

@@ -1,0 +1,95 @@
+//! What is left when a capture ends, in whatever way.
+
+use std::{io::Write, thread, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use shuttle::{firewall::cleanup, plan::Plan};
+use shuttle_common::rule::Verdict;
+
+use crate::{
+    app::{How, ask, connect},
+    cases::{BOTH, assert_eventually, everything, rule, start},
+    lab::{World, address, ip, network_state},
+};
+
+pub(crate) fn drop_leaves_nothing() {
+    let _world = World::new();
+    let before = network_state();
+    let (handle, captured) = start(&everything());
+    assert_ne!(network_state(), before);
+    drop((handle, captured));
+    assert_eq!(network_state(), before);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+pub(crate) fn termination_leaves_nothing() {
+    let _world = World::new();
+    let before = network_state();
+    let (handle, _captured) = start(&everything());
+    let helper = Pid::from_raw(handle.pid().cast_signed());
+    for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
+        kill(helper, ignored).expect("a signal");
+    }
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    kill(helper, Signal::SIGTERM).expect("a signal");
+    assert_eventually("all undone", || network_state() == before);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+pub(crate) fn killed_helper() {
+    let _world = World::new();
+    let before = network_state();
+    let (mut handle, captured) = start(&everything());
+    let established =
+        [(How::Plain, "10.99.0.1:9"), (How::Plain, "[fd99::1]:9"), (How::From("10.77.0.1"), "10.99.0.1:9")];
+    let established = established.map(|(how, to)| connect(how, address(to)).expect("captured"));
+    handle.enclose().expect("enclose");
+    drop(captured);
+    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
+    drop(handle);
+    let rules = ip("rule");
+    assert!(rules.contains("fwmark 0x10000000/0x10000000 lookup 2190000 proto 219"), "{rules}");
+    assert_eventually("nothing is captured", || ask(How::Plain, address("10.99.0.1:7")) == "world");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
+    // What a captured connection still has to say does not leave this host.
+    thread::sleep(Duration::from_millis(300));
+    let packets = || ip("-s link show v0").split_once("TX:").map(|(_, sent)| sent.to_owned());
+    let before_write = packets();
+    for mut socket in &established {
+        socket.write_all(b"a secret").expect("the send buffer has room");
+    }
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(packets(), before_write);
+    let report = cleanup::run().expect("clean up").to_string();
+    for family in ["V4", "V6"] {
+        assert!(report.contains(&format!("removed: {family} policy rule for mark 0x10000000")), "{report}");
+    }
+    assert_eq!(network_state(), before);
+    // What a killed helper leaves is no obstacle to the next one.
+    let (handle, _captured) = start(&everything());
+    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
+    drop(handle);
+    let (handle, captured) = start(&everything());
+    assert!(captured.description.contains("mark bit 0x10000000"), "{}", captured.description);
+    drop((handle, captured));
+    assert_eq!(network_state(), before);
+}
+
+pub(crate) fn two_instances() {
+    let _world = World::new();
+    let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], families: BOTH };
+    let (first, first_captured) = start(&of("10.99.0.0/16"));
+    let (_second, second_captured) = start(&of("fd99::/16"));
+    assert_ne!(first_captured.description, second_captured.description);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+    let report = cleanup::run().expect("clean up").to_string();
+    assert!(!report.contains("policy rule"), "live instances stay: {report}");
+    drop((first, first_captured));
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+}
