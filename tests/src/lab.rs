@@ -19,6 +19,9 @@ use crate::sshd::{self, Server};
 use crate::traffic::port;
 
 const PREFIX: &str = "shut-lab.";
+/// With the usual 4 MiB to send from, one flow could not fill the fat link.
+const WIDE_BUFFERS: &str = "echo '4096 16384 33554432' > /proc/sys/net/ipv4/tcp_wmem
+echo '4096 131072 33554432' > /proc/sys/net/ipv4/tcp_rmem";
 const PARENT: &str = "/var/tmp";
 
 /// What kind of lab to make.
@@ -98,6 +101,9 @@ impl Lab {
             Ok(target.command(tool))
         })?);
         number(&client, &server, &target, options.forwarding)?;
+        if options.link == Link::Fat {
+            [&client, &server, &target].into_iter().try_for_each(|host| host.script(WIDE_BUFFERS))?;
+        }
         daemons.extend(sshd::start(&server, &users.root, &dir, options.server)?);
         let mut lab = Lab {
             client,

@@ -60,7 +60,10 @@ fn network(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> 
         ("link", &["-br", "link"]),
     ];
     for (what, args) in questions {
-        facts.extend(host.output("ip", args)?.lines().map(|line| format!("{name} {what}: {}", line.trim())));
+        let text = host.output("ip", args)?;
+        // The kernel's own routes follow links, which are listed, and come late: with the carrier.
+        let facts_there = text.lines().filter(|line| !line.contains("proto kernel"));
+        facts.extend(facts_there.map(|line| format!("{name} {what}: {}", line.trim())));
     }
     Ok(())
 }

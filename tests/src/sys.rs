@@ -65,9 +65,11 @@ pub(crate) fn in_netns<T: Send>(net: &OwnedFd, work: impl FnOnce() -> Result<T> 
 }
 
 nix::ioctl_write_int!(tunsetiff, b'T', 202);
+nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 
 /// Opens a new TAP device called `name` in the calling thread's network namespace; it goes with the descriptor.
-pub(crate) fn open_tap(name: &str) -> Result<File> {
+/// With `offload` each frame has a `virtio_net_hdr` before it and may be many TCP segments in one.
+pub(crate) fn open_tap(name: &str, offload: bool) -> Result<File> {
     let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
     let tap = tap.context("open /dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq.
@@ -75,8 +77,14 @@ pub(crate) fn open_tap(name: &str) -> Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let header = if offload { libc::IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | header) as libc::c_short;
     // SAFETY: TUNSETIFF takes a pointer to an ifreq, which outlives the call.
     unsafe { tunsetiff(tap.as_raw_fd(), &raw const request as libc::c_ulong) }.context("TUNSETIFF")?;
+    if offload {
+        let kinds = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        // SAFETY: TUNSETOFFLOAD takes flags by value.
+        unsafe { tunsetoffload(tap.as_raw_fd(), libc::c_ulong::from(kinds)) }.context("TUNSETOFFLOAD")?;
+    }
     Ok(tap)
 }

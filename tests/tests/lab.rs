@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use shuttle_tests::traffic::Spread;
 use shuttle_tests::traffic::bulk::Rate;
 use shuttle_tests::traffic::connects::Connects;
@@ -65,8 +65,7 @@ fn a_plain_forward_carries_every_kind_of_traffic() -> Result<()> {
         ssh.args(["-L", &format!("127.0.0.1:{port}:10.78.0.2:{port}")]);
     }
     let mut forward = ssh.args(["-N", "server"]).stdin(Stdio::null()).spawn()?;
-    sleep(Duration::from_millis(700));
-    let probe: Probe = lab.measure(&["probe", "127.0.0.1:7004"])?;
+    let probe = wait_for_forward(&lab)?;
     ensure!(probe.outcome == Outcome::Captured, "{probe:?}");
     ensure!(probe.seen_as.is_some_and(|seen| seen.ip() == shuttle_tests::addr::SERVER_INNER), "{probe:?}");
     let exchanged: Exchanged = lab.measure(&["exchange", "127.0.0.1:7003", "16777216"])?;
@@ -84,6 +83,17 @@ fn a_plain_forward_carries_every_kind_of_traffic() -> Result<()> {
     let left = lab.wait_clean(Duration::from_secs(5))?;
     ensure!(left.is_empty(), "{left:#?}");
     Ok(())
+}
+
+fn wait_for_forward(lab: &Lab) -> Result<Probe> {
+    for _ in 0..100 {
+        let probe: Probe = lab.measure(&["probe", "127.0.0.1:7004"])?;
+        if probe.outcome != Outcome::Reset {
+            return Ok(probe);
+        }
+        sleep(Duration::from_millis(100));
+    }
+    bail!("ssh does not listen")
 }
 
 #[test]

@@ -28,6 +28,8 @@ enum Tool {
         queue: u64,
         #[arg(long)]
         loss: f64,
+        #[arg(long)]
+        offload: bool,
     },
     /// One connection to a `who` port: how did it go, and who made it?
     Probe {
@@ -85,8 +87,8 @@ fn main() -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     match Tool::parse() {
         Tool::Serve => serve::run(),
-        Tool::Relay { delay_us, rate, queue, loss } => {
-            let shape = Shape { delay: Duration::from_micros(delay_us), rate, queue, loss };
+        Tool::Relay { delay_us, rate, queue, loss, offload } => {
+            let shape = Shape { delay: Duration::from_micros(delay_us), rate, queue, loss, offload };
             relay::run(device(std::io::stdin())?, device(stdout())?, shape)
         }
         Tool::Probe { address, mapped, limit_ms } => {

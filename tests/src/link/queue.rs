@@ -21,19 +21,18 @@ impl Queue {
         Queue { shape, busy_until: Duration::ZERO, in_flight: VecDeque::new(), random: seed | 1 }
     }
 
-    /// Takes a frame at `now`, or gives it back when the queue is full or the wire loses it.
-    pub fn push(&mut self, frame: Vec<u8>, now: Duration) -> Result<(), Vec<u8>> {
+    /// Takes a frame at `now` that is `size` bytes on the wire. It may be dropped: the queue is full, or the wire
+    /// loses it.
+    pub fn push(&mut self, frame: Vec<u8>, size: u64, now: Duration) {
         let starts = self.busy_until.max(now);
         let waiting = (starts - now).as_nanos() as u64 * self.shape.rate / 8_000_000_000;
-        if waiting + frame.len() as u64 > self.shape.queue {
-            return Err(frame);
+        if waiting + size > self.shape.queue {
+            return;
         }
-        self.busy_until = starts + Duration::from_nanos(frame.len() as u64 * 8_000_000_000 / self.shape.rate);
-        if self.loses() {
-            return Err(frame);
+        self.busy_until = starts + Duration::from_nanos(size * 8_000_000_000 / self.shape.rate);
+        if !self.loses() {
+            self.in_flight.push_back((self.busy_until + self.shape.delay, frame));
         }
-        self.in_flight.push_back((self.busy_until + self.shape.delay, frame));
-        Ok(())
     }
 
     /// When [`Queue::pop`] has the next frame.
@@ -62,12 +61,12 @@ mod tests {
     use super::*;
 
     const SHAPE: Shape =
-        Shape { delay: Duration::from_millis(20), rate: 8_000_000, queue: 10_000, loss: 0.0 };
+        Shape { delay: Duration::from_millis(20), rate: 8_000_000, queue: 10_000, loss: 0.0, offload: false };
 
     fn arrivals(shape: Shape, frames: usize) -> Vec<Duration> {
         let mut queue = Queue::new(shape, 7);
         for _ in 0..frames {
-            queue.push(vec![0; 1_000], Duration::ZERO).ok();
+            queue.push(vec![0; 1], 1_000, Duration::ZERO);
         }
         std::iter::from_fn(|| {
             let due = queue.next_due()?;
@@ -90,7 +89,7 @@ mod tests {
     #[test]
     fn nothing_arrives_early() {
         let mut queue = Queue::new(SHAPE, 7);
-        queue.push(vec![0; 1_000], Duration::ZERO).unwrap();
+        queue.push(vec![0; 1], 1_000, Duration::ZERO);
         assert!(queue.pop(Duration::from_micros(20_999)).is_none());
         assert!(queue.pop(Duration::from_millis(21)).is_some());
     }
