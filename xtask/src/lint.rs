@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 
+use crate::build_ebpf;
 use crate::run::{cargo, run};
 
 /// The eBPF programs compile for another target only; `build-ebpf --check` looks after them.
@@ -12,11 +13,12 @@ const WHOLE: [&str; 3] = ["--workspace", "--exclude", "shuttle-ebpf"];
 type Check = fn() -> Result<()>;
 
 pub(crate) fn run_all() -> Result<()> {
-    let checks: [(&str, Check); 4] = [
+    let checks: [(&str, Check); 5] = [
         ("format", format),
         ("clippy", clippy),
         ("documentation", documentation),
         ("dependencies", dependencies),
+        ("eBPF objects", || build_ebpf::run(true)),
     ];
     let mut failed = Vec::new();
     for (name, check) in checks {

@@ -1,6 +1,7 @@
 //! shuttle's chores: `cargo xtask --help`.
 
 mod bench;
+mod build_ebpf;
 mod demo;
 mod lint;
 mod packages;
@@ -23,6 +24,12 @@ enum Task {
     },
     /// Checks formatting, lints, documentation and dependencies.
     Lint,
+    /// Builds the eBPF objects that are committed under shuttle-ebpf/prebuilt.
+    BuildEbpf {
+        /// Changes nothing, and fails when the committed objects are not what the sources make.
+        #[arg(long)]
+        check: bool,
+    },
     /// Measures shuttle beside its peers on the lab's links.
     Bench(bench::Bench),
 }
@@ -32,6 +39,7 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test { filter } => test::run(filter.as_deref()),
         Task::Lint => lint::run_all(),
+        Task::BuildEbpf { check } => build_ebpf::run(check),
         Task::Bench(bench) => bench::run(&bench),
     }
 }

@@ -29,7 +29,7 @@ const CASES: &[Case] = &[
     Case { server: Server::NoShell, args: TO_SERVER, names: &["server"] },
     Case {
         server: Server::UnknownMachine,
-        args: &["--method=ebpf", "--agent=native", "-r", "shut-remote@server", "10.78.0.0/24"],
+        args: &["--method=ebpf", "-r", "shut-remote@server", "10.78.0.0/24"],
         names: &["pdp11"],
     },
 ];

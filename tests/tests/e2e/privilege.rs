@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use shuttle_tests::process::Process;
 use shuttle_tests::{Identity, Lab, Options, Role, Run};
 
-use crate::with_tunnel;
+use crate::{END, with_tunnel};
 
 const NONE: &str = "0000000000000000";
 const ARGS: &[&str] = &["--method=ebpf", "10.78.0.0/24"];
@@ -62,12 +62,14 @@ fn the_helper_is_no_way_to_root() -> Result<()> {
     let mut command = lab.client.command_as(&lab.users.local, lab.program("shuttle")?);
     let output = command.args(["firewall-helper"]).stdin(std::process::Stdio::null()).output()?;
     ensure!(!output.status.success(), "the helper runs for anybody: {output:?}");
-    ensure!(lab.leftovers()?.is_empty());
+    let left = lab.wait_clean(END)?;
+    ensure!(left.is_empty(), "the helper leaves {left:#?}");
     // And a client that may not become root says so.
     let mut command = lab.client.command_as(&lab.users.local, lab.program("shuttle")?);
     let output = command.args(ARGS).args(["-r", "shut-remote@server"]).output()?;
     ensure!(!output.status.success(), "captures without privilege: {output:?}");
-    ensure!(lab.leftovers()?.is_empty());
+    let left = lab.wait_clean(END)?;
+    ensure!(left.is_empty(), "the client leaves {left:#?}");
     Ok(())
 }
 
