@@ -1,4 +1,4 @@
-//! The command line: argv → [`Args`], as typed → [`Plan`](crate::plan::Plan), resolved.
+//! The command line: argv → [`Args`], as typed → [`Plan`], resolved.
 
 mod subnet;
 
@@ -42,6 +42,9 @@ pub struct Tunnel {
     /// The ssh command, with options of its own if need be
     #[arg(short = 'e', long, value_name = "COMMAND", default_value = "ssh")]
     pub ssh_cmd: String,
+    /// Leave the choice of cipher to ssh, also where AES-GCM would be faster
+    #[arg(long)]
+    pub no_cipher_preference: bool,
     /// Explain what happens: -v steps, -vv connections, -vvv everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,

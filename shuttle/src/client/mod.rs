@@ -18,7 +18,7 @@ use crate::cli::{PlanError, Tunnel};
 use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
-use crate::ssh::{self, CommandLine, Session};
+use crate::ssh::{self, CommandLine, ConnectError, Session, Settings};
 use crate::sys;
 use identity::Identity;
 use listener::{Captures, ORDERS, Order, Orders};
@@ -35,10 +35,7 @@ const USAGE: u8 = 2;
 ///
 /// 0 after a signal, 2 for a mistake in `tunnel`; an error is the one line that says what failed and what to try.
 pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
-    let line = match &tunnel.remote {
-        Some(remote) => Some((CommandLine::new(&tunnel.ssh_cmd, remote)?, remote)),
-        None => None,
-    };
+    let line = tunnel.remote.as_ref().map(|remote| CommandLine::new(&tunnel.ssh_cmd, remote)).transpose()?;
     let identity = Identity::of_invoker()?;
     let mut helper = Handle::spawn()?;
     helper.enclose()?;
@@ -57,8 +54,13 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(USAGE));
             }
         };
+        let settings = Settings {
+            environment: identity.environment(),
+            prefer_cipher: !tunnel.no_cipher_preference,
+            verbose: tunnel.verbose > 0,
+        };
         let session = tokio::select! {
-            session = connect(line, tunnel, &identity) => session?,
+            session = connect(line, &settings) => session?,
             () = signals.any() => return Ok(ExitCode::SUCCESS),
         };
         let mut tunnel = Running::start(session, &mut signals).await?;
@@ -75,14 +77,9 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn connect(
-    line: Option<(CommandLine, &ssh::Remote)>,
-    tunnel: &Tunnel,
-    identity: &Identity,
-) -> Result<Session, ssh::ConnectError> {
-    let environment = identity.environment();
+async fn connect(line: Option<CommandLine>, settings: &Settings) -> Result<Session, ConnectError> {
     match line {
-        Some((line, remote)) => ssh::connect(&line, remote, &environment, tunnel.verbose > 0).await,
+        Some(line) => ssh::connect(&line, settings).await,
         None => ssh::local_agent(),
     }
 }

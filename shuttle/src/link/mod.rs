@@ -176,7 +176,10 @@ impl Link {
 
     fn dispatch(&mut self, ready: &Ready, role: &mut impl Role) -> Result<(), End> {
         match ready.token() {
-            LANE_IN => self.pipes.readable = true,
+            LANE_IN => {
+                self.pipes.readable = true;
+                self.pipes.read_closed |= ready.is_read_closed();
+            }
             LANE_OUT if ready.is_error() || ready.is_write_closed() => return Err(End::Closed),
             LANE_OUT => self.pipes.writable = true,
             token if token.0 >= FIRST_ROLE_TOKEN => {
@@ -309,6 +312,8 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.into()),
             };
+            // A short read means an empty pipe, and a new edge once there is more, unless the last edge was its end.
+            self.pipes.readable = length == buffer.len() || self.pipes.read_closed;
             let mut input = &buffer[..length];
             while let Some(event) = self.mux.receive(&mut input, now())? {
                 self.on_event(event, role)?;

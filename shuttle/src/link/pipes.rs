@@ -18,6 +18,8 @@ pub struct Pipes {
     pub(super) output: File,
     pub(super) readable: bool,
     pub(super) writable: bool,
+    /// The far side has closed its end.
+    pub(super) read_closed: bool,
 }
 
 impl Pipes {
@@ -28,7 +30,13 @@ impl Pipes {
             // Sockets have no such size, and a user may have used up their allowance: a smaller pipe works too.
             drop(sys::set_pipe_size(end.as_fd(), PIPE_SIZE));
         }
-        Ok(Self { input: input.into(), output: output.into(), readable: true, writable: true })
+        Ok(Self {
+            input: input.into(),
+            output: output.into(),
+            readable: true,
+            writable: true,
+            read_closed: false,
+        })
     }
 
     pub(super) fn register(&self, registry: &Registry, input: Token, output: Token) -> io::Result<()> {

@@ -35,7 +35,7 @@ impl ReceiveWindow {
 
     /// The reader took `length` bytes. Returns the new limit when it is worth telling the far side.
     ///
-    /// A limit is told once half the window is used. When that took less than two round trips the window was
+    /// A limit is told once half the window is used. When that took less than four round trips the window is
     /// about to hold the sender up, and doubles.
     pub(super) fn consume(&mut self, length: u64, round_trip: Duration, now: Instant) -> Option<u64> {
         self.consumed += length;
@@ -43,7 +43,7 @@ impl ReceiveWindow {
         if self.limit - self.consumed > self.window / 2 {
             return None;
         }
-        if now.saturating_duration_since(self.raised) < 2 * round_trip {
+        if now.saturating_duration_since(self.raised) < 4 * round_trip {
             self.window = (self.window * 2).min(MAX_WINDOW);
         }
         self.raised = now;

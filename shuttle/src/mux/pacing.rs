@@ -11,18 +11,18 @@ const MAX_IN_FLIGHT: u64 = 6 * 1024 * 1024;
 /// The control of one lane's bytes in flight.
 #[derive(Debug, Default)]
 pub(super) struct Pacing {
-    min_round_trip: Option<Duration>,
+    smoothed: Option<Duration>,
 }
 
 impl Pacing {
     /// Takes in a measured round trip of the lane.
     pub(super) fn on_round_trip(&mut self, sample: Duration) {
-        self.min_round_trip = Some(self.min_round_trip.map_or(sample, |least| least.min(sample)));
+        self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| (7 * smoothed + sample) / 8));
     }
 
-    /// The shortest round trip seen; before the first, a guess.
+    /// The round trip of late, queues included; before the first, a guess.
     pub(super) fn round_trip(&self) -> Duration {
-        self.min_round_trip.unwrap_or(Duration::from_millis(100))
+        self.smoothed.unwrap_or(Duration::from_millis(100))
     }
 
     /// Bytes that may be added when `in_flight` are on their way.

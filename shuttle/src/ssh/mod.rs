@@ -1,10 +1,12 @@
 //! The ssh session that is a lane: its command line, its start, the agent's way to the other side.
 
 mod bootstrap;
+mod cipher;
 mod diagnosis;
 mod remote;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
@@ -48,11 +50,13 @@ pub enum ConnectError {
     Bootstrap(#[from] BootstrapError),
 }
 
-/// The ssh command line, without what it runs remotely.
+/// How to run ssh, without what it runs remotely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
     program: String,
-    arguments: Vec<String>,
+    options: Vec<String>,
+    destination: String,
+    remote: Remote,
 }
 
 impl CommandLine {
@@ -62,31 +66,48 @@ impl CommandLine {
         let Some((program, options)) = words.split_first() else {
             return Err(ConnectError::Command(command.to_owned()));
         };
-        let mut arguments = options.to_vec();
+        let mut options = options.to_vec();
         if let Some(port) = remote.port {
-            arguments.extend(["-p".to_owned(), port.to_string()]);
+            options.extend(["-p".to_owned(), port.to_string()]);
         }
-        arguments.push(remote.destination());
-        Ok(Self { program: program.clone(), arguments })
+        Ok(Self {
+            program: program.clone(),
+            options,
+            destination: remote.destination(),
+            remote: remote.clone(),
+        })
     }
+
+    /// Whether it takes OpenSSH's options.
+    fn is_openssh(&self) -> bool {
+        Path::new(&self.program).file_name() == Some("ssh".as_ref())
+    }
+}
+
+/// How ssh is to be run, besides its command line.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// What replaces what ssh would inherit from this process's environment.
+    pub environment: Vec<(&'static str, OsString)>,
+    /// Whether the fastest cipher may be asked for where the user has chosen none.
+    pub prefer_cipher: bool,
+    /// Whether to pass on everything that ssh says.
+    pub verbose: bool,
 }
 
 /// Connects, and starts the agent on the other side.
 ///
 /// Takes as long as ssh takes to authenticate, prompts included; dropping the future kills ssh.
-///
-/// `environment` replaces what ssh would inherit from this process.
-pub async fn connect(
-    line: &CommandLine,
-    remote: &Remote,
-    environment: &[(&'static str, OsString)],
-    verbose: bool,
-) -> Result<Session, ConnectError> {
-    tracing::info!("running {} {}", line.program, line.arguments.join(" "));
+pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session, ConnectError> {
     let mut command = Command::new(&line.program);
-    command.args(&line.arguments).arg(bootstrap::remote_command()).envs(environment.iter().cloned());
+    command.args(&line.options).envs(settings.environment.iter().cloned());
+    if settings.prefer_cipher {
+        command.args(cipher::preference(line, &settings.environment).await);
+    }
+    command.arg(&line.destination).arg(bootstrap::remote_command());
+    tracing::info!("running {} {} {}", line.program, line.options.join(" "), line.destination);
     let mut child = spawn(command, &line.program)?;
-    let mut stderr = Stderr::relay(child.stderr.take(), verbose);
+    let mut stderr = Stderr::relay(child.stderr.take(), settings.verbose);
     match bootstrap::run(&mut child).await {
         Ok(pipes) => {
             stderr.connected();
@@ -95,7 +116,7 @@ pub async fn connect(
         Err(BootstrapError::Ended { noise }) => {
             let status = child.wait().await.ok();
             let lines = stderr.rest().await;
-            Err(ConnectError::Ssh(Diagnosis::new(remote, &lines, &noise, status)))
+            Err(ConnectError::Ssh(Diagnosis::new(&line.remote, &lines, &noise, status)))
         }
         Err(error) => Err(error.into()),
     }
