@@ -125,9 +125,9 @@ pub(super) struct Hello {
 pub(super) enum Frame {
     /// See [`Kind::Hello`]. `lane` is the number the client gave this lane.
     Hello { lane: u32, hello: Hello },
-    /// `received` bytes of lane `lane` have been taken in since it began; `delay` is how long the sender of this
-    /// frame held it back, in microseconds.
-    Ack { lane: u32, received: u64, delay: u32 },
+    /// `received` bytes of lane `lane` have been taken in since it began, the last of them `delay` microseconds ago,
+    /// the first that no earlier ACK told of `hold` microseconds ago.
+    Ack { lane: u32, received: u64, delay: u32, hold: u32 },
     /// `token` comes back in the PONG.
     Ping { token: u64 },
     /// The token of a PING.
@@ -161,9 +161,10 @@ impl Frame {
                 out.extend(hello.initial_credit.to_be_bytes());
                 (Kind::Hello, *lane)
             }
-            Self::Ack { lane, received, delay } => {
+            Self::Ack { lane, received, delay, hold } => {
                 out.extend(received.to_be_bytes());
                 out.extend(delay.to_be_bytes());
+                out.extend(hold.to_be_bytes());
                 (Kind::Ack, *lane)
             }
             Self::Ping { token } => {
@@ -224,9 +225,7 @@ impl Frame {
                 }
                 Self::Hello { lane: id, hello: Hello { version, initial_credit: body.u64()? } }
             }
-            Kind::Ack => {
-                Self::Ack { lane: id, received: body.u64()?, delay: u32::from_be_bytes(body.array()?) }
-            }
+            Kind::Ack => Self::Ack { lane: id, received: body.u64()?, delay: body.u32()?, hold: body.u32()? },
             Kind::Ping => Self::Ping { token: body.u64()? },
             Kind::Pong => Self::Pong { token: body.u64()? },
             Kind::Goaway => {
@@ -274,6 +273,10 @@ impl Body<'_> {
         let (head, rest) = self.rest.split_first_chunk().ok_or(FrameError::Malformed(self.kind))?;
         self.rest = rest;
         Ok(*head)
+    }
+
+    fn u32(&mut self) -> Result<u32, FrameError> {
+        Ok(u32::from_be_bytes(self.array()?))
     }
 
     fn u64(&mut self) -> Result<u64, FrameError> {

@@ -7,12 +7,15 @@ use super::ProtocolError;
 use super::decode::Decoder;
 use super::frame::Frame;
 use super::outgoing::Outgoing;
-use super::pacing::Pacing;
+use super::pacing::{Departure, Pacing};
 
-/// An ACK is due after this many bytes …
-const ACK_BYTES: u64 = 64 * 1024;
-/// … or this long after the first byte that it covers.
-const ACK_DELAY: Duration = Duration::from_millis(10);
+/// An ACK is due once it covers this many bytes, …
+const ACK_BYTES: u64 = 16 * 1024;
+/// … or this many after a short while, …
+const ACK_SOME: u64 = 4 * 1024;
+const ACK_SOON: Duration = Duration::from_millis(2);
+/// … or any after this long.
+const ACK_DELAY: Duration = Duration::from_millis(20);
 
 /// The state of one lane.
 #[derive(Debug)]
@@ -29,27 +32,31 @@ pub(super) struct Lane {
     acknowledged: u64,
     /// When the first byte arrived that asks for an acknowledgement; ACK frames don't, or they would never end.
     unacknowledged_since: Option<Instant>,
-    /// Written offsets and when they were written, oldest first: what an ACK's round trip is measured by.
-    written_at: VecDeque<(u64, Instant)>,
+    /// When the last byte arrived.
+    arrived: Instant,
+    /// Written offsets and how they were written, oldest first: what an ACK is measured by.
+    departures: VecDeque<(u64, Departure)>,
 }
 
 impl Lane {
     /// A lane that has sent nothing.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             out: Outgoing::default(),
             decoder: Decoder::default(),
-            pacing: Pacing::default(),
+            pacing: Pacing::new(now),
             received: 0,
             acknowledged: 0,
             unacknowledged_since: None,
-            written_at: VecDeque::new(),
+            arrived: now,
+            departures: VecDeque::new(),
         }
     }
 
     /// `length` more bytes were taken in.
-    pub(super) fn took(&mut self, length: usize) {
+    pub(super) fn took(&mut self, length: usize, now: Instant) {
         self.received += length as u64;
+        self.arrived = now;
     }
 
     /// What was taken in last asks for an acknowledgement.
@@ -59,44 +66,46 @@ impl Lane {
 
     /// When an ACK must be sent at the latest.
     pub(super) fn ack_deadline(&self) -> Option<Instant> {
-        self.unacknowledged_since.map(|since| since + ACK_DELAY)
+        let some = self.received - self.acknowledged >= ACK_SOME;
+        self.unacknowledged_since.map(|since| since + if some { ACK_SOON } else { ACK_DELAY })
     }
 
     /// The ACK to send now, if one is due or `in_company` of other frames.
     pub(super) fn ack(&mut self, lane: u32, in_company: bool, now: Instant) -> Option<Frame> {
-        let since = self.unacknowledged_since?;
-        let waited = now.saturating_duration_since(since);
-        if !in_company && waited < ACK_DELAY && self.received - self.acknowledged < ACK_BYTES {
+        let due = self.ack_deadline()? <= now || self.received - self.acknowledged >= ACK_BYTES;
+        if !due && !in_company {
             return None;
         }
-        self.unacknowledged_since = None;
+        let since = self.unacknowledged_since.take()?;
         self.acknowledged = self.received;
-        let delay = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX);
-        Some(Frame::Ack { lane, received: self.received, delay })
+        let micros =
+            |from| u32::try_from(now.saturating_duration_since(from).as_micros()).unwrap_or(u32::MAX);
+        Some(Frame::Ack { lane, received: self.received, delay: micros(self.arrived), hold: micros(since) })
     }
 
     /// `length` bytes were written.
     pub(super) fn wrote(&mut self, length: usize, now: Instant) {
+        let departure = self.pacing.depart(self.out.written_in_flight(), now);
         self.out.wrote(length);
-        self.written_at.push_back((self.out.written(), now));
+        self.departures.push_back((self.out.written(), departure));
     }
 
-    /// The far mux has taken in `received` bytes, and held back saying so for `delay`.
+    /// The far mux has taken in `received` bytes, and held back saying so as `delays` tell (see [`Frame::Ack`]).
     pub(super) fn on_ack(
         &mut self,
         received: u64,
-        delay: Duration,
+        delays: (Duration, Duration),
         now: Instant,
     ) -> Result<(), ProtocolError> {
         if !self.out.ack(received) {
             return Err(ProtocolError::Ack);
         }
-        let mut sent = None;
-        while let Some((_, at)) = self.written_at.pop_front_if(|(offset, _)| *offset <= received) {
-            sent = Some(at);
+        let mut last = None;
+        while self.departures.front().is_some_and(|(offset, _)| *offset <= received) {
+            last = self.departures.pop_front();
         }
-        if let Some(at) = sent {
-            self.pacing.on_round_trip(now.saturating_duration_since(at).saturating_sub(delay));
+        if let Some((_, departure)) = last {
+            self.pacing.on_ack(received, departure, self.out.written(), delays, now);
         }
         Ok(())
     }

@@ -21,6 +21,8 @@ mod lane;
 mod outgoing;
 mod pacing;
 mod schedule;
+#[cfg(test)]
+mod simulation;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -35,7 +37,7 @@ pub use frame::{FrameError, VERSION};
 use decode::Item;
 use frame::{DATA_HEADER, Frame, Hello};
 use lane::Lane;
-use schedule::Schedule;
+use schedule::{Listed, Schedule};
 use stream::{Arrival, Stream};
 
 /// A stream's number, given by its opener.
@@ -207,7 +209,7 @@ impl Mux {
         let hello = Hello { version: VERSION, initial_credit: INITIAL_WINDOW };
         let mut mux = Self {
             side,
-            lane: Lane::new(),
+            lane: Lane::new(now),
             streams: HashMap::new(),
             schedule: Schedule::default(),
             control: VecDeque::new(),
@@ -252,7 +254,7 @@ impl Mux {
             self.pinged = None;
             let before = input.len();
             let item = self.lane.decoder.next(input)?;
-            self.lane.took(before - input.len());
+            self.lane.took(before - input.len(), now);
             let event = match item {
                 None => continue,
                 Some(Item::Data { .. } | Item::Frame(_)) if !self.in_turn(&item) => {
@@ -299,8 +301,9 @@ impl Mux {
                 self.greeted = Some(hello);
                 return Ok(Some(Event::Hello));
             }
-            Frame::Ack { lane: LANE, received, delay } => {
-                self.lane.on_ack(received, Duration::from_micros(delay.into()), now)?;
+            Frame::Ack { lane: LANE, received, delay, hold } => {
+                let micros = |micros: u32| Duration::from_micros(micros.into());
+                self.lane.on_ack(received, (micros(delay), micros(hold)), now)?;
             }
             Frame::Ack { .. } => return Err(ProtocolError::Ack),
             Frame::Ping { token } => self.control.push_back(Frame::Pong { token }),
@@ -480,12 +483,20 @@ impl Mux {
     /// [`Self::finish`] or [`Self::reset`] must follow, or the same grant comes again.
     pub fn grant(&mut self) -> Option<Grant> {
         self.greeted?;
-        let room = self.lane.pacing.room(self.lane.out.in_flight());
+        let in_flight = self.lane.out.in_flight();
+        if self.lane.pacing.room(in_flight, true) == 0 {
+            return None;
+        }
+        let Some(stream) = self.schedule.next(&mut self.streams) else {
+            self.lane.pacing.starve(true);
+            return None;
+        };
+        let state = self.streams.get(&stream)?;
+        let room = self.lane.pacing.room(in_flight, state.listed == Listed::New);
         if room == 0 {
             return None;
         }
-        let stream = self.schedule.next(&mut self.streams)?;
-        let state = self.streams.get(&stream)?;
+        self.lane.pacing.starve(false);
         let credit = state.send_limit - state.sent;
         let most = room.min(credit).min(self.lane.pacing.chunk() as u64) as usize;
         Some(Grant { stream, most })

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 /// Bytes of one segment: room for several DATA frames, so that one write carries them.
 const SEGMENT: usize = 512 * 1024;
 /// Unused segments that are kept for reuse.
-const SPARE_SEGMENTS: usize = 4;
+const SPARE_SEGMENTS: usize = 8;
 
 /// A queue of bytes with three marks: acknowledged, written, end. All offsets count from the lane's first byte.
 ///
@@ -37,6 +37,11 @@ impl Outgoing {
     /// Bytes given and not yet acknowledged.
     pub(super) fn in_flight(&self) -> u64 {
         self.end - self.acked
+    }
+
+    /// Bytes written and not yet acknowledged.
+    pub(super) fn written_in_flight(&self) -> u64 {
+        self.written - self.acked
     }
 
     /// Bytes given and not yet written.

@@ -1,23 +1,189 @@
 //! How many bytes a lane may have in flight, and in how large pieces.
+//!
+//! The model is BBR's (draft-ietf-ccwg-bbr): the path has a rate and a shortest round trip, both measured by what the
+//! far mux acknowledges, and their product is what it holds without a queue. Unlike BBR this control sits above a
+//! transport that paces and retransmits by itself, so it only limits the bytes in flight: to that product and a
+//! little more, which stands as a short queue and shows that the rate is still all there is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::frame::MAX_DATA;
 
-/// Bytes in flight on one lane at most. Twice ssh's own window of 2 MiB a channel (OpenSSH channels.h), and the
-/// pipes at both ends: beyond that, bytes only queue.
-const MAX_IN_FLIGHT: u64 = 6 * 1024 * 1024;
+/// Bytes in flight before anything is known of the path, and at the least: ten full TCP segments (RFC 6928).
+const LEAST_IN_FLIGHT: u64 = 16 * 1024;
+/// Bytes in flight at the most. One ssh channel's window is 2 MiB (OpenSSH channels.h); with the pipes at both ends
+/// full, more than this only queues.
+const MOST_IN_FLIGHT: u64 = 6 * 1024 * 1024;
+/// With less than this in flight the path is idle: these are acknowledgements, which nobody acknowledges.
+const IDLE: u64 = 256;
+/// What a stream that was idle may add beyond the limit, so that it never waits for an acknowledgement.
+const URGENT: u64 = 16 * 1024;
+
+/// The queue that is left standing, as a share of the round trip within bounds.
+const QUEUE_SHARE: u32 = 5;
+const LEAST_QUEUE: Duration = Duration::from_millis(2);
+const MOST_QUEUE: Duration = Duration::from_millis(6);
+
+/// In start-up the limit is this many times what the measured rate would need.
+const STARTUP_GAIN: f64 = 2.0;
+/// Start-up ends after this many round trips in which the rate grew by less than a quarter.
+const STARTUP_ROUNDS: u32 = 3;
+
+/// A measured rate counts for this many shortest round trips …
+const RATE_ROUNDS: u32 = 8;
+/// … but at least for this long.
+const LEAST_RATE_MEMORY: Duration = Duration::from_millis(300);
+/// When no round trip near the shortest was seen for this long, the queue is drained to look for it.
+const BASE_MEMORY: Duration = Duration::from_secs(5);
+/// How far the limit falls meanwhile.
+const DRAIN_GAIN: f64 = 0.5;
+
+/// A payload takes the path at most about this long, so that nothing waits long behind it.
+const CHUNK_TIME: Duration = Duration::from_millis(2);
+const LEAST_CHUNK: usize = 4 * 1024;
+
+/// What was known when some bytes were written, to measure by when they are acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Departure {
+    at: Instant,
+    delivered: u64,
+    delivered_at: Instant,
+    /// There was less to send than the limit allowed, so the rate is the application's, not the path's.
+    starved: bool,
+}
 
 /// The control of one lane's bytes in flight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pacing {
+    delivered: u64,
+    delivered_at: Instant,
+    starved: bool,
+    rate: RateMemory,
+    base: Option<Base>,
     smoothed: Option<Duration>,
+    /// How long the far mux lets bytes wait for their acknowledgement.
+    hold: Duration,
+    phase: Phase,
+    /// The round trip ends once the byte before this offset is acknowledged.
+    round_end: u64,
+}
+
+/// The shortest round trip.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    round_trip: Duration,
+    /// When one about as short was last seen.
+    seen: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// The rate is being looked for.
+    Startup { best: f64, flat_rounds: u32 },
+    /// The rate is known.
+    Steady,
+    /// The queue is being drained until the given time, and the shortest round trip of that time taken.
+    Drain { until: Instant, shortest: Option<Duration> },
 }
 
 impl Pacing {
-    /// Takes in a measured round trip of the lane.
-    pub(super) fn on_round_trip(&mut self, sample: Duration) {
-        self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| (7 * smoothed + sample) / 8));
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            delivered: 0,
+            delivered_at: now,
+            starved: false,
+            rate: RateMemory::default(),
+            base: None,
+            smoothed: None,
+            hold: Duration::ZERO,
+            phase: Phase::Startup { best: 0.0, flat_rounds: 0 },
+            round_end: 0,
+        }
+    }
+
+    /// Bytes are written while `in_flight` others are on their way.
+    pub(super) fn depart(&mut self, in_flight: u64, now: Instant) -> Departure {
+        if in_flight < IDLE {
+            // Time that has passed says nothing about the path's rate.
+            self.delivered_at = now;
+        }
+        Departure {
+            at: now,
+            delivered: self.delivered,
+            delivered_at: self.delivered_at,
+            starved: self.starved,
+        }
+    }
+
+    /// There was nothing more to send though the limit allowed it (`true`), or there was.
+    pub(super) fn starve(&mut self, starved: bool) {
+        self.starved = starved;
+    }
+
+    /// `delivered` bytes have arrived, the last of those that departed as `last` says; `written` have been written.
+    /// The far mux held the acknowledgement of the newest byte back for `delay`, of the oldest for `hold`.
+    pub(super) fn on_ack(
+        &mut self,
+        delivered: u64,
+        last: Departure,
+        written: u64,
+        (delay, hold): (Duration, Duration),
+        now: Instant,
+    ) {
+        let round_trip = now.saturating_duration_since(last.at).saturating_sub(delay);
+        self.smoothed = Some(self.smoothed.map_or(round_trip, |smoothed| (7 * smoothed + round_trip) / 8));
+        self.hold = (7 * self.hold + hold) / 8;
+        self.delivered = self.delivered.max(delivered);
+        self.delivered_at = now;
+        let took = now.saturating_duration_since(last.delivered_at);
+        let rate = (self.delivered - last.delivered) as f64 / took.as_secs_f64().max(1e-6);
+        self.on_round_trip(round_trip, now);
+        let memory = (RATE_ROUNDS * self.base_round_trip()).max(LEAST_RATE_MEMORY);
+        if !last.starved || rate > self.rate.best() {
+            self.rate.add(rate, now, memory);
+        }
+        if delivered >= self.round_end {
+            self.round_end = written;
+            self.on_round(last.starved);
+        }
+    }
+
+    fn on_round_trip(&mut self, sample: Duration, now: Instant) {
+        match &mut self.base {
+            Some(base) if sample > base.round_trip + base.round_trip / 16 => {}
+            Some(base) => *base = Base { round_trip: base.round_trip.min(sample), seen: now },
+            None => self.base = Some(Base { round_trip: sample, seen: now }),
+        }
+        match &mut self.phase {
+            Phase::Drain { until, shortest } if now < *until => {
+                *shortest = Some(shortest.map_or(sample, |shortest| shortest.min(sample)));
+            }
+            Phase::Drain { shortest, .. } => {
+                let round_trip = shortest.unwrap_or(sample);
+                self.base = Some(Base { round_trip, seen: now });
+                self.phase = Phase::Steady;
+            }
+            Phase::Steady if self.base.is_some_and(|base| now > base.seen + BASE_MEMORY) => {
+                // One round trip for the queue to drain, and one to measure.
+                let until = now + 2 * self.round_trip();
+                self.phase = Phase::Drain { until, shortest: None };
+            }
+            Phase::Steady | Phase::Startup { .. } => {}
+        }
+    }
+
+    fn on_round(&mut self, starved: bool) {
+        let rate = self.rate.best();
+        if let Phase::Startup { best, flat_rounds } = &mut self.phase {
+            if rate > 1.25 * *best {
+                (*best, *flat_rounds) = (rate, 0);
+            } else if !starved {
+                *flat_rounds += 1;
+                if *flat_rounds == STARTUP_ROUNDS {
+                    self.phase = Phase::Steady;
+                }
+            }
+        }
     }
 
     /// The round trip of late, queues included; before the first, a guess.
@@ -25,13 +191,49 @@ impl Pacing {
         self.smoothed.unwrap_or(Duration::from_millis(100))
     }
 
-    /// Bytes that may be added when `in_flight` are on their way.
-    pub(super) fn room(&self, in_flight: u64) -> u64 {
-        MAX_IN_FLIGHT.saturating_sub(in_flight)
+    fn base_round_trip(&self) -> Duration {
+        self.base.map_or(Duration::ZERO, |base| base.round_trip)
+    }
+
+    /// Bytes that may be in flight.
+    fn limit(&self) -> u64 {
+        let base = self.base_round_trip();
+        let queue = (base / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE) + self.hold;
+        let rate = self.rate.best();
+        let needed = match self.phase {
+            Phase::Startup { .. } => STARTUP_GAIN * rate * (base + queue).as_secs_f64(),
+            Phase::Steady => rate * (base + queue).as_secs_f64(),
+            Phase::Drain { .. } => DRAIN_GAIN * rate * base.as_secs_f64(),
+        };
+        (needed as u64).clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
+    }
+
+    /// Bytes that may be added when `in_flight` are on their way, by a stream that was idle (`urgent`) or any.
+    pub(super) fn room(&self, in_flight: u64, urgent: bool) -> u64 {
+        let limit = self.limit() + if urgent { URGENT } else { 0 };
+        limit.saturating_sub(in_flight)
     }
 
     /// The longest payload of one DATA frame.
     pub(super) fn chunk(&self) -> usize {
-        MAX_DATA
+        let bytes = self.rate.best() * CHUNK_TIME.as_secs_f64();
+        (bytes as usize).clamp(LEAST_CHUNK, MAX_DATA)
+    }
+}
+
+/// The highest of the rates of late, in bytes a second.
+///
+/// Samples are kept in falling order, each the highest since it was taken.
+#[derive(Debug, Default)]
+struct RateMemory(Vec<(Instant, f64)>);
+
+impl RateMemory {
+    fn add(&mut self, rate: f64, now: Instant, memory: Duration) {
+        self.0.retain(|(taken, known)| *known > rate && now.saturating_duration_since(*taken) < memory);
+        self.0.push((now, rate));
+    }
+
+    fn best(&self) -> f64 {
+        self.0.first().map_or(0.0, |(_, rate)| *rate)
     }
 }
