@@ -487,7 +487,7 @@ impl Mux {
         if self.lane.pacing.room(in_flight, true) == 0 {
             return None;
         }
-        let Some(stream) = self.schedule.next(&mut self.streams) else {
+        let Some(stream) = self.schedule.next(&mut self.streams, self.lane.pacing.chunk() as i64) else {
             self.lane.pacing.starve(true);
             return None;
         };

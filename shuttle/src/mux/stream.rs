@@ -32,6 +32,8 @@ pub(super) struct Stream {
     pub(super) readable: bool,
     /// Bytes it may send in this turn.
     pub(super) deficit: i64,
+    /// The turn at which it last got a new stream's quantum, plus one.
+    pub(super) renewed: u64,
     /// Its place in the schedule.
     pub(super) listed: Listed,
 
@@ -71,6 +73,7 @@ impl Stream {
             finished: false,
             readable: false,
             deficit: 0,
+            renewed: 0,
             listed: Listed::Nowhere,
             window: ReceiveWindow::new(window, now),
             received: 0,
