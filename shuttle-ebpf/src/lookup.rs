@@ -1,9 +1,10 @@
 //! sk_lookup: hands captured connections to our listeners. Attached to one network namespace; runs once for each new
 //! connection that arrives, before the kernel looks for a listener of its own.
 //!
-//! A captured connection comes from our own address, since only our routing table gives sockets that source. It is
-//! not asked for its rules again: they may have changed since its connect. A program that binds its own source
-//! address first is recognised by the rules instead; what this host itself owns is then never ours.
+//! What this host itself owns is never ours: a program could bind our address and connect to its own loopback, and
+//! must not meet the far one. Otherwise a captured connection comes from our own address, since only our routing table
+//! gives sockets that source; it is not asked for its rules again, which may have changed since its connect. A program
+//! that binds its own source address first is recognised by the rules instead.
 
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, maps::lpm_trie::Key, programs::SkLookupContext};
 
@@ -43,14 +44,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
 #[inline(always)]
 fn is_captured4(lookup: *const bpf_sk_lookup) -> bool {
     let ours = SOURCE4.load();
-    let local = context!(lookup, local_ip4);
-    if ours == 0 || local == ours {
+    let destination = context!(lookup, local_ip4).to_ne_bytes();
+    if ours == 0 || LOCAL4.get(Key::new(32, destination)).is_some() {
         return false;
     }
-    let destination = local.to_ne_bytes();
-    context!(lookup, remote_ip4) == ours
-        || LOCAL4.get(Key::new(32, destination)).is_none()
-            && captures4(destination, context!(lookup, local_port) as u16)
+    context!(lookup, remote_ip4) == ours || captures4(destination, context!(lookup, local_port) as u16)
 }
 
 #[inline(always)]
@@ -62,7 +60,8 @@ fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
         context!(lookup, local_ip6[2]),
         context!(lookup, local_ip6[3]),
     ];
-    if is_zero(ours) || same(local, ours) {
+    let destination = octets(local);
+    if is_zero(ours) || LOCAL6.get(Key::new(128, destination)).is_some() {
         return false;
     }
     let remote = [
@@ -71,10 +70,7 @@ fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
         context!(lookup, remote_ip6[2]),
         context!(lookup, remote_ip6[3]),
     ];
-    let destination = octets(local);
-    same(remote, ours)
-        || LOCAL6.get(Key::new(128, destination)).is_none()
-            && captures6(destination, context!(lookup, local_port) as u16)
+    same(remote, ours) || captures6(destination, context!(lookup, local_port) as u16)
 }
 
 /// Without a listener the connection is refused: passed on, it would reach whatever program of this host listens on

@@ -64,7 +64,10 @@ impl Role {
     fn is(self, process: Process) -> bool {
         match self {
             Role::Helper => process.arguments().iter().any(|argument| argument == "firewall-helper"),
-            Role::Ssh => process.name() == "ssh",
+            // One with -G only prints its configuration.
+            Role::Ssh => {
+                process.name() == "ssh" && !process.arguments().iter().any(|argument| argument == "-G")
+            }
         }
     }
 }

@@ -71,7 +71,7 @@ impl FromStr for Subnet {
     }
 }
 
-/// `[v6/w]:p`, `[v6]/w:p`, `v6/w` (never with ports) or anything else with at most one colon.
+/// `[v6/w]:p`, `v6/w` (never with ports) or anything else with at most one colon.
 fn split_ports(typed: &str) -> Result<(&str, Option<&str>), SubnetError> {
     if let Some(rest) = typed.strip_prefix('[') {
         let (network, rest) = rest.split_once(']').ok_or(SubnetError::Brackets)?;

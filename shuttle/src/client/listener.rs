@@ -5,9 +5,11 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::ops::ControlFlow;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Token, Waker};
+use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::link::{Link, Role, role_token};
@@ -77,7 +79,7 @@ impl Captures {
             match listener.socket.accept() {
                 Ok((socket, peer)) => match original_destination(&socket, listener.address) {
                     Some(destination) => open(link, socket, peer, destination),
-                    None => tracing::warn!("a program connected to shuttle's own listener; refused"),
+                    None => refuse(&socket),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_exhausted(&error) => {
@@ -102,6 +104,12 @@ fn open(link: &mut Link, socket: TcpStream, peer: SocketAddr, destination: Origi
         Ok(stream) => tracing::debug!("stream {}: {peer} to {}", stream.0, destination.0),
         Err(error) => tracing::warn!("a captured connection is lost: {error}"),
     }
+}
+
+fn refuse(socket: &TcpStream) {
+    tracing::warn!("a program connected to shuttle's own listener; refused");
+    // Failing, its end looks like a clean one: of no consequence.
+    drop(SockRef::from(socket).set_linger(Some(Duration::ZERO)));
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

@@ -4,12 +4,12 @@
 mod identity;
 mod listener;
 
-use std::fmt;
+use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -18,16 +18,20 @@ use crate::cli::{PlanError, Tunnel};
 use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
-use crate::ssh::{self, CommandLine, ConnectError, Session, Settings};
+use crate::ssh::{self, CommandLine, ConnectError, Session, Settings, Stderr};
 use crate::sys;
 use identity::Identity;
 use listener::{Captures, ORDERS, Order, Orders};
 
 /// How long the agent may take to greet once it has been started.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the link and ssh may each take to end by themselves.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a signal may lag behind the death of the ssh that got it too.
 const SIGNAL_LAG: Duration = Duration::from_millis(200);
 
+/// From `-vvv` on the eBPF programs log each of their decisions.
+const TRACE: u8 = 3;
 /// The exit code of a mistake on the command line.
 const USAGE: u8 = 2;
 
@@ -35,9 +39,14 @@ const USAGE: u8 = 2;
 ///
 /// 0 after a signal, 2 for a mistake in `tunnel`; an error is the one line that says what failed and what to try.
 pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
-    let line = tunnel.remote.as_ref().map(|remote| CommandLine::new(&tunnel.ssh_cmd, remote)).transpose()?;
+    let line =
+        match tunnel.remote.as_ref().map(|remote| CommandLine::new(&tunnel.ssh_cmd, remote)).transpose() {
+            Ok(line) => line,
+            Err(error) => return Ok(usage(&error)),
+        };
     let identity = Identity::of_invoker()?;
     let mut helper = Handle::spawn()?;
+    helper.log_programs(tunnel.verbose >= TRACE);
     helper.enclose()?;
     identity.assume()?;
     // From here on nothing is privileged, so the network's bytes may be looked at.
@@ -50,8 +59,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         let plan = match tunnel.plan() {
             Ok(plan) => plan,
             Err(error @ (PlanError::Name { .. } | PlanError::AmbiguousMask(_) | PlanError::LongMask(_))) => {
-                eprintln!("shuttle: {error}");
-                return Ok(ExitCode::from(USAGE));
+                return Ok(usage(&error));
             }
         };
         let settings = Settings {
@@ -63,18 +71,30 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             session = connect(line, &settings) => session?,
             () = signals.any() => return Ok(ExitCode::SUCCESS),
         };
-        let mut tunnel = Running::start(session, &mut signals).await?;
+        let mut tunnel = match Running::start(session, &mut signals).await {
+            Ok(tunnel) => tunnel,
+            Err(end) => return end.report().await,
+        };
         let captured = helper.capture(&plan)?;
-        let method = captured.method;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
         tunnel.orders.send(Order::Listen(listeners));
-        eprintln!("shuttle: connected; capturing by {method}: {}", captured.description);
-        let end = tunnel.watch(&helper, &mut signals).await;
-        // Programs must not be captured any more when their connections are reset, or they would only come again.
+        eprintln!("shuttle: connected; capturing by {}", captured.description);
+        let cause = tunnel.watch(&helper, &mut signals).await?;
+        // First no more connections are captured; then those there are get their resets, for which the routes must
+        // still be there; then the rest goes.
+        if let Err(error) = helper.replace_rules(Vec::new()) {
+            tracing::debug!("the helper is gone already: {error}");
+        }
+        let session = tunnel.stop().await;
         drop(helper);
-        tunnel.stop().await;
-        end.map(|Ended::Signal| ExitCode::SUCCESS)
+        Ended { cause, session }.report().await
     })
+}
+
+/// Says what is wrong with the command line.
+fn usage(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("shuttle: {error}");
+    ExitCode::from(USAGE)
 }
 
 async fn connect(line: Option<CommandLine>, settings: &Settings) -> Result<Session, ConnectError> {
@@ -86,88 +106,107 @@ async fn connect(line: Option<CommandLine>, settings: &Settings) -> Result<Sessi
 
 /// A link on its thread, over a session.
 struct Running {
-    session: Option<(tokio::process::Child, ssh::Stderr)>,
+    session: SessionEnd,
     orders: Orders,
     end: mpsc::Receiver<End>,
 }
 
-/// How a tunnel ends that didn't fail.
-enum Ended {
+/// ssh and what it said.
+struct SessionEnd {
+    child: tokio::process::Child,
+    stderr: Stderr,
+    name: &'static str,
+}
+
+/// What ended a tunnel.
+enum Cause {
     Signal,
+    Helper,
+    Silence,
+    Link(Option<End>),
+}
+
+/// A tunnel that has ended.
+struct Ended {
+    cause: Cause,
+    session: SessionEnd,
 }
 
 impl Running {
     /// Starts the link, and waits for the agent's greeting.
-    async fn start(session: Session, signals: &mut Signals) -> anyhow::Result<Self> {
-        let Session { pipes, child, stderr } = session;
-        let (orders, mut greeted, end) = spawn_link(pipes)?;
-        let mut running = Self { session: Some((child, stderr)), orders, end };
-        tokio::select! {
-            _ = greeted.recv() => Ok(running),
-            end = running.end.recv() => Err(running.explain(end).await),
-            () = signals.any() => bail!("interrupted"),
-            () = tokio::time::sleep(GREETING_TIMEOUT) => bail!(
-                "the agent was started and hasn't answered for {} seconds: is the connection stalled?",
-                GREETING_TIMEOUT.as_secs()
-            ),
-        }
+    async fn start(session: Session, signals: &mut Signals) -> Result<Self, Ended> {
+        let Session { pipes, child, stderr, name } = session;
+        let session = SessionEnd { child, stderr, name };
+        let (orders, mut greeted, end) = match spawn_link(pipes) {
+            Ok(started) => started,
+            Err(error) => return Err(Ended { cause: Cause::Link(Some(End::Io(error))), session }),
+        };
+        let mut running = Self { session, orders, end };
+        let cause = tokio::select! {
+            _ = greeted.recv() => return Ok(running),
+            end = running.end.recv() => Cause::Link(end),
+            () = signals.any() => Cause::Signal,
+            () = tokio::time::sleep(GREETING_TIMEOUT) => Cause::Silence,
+        };
+        Err(Ended { cause, session: running.stop().await })
     }
 
     /// Waits for whatever ends the tunnel.
-    async fn watch(&mut self, helper: &Handle, signals: &mut Signals) -> anyhow::Result<Ended> {
+    async fn watch(&mut self, helper: &Handle, signals: &mut Signals) -> anyhow::Result<Cause> {
         let helper_end = watch_helper(helper)?;
-        tokio::select! {
-            () = signals.any() => Ok(Ended::Signal),
-            _ = helper_end => {
-                bail!("the firewall helper has ended: nothing is captured any more; run `shuttle cleanup` if it was killed")
-            }
+        Ok(tokio::select! {
+            () = signals.any() => Cause::Signal,
+            _ = helper_end => Cause::Helper,
             end = self.end.recv() => {
                 // Ctrl-C reaches ssh as well, and its death may be heard of first.
-                if tokio::time::timeout(SIGNAL_LAG, signals.any()).await.is_ok() {
-                    return Ok(Ended::Signal);
+                match tokio::time::timeout(SIGNAL_LAG, signals.any()).await {
+                    Ok(()) => Cause::Signal,
+                    Err(_) => Cause::Link(end),
                 }
-                Err(self.explain(end).await)
             }
-        }
+        })
     }
 
-    /// Why the link ended, by the session's last words where it has any.
-    async fn explain(&mut self, end: Option<End>) -> anyhow::Error {
-        let said = match self.session.take() {
-            Some((mut child, mut stderr)) => {
-                drop(child.start_kill());
-                drop(child.wait().await);
-                stderr.rest().await.into_iter().rfind(|line| !line.is_empty())
-            }
-            None => None,
-        };
-        let said = said.map(|line| format!("; its last words: {line}")).unwrap_or_default();
-        match end {
-            Some(End::Closed) | None => anyhow::anyhow!("the ssh connection has ended{said}"),
-            Some(end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped)) => {
-                anyhow::Error::new(end).context(format!("the tunnel has ended{said}"))
-            }
-        }
-    }
-
-    /// Resets every connection and ends ssh.
-    async fn stop(mut self) {
+    /// Resets every connection and ends ssh: its lane is closed with the link, which ends the agent and so ssh.
+    async fn stop(mut self) -> SessionEnd {
         self.orders.send(Order::Stop);
-        drop(tokio::time::timeout(Duration::from_secs(2), self.end.recv()).await);
-        if let Some((mut child, _)) = self.session.take() {
-            // The lane is closed with the link, which ends the agent and so ssh; one that doesn't is killed.
-            if tokio::time::timeout(Duration::from_secs(1), child.wait()).await.is_err() {
-                drop(child.kill().await);
-            }
+        drop(tokio::time::timeout(LAST_WORDS, self.end.recv()).await);
+        if tokio::time::timeout(LAST_WORDS, self.session.child.wait()).await.is_err() {
+            drop(self.session.child.kill().await);
         }
+        self.session
+    }
+}
+
+impl Ended {
+    /// The exit code, or the one line that says why the tunnel has ended, with the session's last words.
+    async fn report(self) -> anyhow::Result<ExitCode> {
+        let Self { cause, mut session } = self;
+        let name = session.name;
+        let reason = match cause {
+            Cause::Signal => return Ok(ExitCode::SUCCESS),
+            Cause::Helper => bail!(
+                "the firewall helper has ended: nothing is captured any more; run `shuttle cleanup` if it was killed"
+            ),
+            Cause::Silence => {
+                format!("{name} was started and its agent hasn't answered for {GREETING_TIMEOUT:?}")
+            }
+            Cause::Link(Some(End::Closed) | None) => format!("{name} has ended"),
+            Cause::Link(Some(end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped))) => {
+                format!("the tunnel has ended: {:#}", anyhow::Error::new(end))
+            }
+        };
+        let said = session.stderr.rest().await.into_iter().rfind(|line| !line.is_empty());
+        let said = said.map(|line| format!("; its last words: {line}")).unwrap_or_default();
+        bail!("{reason}{said}")
     }
 }
 
 type Started = (Orders, mpsc::UnboundedReceiver<()>, mpsc::Receiver<End>);
 
-fn spawn_link(pipes: Pipes) -> anyhow::Result<Started> {
-    let link = Link::new(Side::Client, pipes).context("can't watch the connection to ssh")?;
-    let waker = link.waker(ORDERS).context("can't watch the connection to ssh")?;
+fn spawn_link(pipes: Pipes) -> io::Result<Started> {
+    let link = Link::new(Side::Client, pipes)?;
+    let waker = link.waker(ORDERS)?;
     let (sender, receiver) = std::sync::mpsc::channel();
     let (greet, greeted) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
@@ -201,7 +240,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -215,11 +254,5 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
         }
-    }
-}
-
-impl fmt::Debug for Signals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Signals")
     }
 }

@@ -201,6 +201,8 @@ pub struct Mux {
     greeted: Option<Hello>,
     last_heard: Instant,
     pinged: Option<Instant>,
+    /// The token of the last PING, when its answer is due. Of several the last is answered.
+    pong: Option<u64>,
 }
 
 impl Mux {
@@ -218,6 +220,7 @@ impl Mux {
             greeted: None,
             last_heard: now,
             pinged: None,
+            pong: None,
         };
         mux.put(&Frame::Hello { lane: LANE, hello });
         mux
@@ -306,7 +309,7 @@ impl Mux {
                 self.lane.on_ack(received, (micros(delay), micros(hold)), now)?;
             }
             Frame::Ack { .. } => return Err(ProtocolError::Ack),
-            Frame::Ping { token } => self.control.push_back(Frame::Pong { token }),
+            Frame::Ping { token } => self.pong = Some(token),
             Frame::Pong { .. } => {}
             Frame::Goaway { message } => return Ok(Some(Event::Goaway { message })),
             Frame::Open { stream, target, credit } => {
@@ -470,6 +473,9 @@ impl Mux {
 
     /// Puts everything but DATA that is due onto the lane.
     pub fn prepare(&mut self, now: Instant) {
+        if let Some(token) = self.pong.take() {
+            self.control.push_back(Frame::Pong { token });
+        }
         let in_company = !self.control.is_empty() || self.lane.out.unwritten_len() > 0;
         if let Some(ack) = self.lane.ack(LANE, in_company, now) {
             self.put(&ack);

@@ -19,6 +19,9 @@ use super::schedule::Listed;
 /// Above this, a drained inbox gives its memory back.
 const KEPT_INBOX: usize = 16 * 1024;
 
+/// Pieces that may be kept ahead of their turn: a window of the smallest chunks.
+const MOST_EARLY: usize = 8192;
+
 /// The state of one stream.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -130,7 +133,11 @@ impl Stream {
             *kept = bytes.to_vec();
         }
         let room = self.window.limit() - self.received;
-        if self.early_len > 2 * room { Err(ProtocolError::Credit) } else { Ok(()) }
+        if self.early_len > 2 * room || self.early.len() > MOST_EARLY {
+            Err(ProtocolError::Credit)
+        } else {
+            Ok(())
+        }
     }
 
     fn take_early(&mut self) {

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Child;
 
+use super::diagnosis::printable;
 use crate::link::Pipes;
 
 /// An agent that this program carries.
@@ -160,7 +161,7 @@ async fn hello(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, Bootstra
             return Err(BootstrapError::Noise);
         }
         if stdout.read_buf(&mut heard).await? == 0 {
-            return Err(BootstrapError::Ended { noise: String::from_utf8_lossy(&heard).trim().to_owned() });
+            return Err(BootstrapError::Ended { noise: last_line(&heard) });
         }
     }
 }
@@ -169,7 +170,7 @@ fn find_machine(heard: &[u8]) -> Option<String> {
     let at = heard.windows(HELLO.len()).position(|window| window == HELLO.as_bytes())?;
     let rest = &heard[at + HELLO.len()..];
     let end = rest.iter().position(|byte| *byte == b'\n')?;
-    Some(String::from_utf8_lossy(&rest[..end]).trim().to_owned())
+    Some(printable(String::from_utf8_lossy(&rest[..end]).trim()))
 }
 
 /// One line and not a byte more: what follows is the agent's.
@@ -178,14 +179,19 @@ async fn line(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, Bootstrap
     while line.len() < MOST_LINE {
         let mut byte = [0];
         if stdout.read(&mut byte).await? == 0 {
-            return Err(BootstrapError::Ended { noise: String::from_utf8_lossy(&line).into_owned() });
+            return Err(BootstrapError::Ended { noise: last_line(&line) });
         }
         match byte {
             [b'\n'] => break,
             [byte] => line.push(byte),
         }
     }
-    Ok(String::from_utf8_lossy(&line).into_owned())
+    Ok(printable(&String::from_utf8_lossy(&line)))
+}
+
+fn last_line(heard: &[u8]) -> String {
+    let text = String::from_utf8_lossy(heard);
+    printable(text.trim().lines().next_back().unwrap_or_default())
 }
 
 /// What POSIX cksum prints first: the CRC of the bytes and of their count, generator 0x04c11db7, most significant

@@ -1,9 +1,12 @@
 //! What ssh says on stderr, and what to make of it when it ends.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::process::ExitStatus;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::ChildStderr;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -12,18 +15,26 @@ use super::Remote;
 
 /// Lines that are remembered for the diagnosis.
 const REMEMBERED: usize = 50;
+/// The longest line, bytes; what goes on counts as the next one.
+const MOST_LINE: u64 = 1024;
+/// How long stderr may stay open once ssh has ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+type Lines = Arc<Mutex<VecDeque<String>>>;
 
 /// ssh's stderr. Its lines pass on to ours, but for those that the diagnosis will put better.
 pub struct Stderr {
-    task: Option<JoinHandle<Vec<String>>>,
+    task: Option<JoinHandle<()>>,
+    lines: Lines,
     connected: watch::Sender<bool>,
 }
 
 impl Stderr {
     pub(super) fn relay(stderr: Option<ChildStderr>, verbose: bool) -> Self {
         let (connected, is_connected) = watch::channel(false);
-        let task = stderr.map(|stderr| tokio::spawn(relay(stderr, verbose, is_connected)));
-        Self { task, connected }
+        let lines = Lines::default();
+        let task = stderr.map(|stderr| tokio::spawn(relay(stderr, verbose, is_connected, lines.clone())));
+        Self { task, lines, connected }
     }
 
     /// From now on every line passes on: there is no start-up left to diagnose.
@@ -31,29 +42,40 @@ impl Stderr {
         self.connected.send_replace(true);
     }
 
-    /// The last lines, once ssh has closed its stderr.
+    /// The last lines, once ssh has closed its stderr; or after a short while, as a proxy command may outlive ssh and
+    /// hold it open.
     pub async fn rest(&mut self) -> Vec<String> {
-        match self.task.take() {
-            Some(task) => task.await.unwrap_or_default(),
-            None => Vec::new(),
+        if let Some(task) = self.task.take() {
+            drop(tokio::time::timeout(LAST_WORDS, task).await);
         }
+        self.lines.lock().map(|lines| lines.iter().cloned().collect()).unwrap_or_default()
     }
 }
 
-async fn relay(stderr: ChildStderr, verbose: bool, connected: watch::Receiver<bool>) -> Vec<String> {
-    let mut lines = BufReader::new(stderr).split(b'\n');
-    let mut remembered = Vec::new();
-    while let Ok(Some(line)) = lines.next_segment().await {
-        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        if verbose || *connected.borrow() || !is_cause(&line) && !in_warning(&remembered, &line) {
+/// Lines of the remote machine's making, as they may meet a terminal: without control characters.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+async fn relay(stderr: ChildStderr, verbose: bool, connected: watch::Receiver<bool>, lines: Lines) {
+    let mut stderr = BufReader::new(stderr);
+    while let Some(line) = next_line(&mut stderr).await {
+        let Ok(mut lines) = lines.lock() else { return };
+        if verbose || *connected.borrow() || !is_cause(&line) && !in_warning(&lines, &line) {
             eprintln!("{line}");
         }
-        if remembered.len() == REMEMBERED {
-            remembered.remove(0);
+        if lines.len() == REMEMBERED {
+            lines.pop_front();
         }
-        remembered.push(line);
+        lines.push_back(line);
     }
-    remembered
+}
+
+/// The next line, or as much of it as a line may be.
+async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
+    let mut line = Vec::new();
+    input.take(MOST_LINE).read_until(b'\n', &mut line).await.ok().filter(|length| *length > 0)?;
+    Some(printable(String::from_utf8_lossy(&line).trim_end()))
 }
 
 /// A text in ssh's last lines, and what it means.
@@ -81,7 +103,7 @@ fn is_cause(line: &str) -> bool {
 }
 
 /// The rest of the block in which ssh warns of a changed host key.
-fn in_warning(before: &[String], line: &str) -> bool {
+fn in_warning(before: &VecDeque<String>, line: &str) -> bool {
     line.starts_with("@@@")
         || before.iter().any(|line| line.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"))
 }

@@ -26,6 +26,8 @@ pub struct Session {
     pub child: Child,
     /// What ssh and the agent say on stderr, relayed and remembered.
     pub stderr: Stderr,
+    /// What to call it to the user.
+    pub name: &'static str,
 }
 
 /// Why there is no session. Its text is the one line that the user sees.
@@ -111,7 +113,7 @@ pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session,
     match bootstrap::run(&mut child).await {
         Ok(pipes) => {
             stderr.connected();
-            Ok(Session { pipes, child, stderr })
+            Ok(Session { pipes, child, stderr, name: "the ssh connection" })
         }
         Err(BootstrapError::Ended { noise }) => {
             let status = child.wait().await.ok();
@@ -130,7 +132,7 @@ pub fn local_agent() -> Result<Session, ConnectError> {
     let mut child = spawn(command, program)?;
     let stderr = Stderr::relay(child.stderr.take(), true);
     let pipes = bootstrap::pipes(&mut child).map_err(BootstrapError::Io)?;
-    Ok(Session { pipes, child, stderr })
+    Ok(Session { pipes, child, stderr, name: "the local agent" })
 }
 
 fn spawn(mut command: Command, program: &str) -> Result<Child, ConnectError> {

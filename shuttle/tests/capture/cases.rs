@@ -106,6 +106,10 @@ fn steering() {
         (How::From("10.77.0.1"), "10.77.0.1:7", "home"),
         (How::From("127.0.0.1"), "10.77.0.1:7", "home"),
         (How::Plain, &own_listener, &own_answer),
+        // The host itself, asked from the address that captured connections come from.
+        (How::From("198.19.219.1"), "127.0.0.1:7", "home"),
+        (How::From("198.19.219.1"), "10.77.0.1:7", "home"),
+        (How::From("fd73:6875:7474:6c65::1"), "[::1]:7", "home"),
         // Bound to a device: beyond policy routing.
         (How::Device("v0"), "10.99.0.1:7", "world"),
     ];

@@ -37,15 +37,18 @@ fn main() -> ExitCode {
 
 fn run_all(filters: Vec<&str>) -> ExitCode {
     assert!(nix::unistd::geteuid().is_root(), "these tests need root: they load eBPF programs");
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0, 0);
     for (name, _) in cases::ALL {
         if filters.iter().any(|filter| !name.contains(filter)) {
             continue;
         }
         let ok = run_one(name);
         println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
+        passed += usize::from(ok);
         failed += usize::from(!ok);
     }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("test result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -39,6 +39,12 @@ enum Tool {
         #[arg(long, default_value_t = 5_000)]
         limit_ms: u64,
     },
+    /// One connection to a `who` port: a line once it stands, and another with the end that it meets.
+    Fate {
+        address: SocketAddr,
+        #[arg(long, default_value_t = 5_000)]
+        limit_ms: u64,
+    },
     /// Both directions at once, hashed, half-closed.
     Exchange { address: SocketAddr, bytes: u64 },
     /// Bulk flows for a time.
@@ -107,6 +113,9 @@ fn main() -> Result<()> {
         }
         Tool::LoadedRtt { echo, bulk, direction, flows, seconds } => {
             print(&rtt::loaded(echo, bulk, direction, flows, Duration::from_secs_f64(seconds))?)
+        }
+        Tool::Fate { address, limit_ms } => {
+            print(&probe::fate(address, Duration::from_millis(limit_ms), || print(&"standing"))?)
         }
         Tool::Connects { address, total, at_once } => print(&connects::run(address, total, at_once)),
         Tool::Hold { address, count } => keep(hold::idle(address, count)?),

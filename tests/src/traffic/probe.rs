@@ -1,6 +1,6 @@
 //! One connection, and exactly how it went.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,18 @@ pub fn run(address: SocketAddr, mapped: bool, limit: Duration) -> Result<Probe> 
         }
         Ok(Some(seen_as)) => Ok(report(Outcome::Captured, Some(seen_as), peer)),
         Err(error) => Ok(report(classify(&error)?, None, peer)),
+    }
+}
+
+/// Connects to `address`, calls `standing` once the target has answered, and waits at most `limit` for the end that
+/// the connection then meets.
+pub fn fate(address: SocketAddr, limit: Duration, standing: impl FnOnce() -> Result<()>) -> Result<Outcome> {
+    let mut stream = connect(address, false, limit)?;
+    converse(&stream, limit)?;
+    standing()?;
+    match stream.read(&mut [0]) {
+        Ok(_) => Ok(Outcome::CleanEnd),
+        Err(error) => classify(&error),
     }
 }
 

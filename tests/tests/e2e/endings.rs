@@ -1,5 +1,7 @@
 //! However a tunnel ends, nothing is captured afterwards and nothing stays.
 
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use shuttle_tests::shuttle::{exit_code, send};
 use shuttle_tests::traffic::probe::Outcome;
 use shuttle_tests::{Lab, Options, Role, Run, Shuttle};
 
-use crate::{END, TARGET, expect, nothing_stays};
+use crate::{END, TARGET, TARGET6, expect, nothing_stays};
 
 const RUN: Run = Run {
     identity: shuttle_tests::Identity::Sudo,
@@ -28,6 +30,52 @@ const ENDINGS: [(&str, i32, End); 5] = [
     ("ssh killed", 1, |_, shuttle| kill_all(shuttle.find(Role::Ssh))),
     ("the agent killed", 1, |lab, _| kill_all(agents(lab))),
 ];
+
+/// What stands when a tunnel ends is reset: no program may wait for ever, nor take it for a clean end.
+#[test]
+fn every_ending_resets_what_stands() -> Result<()> {
+    for (how, _, end) in ENDINGS {
+        let (lab, mut shuttle) = tunnel()?;
+        let mut standing = [TARGET, TARGET6].map(|target| Standing::new(&lab, target));
+        for connection in &mut standing {
+            let connection = connection.as_mut().map_err(|error| anyhow::anyhow!("{how}: {error:#}"))?;
+            ensure!(connection.next_line()? == "\"standing\"", "{how}: no connection stands");
+        }
+        end(&lab, &shuttle).context(how)?;
+        for connection in standing {
+            let fate = connection?.next_line()?;
+            ensure!(fate == "\"reset\"", "{how}: a connection met {fate}\n{}", shuttle.stderr());
+        }
+        shuttle.wait(END).context(how)?;
+    }
+    Ok(())
+}
+
+/// A program of the client with a captured connection.
+struct Standing {
+    program: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Standing {
+    fn new(lab: &Lab, target: &str) -> Result<Standing> {
+        let mut command = lab.client.command(lab.program("lab-tool")?);
+        let mut program = command.args(["fate", target]).stdout(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(program.stdout.take().context("no output")?).lines();
+        Ok(Standing { program, lines })
+    }
+
+    fn next_line(&mut self) -> Result<String> {
+        Ok(self.lines.next().context("no more lines")??)
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.program.kill().ok();
+        self.program.wait().ok();
+    }
+}
 
 #[test]
 fn every_ending_leaves_the_machine_as_it_was() -> Result<()> {
