@@ -64,9 +64,10 @@ impl Role {
     fn is(self, process: Process) -> bool {
         match self {
             Role::Helper => process.arguments().iter().any(|argument| argument == "firewall-helper"),
-            // One with -G only prints its configuration.
+            // One with -G only prints its configuration; one without arguments has ended.
             Role::Ssh => {
-                process.name() == "ssh" && !process.arguments().iter().any(|argument| argument == "-G")
+                let arguments = process.arguments();
+                process.name() == "ssh" && arguments.len() > 1 && !arguments.contains(&"-G".to_owned())
             }
         }
     }
