@@ -8,7 +8,7 @@ use clap::{ArgAction, Args as ClapArgs, CommandFactory, Parser, Subcommand, Valu
 
 use crate::plan::{Families, Plan, default_exclusions};
 use crate::ssh::Remote;
-use shuttle_common::rule::{Rule, Verdict};
+use shuttle_common::rule::{Ports, Rule, Verdict};
 pub use subnet::{Subnet, SubnetError};
 
 /// Reach a remote network over ssh: every connection that this machine's programs open to SUBNET goes through the
@@ -117,7 +117,7 @@ pub enum PlanError {
 impl Tunnel {
     /// Resolves names, which asks the network, and adds what is never captured unless asked for.
     pub fn plan(&self) -> Result<Plan, PlanError> {
-        let mut rules = default_exclusions();
+        let mut rules = self.default_exclusions();
         let typed = self.include.iter().map(|subnet| (subnet, Verdict::Capture));
         for (subnet, verdict) in typed.chain(self.exclude.iter().map(|subnet| (subnet, Verdict::Pass))) {
             for network in subnet.networks()? {
@@ -129,5 +129,59 @@ impl Tunnel {
         };
         let families = Families { v4: captures(true), v6: captures(false) };
         Ok(Plan { rules, families })
+    }
+
+    /// The default exclusions for every port range that is included, so that only the prefix decides between the two.
+    fn default_exclusions(&self) -> Vec<Rule> {
+        let mut ranges: Vec<Ports> = Vec::new();
+        for subnet in &self.include {
+            if !ranges.contains(&subnet.ports) {
+                ranges.push(subnet.ports);
+            }
+        }
+        let exclusions = default_exclusions();
+        ranges
+            .iter()
+            .flat_map(|ports| exclusions.iter().map(|rule| Rule { ports: *ports, ..*rule }))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shuttle_common::rule::decide;
+
+    #[test]
+    fn plans_decide_as_typed() {
+        for (typed, captured, passed) in [
+            (
+                "0/0",
+                &["192.0.2.1:80", "10.0.0.1:22"][..],
+                &["127.0.0.1:80", "169.254.169.254:80", "[2001:db8::1]:80"][..],
+            ),
+            ("::/0", &["[2001:db8::1]:80"], &["[::1]:80", "[fe80::1]:80", "192.0.2.1:80"]),
+            ("0/0:80", &["192.0.2.1:80"], &["192.0.2.1:81", "169.254.169.254:80"]),
+            ("0/0 169.254.169.254", &["169.254.169.254:80"], &["169.254.169.253:80"]),
+            ("10.0.0.0/8 -x 10.1.0.0/16", &["10.2.0.1:1"], &["10.1.0.1:1"]),
+            (
+                "10.0.0.0/8:8000-9000",
+                &["10.0.0.1:8000", "10.0.0.1:9000"],
+                &["10.0.0.1:7999", "10.0.0.1:9001"],
+            ),
+        ] {
+            let args = Args::try_parse_from(["shuttle"].into_iter().chain(typed.split(' '))).unwrap();
+            let plan = args.tunnel.plan().unwrap();
+            for (destinations, verdict) in [(captured, Verdict::Capture), (passed, Verdict::Pass)] {
+                for destination in destinations {
+                    let address: std::net::SocketAddr = destination.parse().unwrap();
+                    assert_eq!(
+                        decide(&plan.rules, address.ip(), address.port()),
+                        verdict,
+                        "{typed}: {destination}"
+                    );
+                }
+            }
+        }
     }
 }
