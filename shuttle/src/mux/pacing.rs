@@ -22,7 +22,7 @@ const URGENT: u64 = 16 * 1024;
 /// The queue that is left standing, as a share of the round trip within bounds.
 const QUEUE_SHARE: u32 = 5;
 const LEAST_QUEUE: Duration = Duration::from_millis(2);
-const MOST_QUEUE: Duration = Duration::from_millis(6);
+const MOST_QUEUE: Duration = Duration::from_millis(3);
 
 /// In start-up the limit is this many times what the measured rate would need.
 const STARTUP_GAIN: f64 = 2.0;
@@ -34,7 +34,9 @@ const RATE_ROUNDS: u32 = 8;
 /// … but at least for this long.
 const LEAST_RATE_MEMORY: Duration = Duration::from_millis(300);
 /// When no round trip near the shortest was seen for this long, the queue is drained to look for it.
-const BASE_MEMORY: Duration = Duration::from_secs(5);
+const BASE_MEMORY: Duration = Duration::from_secs(10);
+/// … or for this many of them.
+const BASE_ROUNDS: u32 = 50;
 /// How far the limit falls meanwhile.
 const DRAIN_GAIN: f64 = 0.5;
 
@@ -61,6 +63,9 @@ pub(super) struct Pacing {
     rate: RateMemory,
     base: Option<Base>,
     smoothed: Option<Duration>,
+    /// The shortest round trip of late, and of the time before.
+    shortest: [Option<Duration>; 2],
+    shortest_since: Instant,
     /// How long the far mux lets bytes wait for their acknowledgement.
     hold: Duration,
     phase: Phase,
@@ -74,6 +79,12 @@ struct Base {
     round_trip: Duration,
     /// When one about as short was last seen.
     seen: Instant,
+}
+
+impl Base {
+    fn memory(&self) -> Duration {
+        (BASE_ROUNDS * self.round_trip).max(BASE_MEMORY)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +106,8 @@ impl Pacing {
             rate: RateMemory::default(),
             base: None,
             smoothed: None,
+            shortest: [None; 2],
+            shortest_since: now,
             hold: Duration::ZERO,
             phase: Phase::Startup { best: 0.0, flat_rounds: 0 },
             round_end: 0,
@@ -138,9 +151,9 @@ impl Pacing {
         let took = now.saturating_duration_since(last.delivered_at);
         let rate = (self.delivered - last.delivered) as f64 / took.as_secs_f64().max(1e-6);
         self.on_round_trip(round_trip, now);
-        let memory = (RATE_ROUNDS * self.base_round_trip()).max(LEAST_RATE_MEMORY);
+        self.note_shortest(round_trip, now);
         if !last.starved || rate > self.rate.best() {
-            self.rate.add(rate, now, memory);
+            self.rate.add(rate, now, self.rate_memory());
         }
         if delivered >= self.round_end {
             self.round_end = written;
@@ -163,13 +176,46 @@ impl Pacing {
                 self.base = Some(Base { round_trip, seen: now });
                 self.phase = Phase::Steady;
             }
-            Phase::Steady if self.base.is_some_and(|base| now > base.seen + BASE_MEMORY) => {
+            Phase::Steady if self.base.is_some_and(|base| now > base.seen + base.memory()) => {
                 // One round trip for the queue to drain, and one to measure.
                 let until = now + 2 * self.round_trip();
                 self.phase = Phase::Drain { until, shortest: None };
             }
             Phase::Steady | Phase::Startup { .. } => {}
         }
+    }
+
+    /// Keeps the shortest round trip of between one and two rate memories.
+    fn note_shortest(&mut self, sample: Duration, now: Instant) {
+        if now.saturating_duration_since(self.shortest_since) > self.rate_memory() {
+            self.shortest = [None, self.shortest[0]];
+            self.shortest_since = now;
+        }
+        let shortest = &mut self.shortest[0];
+        *shortest = Some(shortest.map_or(sample, |shortest| shortest.min(sample)));
+    }
+
+    /// How much the round trip varies while the queue does drain between: the path holds bytes back and lets them go
+    /// in bursts, as TCP does after a loss and Nagle's algorithm at the end of each write, and stays full only if that
+    /// much more is in flight. A standing queue, whose round trips are all long, is no such variation.
+    fn spread(&self) -> Duration {
+        let Some(shortest) = self.shortest.into_iter().flatten().min() else { return Duration::ZERO };
+        let standing = shortest.saturating_sub(self.base_round_trip());
+        let bound = 2 * self.queue();
+        if standing >= bound {
+            return Duration::ZERO;
+        }
+        let share = 1.0 - standing.as_secs_f64() / bound.as_secs_f64();
+        self.round_trip().saturating_sub(shortest).mul_f64(share)
+    }
+
+    /// The queue that is to be left standing.
+    fn queue(&self) -> Duration {
+        (self.base_round_trip() / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE)
+    }
+
+    fn rate_memory(&self) -> Duration {
+        (RATE_ROUNDS * self.base_round_trip()).max(LEAST_RATE_MEMORY)
     }
 
     fn on_round(&mut self, starved: bool) {
@@ -198,7 +244,7 @@ impl Pacing {
     /// Bytes that may be in flight.
     fn limit(&self) -> u64 {
         let base = self.base_round_trip();
-        let queue = (base / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE) + self.hold;
+        let queue = self.queue() + self.hold + self.spread();
         let rate = self.rate.best();
         let needed = match self.phase {
             Phase::Startup { .. } => STARTUP_GAIN * rate * (base + queue).as_secs_f64(),
