@@ -24,6 +24,11 @@ const QUEUE_SHARE: u32 = 5;
 const LEAST_QUEUE: Duration = Duration::from_millis(2);
 const MOST_QUEUE: Duration = Duration::from_millis(3);
 
+/// It is no shorter than what the transport below sends in one burst, bytes, as long as that takes no longer than
+/// this: on a slow line a shorter one would run dry between two bursts.
+const QUEUED_BURST: f64 = 12.0 * 1024.0;
+const MOST_BURST: Duration = Duration::from_millis(12);
+
 /// In start-up the limit is this many times what the measured rate would need.
 const STARTUP_GAIN: f64 = 2.0;
 /// Start-up ends after this many round trips in which the rate grew by less than a quarter.
@@ -211,7 +216,9 @@ impl Pacing {
 
     /// The queue that is to be left standing.
     fn queue(&self) -> Duration {
-        (self.base_round_trip() / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE)
+        let share = (self.base_round_trip() / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE);
+        let burst = QUEUED_BURST / self.rate.best().max(1.0);
+        share.max(Duration::from_secs_f64(burst).min(MOST_BURST))
     }
 
     fn rate_memory(&self) -> Duration {
