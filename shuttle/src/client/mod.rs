@@ -113,7 +113,7 @@ struct Running {
 
 /// ssh and what it said.
 struct SessionEnd {
-    child: tokio::process::Child,
+    process: ssh::Process,
     stderr: Stderr,
     name: &'static str,
 }
@@ -135,8 +135,8 @@ struct Ended {
 impl Running {
     /// Starts the link, and waits for the agent's greeting.
     async fn start(session: Session, signals: &mut Signals) -> Result<Self, Ended> {
-        let Session { pipes, child, stderr, name } = session;
-        let session = SessionEnd { child, stderr, name };
+        let Session { pipes, process, stderr, name } = session;
+        let session = SessionEnd { process, stderr, name };
         let (orders, mut greeted, end) = match spawn_link(pipes) {
             Ok(started) => started,
             Err(error) => return Err(Ended { cause: Cause::Link(Some(End::Io(error))), session }),
@@ -171,8 +171,8 @@ impl Running {
     async fn stop(mut self) -> SessionEnd {
         self.orders.send(Order::Stop);
         drop(tokio::time::timeout(LAST_WORDS, self.end.recv()).await);
-        if tokio::time::timeout(LAST_WORDS, self.session.child.wait()).await.is_err() {
-            drop(self.session.child.kill().await);
+        if tokio::time::timeout(LAST_WORDS, self.session.process.wait()).await.is_err() {
+            self.session.process.end();
         }
         self.session
     }

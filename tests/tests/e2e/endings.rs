@@ -1,7 +1,7 @@
 //! However a tunnel ends, nothing is captured afterwards and nothing stays.
 
-use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Stdio};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,37 @@ fn every_ending_leaves_the_machine_as_it_was() -> Result<()> {
     Ok(())
 }
 
+/// ssh's own end is what counts, also when something that it started lives on and holds its stderr.
+#[test]
+fn what_ssh_leaves_running_holds_nothing_up() -> Result<()> {
+    let ssh = "/bin/sh -c 'sleep 100 </dev/null >/dev/null & exec ssh \"$@\"' sh";
+    let lab = Lab::with(Options::default())?;
+    let args = ["--method=ebpf", "10.78.0.0/24", "-e", ssh];
+    let mut shuttle = Shuttle::connect(&lab, Run { args: &args, ..RUN })?;
+    expect(&lab, TARGET, &[], Outcome::Captured)?;
+    kill_all(shuttle.find(Role::Ssh))?;
+    let code = exit_code(shuttle.wait(END)?);
+    ensure!(code == 1, "exit code {code}\n{}", shuttle.stderr());
+    nothing_stays(&lab)
+}
+
+/// Ctrl-C comes to ssh and to the client, and the client must not kill ssh before it has turned the echo on again.
+#[test]
+fn ctrl_c_at_the_password_gives_the_terminal_back() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let key = lab.users.local.home.join(".ssh/id_ed25519");
+    let mut change = lab.client.command_as(&lab.users.local, "ssh-keygen");
+    ensure!(change.args(["-q", "-p", "-P", "", "-N", "secret", "-f"]).arg(key).output()?.status.success());
+    for _ in 0..5 {
+        let shuttle = Shuttle::command(&lab, Run { args: &["--method=ebpf", "10.78.0.0/24"], ..RUN })?;
+        let (says, code) = at_a_terminal(&lab, &shuttle, "passphrase", "\x03")?;
+        ensure!(code == Some(0), "exit code {code:?}\n{says}");
+        ensure!(says.contains(" echo ") && !says.contains("-echo "), "no echo on the terminal:\n{says}");
+        nothing_stays(&lab)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_killed_helper_leaves_only_what_is_inert_and_cleanup_removes() -> Result<()> {
     let (lab, mut shuttle) = tunnel()?;
@@ -130,6 +161,40 @@ fn ssh_killed_while_it_connects_leaves_no_file_behind() -> Result<()> {
         nothing_stays(&lab).with_context(|| format!("ssh killed after {millis} ms"))?;
     }
     Ok(())
+}
+
+/// Runs `command` at a terminal of its own, types `keys` once it has printed `prompt`, and returns all that was on the
+/// terminal, its settings afterwards included, and the command's exit code.
+fn at_a_terminal(lab: &Lab, command: &Command, prompt: &str, keys: &str) -> Result<(String, Option<i32>)> {
+    let mut line = "trap : INT; env".to_owned();
+    for (name, value) in command.get_envs() {
+        line += &format!(" '{}={}'", name.display(), value.unwrap_or_default().display());
+    }
+    for word in [command.get_program()].into_iter().chain(command.get_args()) {
+        line += &format!(" '{}'", word.display());
+    }
+    line += "; code=$?; stty -a; exit $code";
+    let mut script = lab.client.tool(&lab.users.root, "script");
+    script.args(["-qefc", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut terminal = script.spawn().context("run script (apt-get install bsdutils)")?;
+    let (mut stdin, mut stdout) =
+        (terminal.stdin.take().context("no stdin")?, terminal.stdout.take().context("no stdout")?);
+    let (mut says, mut typed, mut piece) = (String::new(), false, [0; 4096]);
+    loop {
+        let length = stdout.read(&mut piece)?;
+        if length == 0 {
+            break;
+        }
+        says += &String::from_utf8_lossy(&piece[..length]);
+        if !typed && says.contains(prompt) {
+            // ssh turns the echo off before it prompts.
+            stdin.write_all(keys.as_bytes())?;
+            stdin.flush()?;
+            typed = true;
+        }
+    }
+    ensure!(typed, "no {prompt:?}:\n{says}");
+    Ok((says, terminal.wait()?.code()))
 }
 
 fn tunnel() -> Result<(Lab, Shuttle)> {
