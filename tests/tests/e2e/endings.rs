@@ -1,14 +1,14 @@
 //! However a tunnel ends, nothing is captured afterwards and nothing stays.
 
-use std::io::{BufRead, BufReader, Lines, Read, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use shuttle_tests::process::{self, Process};
-use shuttle_tests::shuttle::{exit_code, send};
+use shuttle_tests::shuttle::{at_a_terminal, exit_code, send};
 use shuttle_tests::traffic::probe::Outcome;
 use shuttle_tests::{Lab, Options, Role, Run, Shuttle};
 
@@ -111,8 +111,8 @@ fn ctrl_c_at_the_password_gives_the_terminal_back() -> Result<()> {
     let mut change = lab.client.command_as(&lab.users.local, "ssh-keygen");
     ensure!(change.args(["-q", "-p", "-P", "", "-N", "secret", "-f"]).arg(key).output()?.status.success());
     for _ in 0..5 {
-        let shuttle = Shuttle::command(&lab, Run { args: &["--method=ebpf", "10.78.0.0/24"], ..RUN })?;
-        let (says, code) = at_a_terminal(&lab, &shuttle, "passphrase", "\x03")?;
+        let run = Run { args: &["--method=ebpf", "10.78.0.0/24"], ..RUN };
+        let (says, code) = at_a_terminal(&lab, run, "passphrase", "\x03")?;
         ensure!(code == Some(0), "exit code {code:?}\n{says}");
         ensure!(says.contains(" echo ") && !says.contains("-echo "), "no echo on the terminal:\n{says}");
         nothing_stays(&lab)?;
@@ -161,40 +161,6 @@ fn ssh_killed_while_it_connects_leaves_no_file_behind() -> Result<()> {
         nothing_stays(&lab).with_context(|| format!("ssh killed after {millis} ms"))?;
     }
     Ok(())
-}
-
-/// Runs `command` at a terminal of its own, types `keys` once it has printed `prompt`, and returns all that was on the
-/// terminal, its settings afterwards included, and the command's exit code.
-fn at_a_terminal(lab: &Lab, command: &Command, prompt: &str, keys: &str) -> Result<(String, Option<i32>)> {
-    let mut line = "trap : INT; env".to_owned();
-    for (name, value) in command.get_envs() {
-        line += &format!(" '{}={}'", name.display(), value.unwrap_or_default().display());
-    }
-    for word in [command.get_program()].into_iter().chain(command.get_args()) {
-        line += &format!(" '{}'", word.display());
-    }
-    line += "; code=$?; stty -a; exit $code";
-    let mut script = lab.client.tool(&lab.users.root, "script");
-    script.args(["-qefc", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut terminal = script.spawn().context("run script (apt-get install bsdutils)")?;
-    let (mut stdin, mut stdout) =
-        (terminal.stdin.take().context("no stdin")?, terminal.stdout.take().context("no stdout")?);
-    let (mut says, mut typed, mut piece) = (String::new(), false, [0; 4096]);
-    loop {
-        let length = stdout.read(&mut piece)?;
-        if length == 0 {
-            break;
-        }
-        says += &String::from_utf8_lossy(&piece[..length]);
-        if !typed && says.contains(prompt) {
-            // ssh turns the echo off before it prompts.
-            stdin.write_all(keys.as_bytes())?;
-            stdin.flush()?;
-            typed = true;
-        }
-    }
-    ensure!(typed, "no {prompt:?}:\n{says}");
-    Ok((says, terminal.wait()?.code()))
 }
 
 fn tunnel() -> Result<(Lab, Shuttle)> {
