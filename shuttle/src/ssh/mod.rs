@@ -82,6 +82,13 @@ impl CommandLine {
         })
     }
 
+    /// What the user can type to see for themselves.
+    fn by_hand(&self) -> String {
+        let words = [&self.program].into_iter().chain(&self.options).chain([&self.destination]);
+        let words: Vec<_> = words.map(String::as_str).collect();
+        shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
+    }
+
     /// Whether it takes OpenSSH's options.
     fn is_openssh(&self) -> bool {
         Path::new(&self.program).file_name() == Some("ssh".as_ref())
@@ -120,7 +127,7 @@ pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session,
         Err(BootstrapError::Ended { noise }) => {
             let status = process.wait().await.ok();
             let lines = stderr.rest().await;
-            Err(ConnectError::Ssh(Diagnosis::new(&line.remote, &lines, &noise, status)))
+            Err(ConnectError::Ssh(Diagnosis::new(line, &lines, &noise, status)))
         }
         Err(error) => Err(error.into()),
     }
