@@ -87,6 +87,10 @@ impl Captures {
                         return;
                     }
                 }
+                Err(error) if is_short_of_memory(&error) => {
+                    tracing::warn!("a captured connection waits: {error}");
+                    return;
+                }
                 Err(error) => tracing::debug!("a captured connection broke before it was accepted: {error}"),
             }
         }
@@ -114,6 +118,11 @@ fn refuse(socket: &TcpStream) {
 
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Unlike the errors of a connection that broke, this one would come again at once.
+fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
 }
 
 /// With no descriptor left, a waiting connection can only be refused: so that its program knows, accept it by means of
