@@ -53,15 +53,16 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::debug!("the limit on descriptors stays as it is: {error}");
     }
+    // While a signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
+    let plan = match tunnel.plan() {
+        Ok(plan) => plan,
+        Err(error @ (PlanError::Name { .. } | PlanError::AmbiguousMask(_) | PlanError::LongMask(_))) => {
+            return Ok(usage(&error));
+        }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let plan = match tunnel.plan() {
-            Ok(plan) => plan,
-            Err(error @ (PlanError::Name { .. } | PlanError::AmbiguousMask(_) | PlanError::LongMask(_))) => {
-                return Ok(usage(&error));
-            }
-        };
         let settings = Settings {
             environment: identity.environment(),
             prefer_cipher: !tunnel.no_cipher_preference,
