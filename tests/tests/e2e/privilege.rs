@@ -1,6 +1,8 @@
 //! The client holds no privilege, whoever started it.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
 use shuttle_tests::process::Process;
 use shuttle_tests::shuttle::at_a_terminal;
 use shuttle_tests::traffic::probe::Outcome;
@@ -56,6 +58,43 @@ fn a_local_agent_has_no_privilege_either() -> Result<()> {
         let others = shuttle.process().descendants().into_iter().filter(|process| !helpers.contains(process));
         others.into_iter().try_for_each(|process| expect_fields(process, &[("CapEff", NONE)]))
     })
+}
+
+/// The socket to the helper gives root's services to whoever has it, and the listeners are for the client alone.
+#[test]
+fn no_descriptor_passes_to_another_process() -> Result<()> {
+    let sockets = |process: Process| -> Result<BTreeSet<String>> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", process.0))?;
+        let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        Ok(links.map(|link| link.display().to_string()).filter(|link| !is_shared(link)).collect())
+    };
+    for run in [Run::remote(ARGS), Run { identity: Identity::User, ..Run::remote(ARGS) }, Run::local(ARGS)] {
+        with_tunnel(Options::default(), run, |lab, shuttle| {
+            expect(lab, TARGET, &[], Outcome::Captured)?;
+            let all: Vec<_> = [vec![shuttle.process()], shuttle.process().descendants()].concat();
+            ensure!(all.len() > 2, "{all:?}");
+            for (index, one) in all.iter().enumerate() {
+                for other in &all[..index] {
+                    let both: Vec<_> = sockets(*one)?.intersection(&sockets(*other)?).cloned().collect();
+                    let runs_it = |sudo: &Process| sudo.name() == "sudo";
+                    ensure!(
+                        both.is_empty() || runs_it(one) || runs_it(other),
+                        "{:?} and {:?} share {both:?}",
+                        one.arguments(),
+                        other.arguments()
+                    );
+                }
+            }
+            Ok(())
+        })
+        .with_context(|| format!("{run:?}"))?;
+    }
+    Ok(())
+}
+
+/// Pipes have two ends of one name, and /dev/null and the lab's file for stderr are everybody's.
+fn is_shared(link: &str) -> bool {
+    !link.starts_with("socket:") && !link.contains("bpf") && link != "/dev/net/tun"
 }
 
 /// By the real sudo: the helper alone, or all of shuttle. sudo passes on no descriptor but the first three, and resets
