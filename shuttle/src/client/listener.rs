@@ -73,6 +73,13 @@ impl Captures {
         Ok(())
     }
 
+    /// Keeps the listeners until the client has stopped capturing. What connects meanwhile, as programs do that were
+    /// just reset, waits in their queues and is reset with them; without a listener it would wait for an answer long
+    /// after shuttle is gone.
+    pub(super) fn hold(&self) {
+        while let Ok(Order::Listen(_)) = self.orders.recv() {}
+    }
+
     fn accept(&mut self, link: &mut Link, index: usize) {
         let Some(listener) = self.listeners.get(index) else { return };
         loop {

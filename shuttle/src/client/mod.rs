@@ -212,9 +212,15 @@ fn spawn_link(pipes: Pipes) -> io::Result<Started> {
     let (greet, greeted) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
     let mut captures = Captures::new(receiver, greet);
-    std::thread::Builder::new()
-        .name("link".into())
-        .spawn(move || drop(ended.try_send(link.run(&mut captures))))?;
+    let run = move || {
+        let end = link.run(&mut captures);
+        let stopped = matches!(end, End::Stopped);
+        drop(ended.try_send(end));
+        if !stopped {
+            captures.hold();
+        }
+    };
+    std::thread::Builder::new().name("link".into()).spawn(run)?;
     Ok((Orders { sender, waker }, greeted, end))
 }
 

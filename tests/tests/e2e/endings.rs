@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use shuttle_tests::process::{self, Process};
 use shuttle_tests::shuttle::{at_a_terminal, exit_code, send};
-use shuttle_tests::traffic::probe::Outcome;
+use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::{Lab, Options, Role, Run, Shuttle};
 
 use crate::{END, TARGET, TARGET6, expect, nothing_stays};
@@ -42,9 +42,13 @@ fn every_ending_resets_what_stands() -> Result<()> {
             ensure!(connection.next_line()? == "\"standing\"", "{how}: no connection stands");
         }
         end(&lab, &shuttle).context(how)?;
-        for connection in standing {
+        for (connection, target) in standing.into_iter().zip([TARGET, TARGET6]) {
             let fate = connection?.next_line()?;
             ensure!(fate == "\"reset\"", "{how}: a connection met {fate}\n{}", shuttle.stderr());
+            // Programs that come again at once may find shuttle still ending, and must not wait for what has ended.
+            let again: Probe = lab.measure(&["probe", target])?;
+            let outcomes = [Outcome::Direct, Outcome::Reset];
+            ensure!(outcomes.contains(&again.outcome), "{how}: connecting again to {target}: {again:?}");
         }
         shuttle.wait(END).context(how)?;
     }
