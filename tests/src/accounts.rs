@@ -101,6 +101,9 @@ impl Users {
         fs::write(etc.join("passwd"), passwd)?;
         fs::write(etc.join("group"), group)?;
         fs::write(etc.join("hosts"), hosts())?;
+        let sudoers = etc.join("sudoers");
+        fs::write(&sudoers, sudoers_text(&self.local))?;
+        fs::set_permissions(sudoers, Permissions::from_mode(0o440))?;
         fs::write(etc.join("nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files dns\n")?;
         // Nothing listens there: a name that is in no file fails at once.
         fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
@@ -110,6 +113,18 @@ impl Users {
 
 /// The files that [`Users::create`] writes and every host mounts over the machine's own.
 pub(crate) const ETC: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "resolv.conf"];
+/// Written by it too, for the client alone: where shuttle meets the real sudo.
+pub(crate) const SUDOERS: &str = "sudoers";
+
+/// As Debian sets sudo up, but without a password.
+fn sudoers_text(user: &User) -> String {
+    format!(
+        "Defaults env_reset\nDefaults use_pty\n\
+         Defaults secure_path=\"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\"\n\
+         {} ALL=(ALL:ALL) NOPASSWD: ALL\n",
+        user.name
+    )
+}
 
 fn hosts() -> String {
     format!(

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::Uid;
 use serde::de::DeserializeOwned;
 
-use crate::accounts::{ETC, User, Users};
+use crate::accounts::{ETC, SUDOERS, User, Users};
 use crate::cgroup::{self, Cgroup};
 use crate::host::Host;
 use crate::leftovers::Snapshot;
@@ -212,6 +212,9 @@ fn purge_leftovers_of_the_dead() {
 fn binds(dir: &Path, host: &str) -> Vec<(PathBuf, PathBuf)> {
     let mut binds: Vec<_> =
         ETC.iter().map(|file| (dir.join("etc").join(file), Path::new("/etc").join(file))).collect();
+    if host == "client" {
+        binds.push((dir.join("etc").join(SUDOERS), "/etc/sudoers".into()));
+    }
     if host != "target" {
         binds.push((dir.join(host).join("tmp"), "/tmp".into()));
         binds.push((dir.join(host).join("run"), "/run".into()));

@@ -1,6 +1,7 @@
 //! The real `shuttle`, started in a lab as a user would start it.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,10 +10,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::accounts::User;
 use crate::lab::Lab;
 use crate::process::Process;
 
@@ -26,6 +28,20 @@ pub enum Identity {
     Sudo,
     /// As root, who is nobody else.
     Root,
+    /// As `shut-local`, who gets the helper by the real sudo.
+    User,
+    /// As root by the real sudo, called by `shut-local`.
+    RealSudo,
+}
+
+impl Identity {
+    /// Who types the command.
+    fn starter(self, lab: &Lab) -> &User {
+        match self {
+            Self::Sudo | Self::Root => &lab.users.root,
+            Self::User | Self::RealSudo => &lab.users.local,
+        }
+    }
 }
 
 /// One command line.
@@ -54,7 +70,7 @@ impl<'a> Run<'a> {
 /// A process of a running tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The privileged helper.
+    /// The privileged helper, and the sudo that runs it.
     Helper,
     /// Any ssh client: there may be several.
     Ssh,
@@ -108,12 +124,21 @@ impl Shuttle {
 
     /// The bare command, for what does not stay: `cleanup`, bad arguments.
     pub fn command(lab: &Lab, run: Run) -> Result<Command> {
-        let mut command = lab.client.tool(&lab.users.root, lab.program("shuttle")?);
-        if run.identity == Identity::Sudo {
-            let user = &lab.users.local;
-            let id = user.id.to_string();
-            command.env("SUDO_USER", user.name).env("SUDO_UID", &id).env("SUDO_GID", &id);
-        }
+        let (program, user, starter) = (lab.program("shuttle")?, &lab.users.local, run.identity.starter(lab));
+        let mut command = match run.identity {
+            Identity::Sudo => {
+                let id = user.id.to_string();
+                let mut command = lab.client.tool(starter, program);
+                command.env("SUDO_USER", user.name).env("SUDO_UID", &id).env("SUDO_GID", &id);
+                command
+            }
+            Identity::Root | Identity::User => lab.client.tool(starter, program),
+            Identity::RealSudo => {
+                let mut command = lab.client.tool(starter, "sudo");
+                command.arg("--").arg(program);
+                command
+            }
+        };
         if run.remote {
             command.args(["-r", "shut-remote@server"]);
         }
@@ -164,6 +189,41 @@ impl Drop for Shuttle {
             self.child.wait().ok();
         }
     }
+}
+
+/// Runs it at a terminal of its own, types `keys` once it has printed `prompt`, and returns all that was on the
+/// terminal, its settings afterwards included, and its exit code.
+pub fn at_a_terminal(lab: &Lab, run: Run, prompt: &str, keys: &str) -> Result<(String, Option<i32>)> {
+    let command = Shuttle::command(lab, run)?;
+    let mut line = "trap : INT; env".to_owned();
+    for (name, value) in command.get_envs() {
+        line += &format!(" '{}={}'", name.display(), value.unwrap_or_default().display());
+    }
+    for word in [command.get_program()].into_iter().chain(command.get_args()) {
+        line += &format!(" '{}'", word.display());
+    }
+    line += "; code=$?; stty -a; exit $code";
+    let mut script = lab.client.tool(run.identity.starter(lab), "script");
+    script.args(["-qefc", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut terminal = script.spawn().context("run script (apt-get install bsdutils)")?;
+    let (mut stdin, mut stdout) =
+        (terminal.stdin.take().context("no stdin")?, terminal.stdout.take().context("no stdout")?);
+    let (mut says, mut typed, mut piece) = (String::new(), false, [0; 4096]);
+    loop {
+        let length = stdout.read(&mut piece)?;
+        if length == 0 {
+            break;
+        }
+        says += &String::from_utf8_lossy(&piece[..length]);
+        if !typed && says.contains(prompt) {
+            // ssh turns the echo off before it prompts.
+            stdin.write_all(keys.as_bytes())?;
+            stdin.flush()?;
+            typed = true;
+        }
+    }
+    ensure!(typed, "no {prompt:?}:\n{says}");
+    Ok((says, terminal.wait()?.code()))
 }
 
 /// Sends `signal` to one process; one that has ended is none to worry about.

@@ -73,6 +73,13 @@ impl Captures {
         Ok(())
     }
 
+    /// Keeps the listeners until the client has stopped capturing. What connects meanwhile, as programs do that were
+    /// just reset, waits in their queues and is reset with them; without a listener it would wait for an answer long
+    /// after shuttle is gone.
+    pub(super) fn hold(&self) {
+        while let Ok(Order::Listen(_)) = self.orders.recv() {}
+    }
+
     fn accept(&mut self, link: &mut Link, index: usize) {
         let Some(listener) = self.listeners.get(index) else { return };
         loop {
@@ -86,6 +93,10 @@ impl Captures {
                     if !shed(&listener.socket, &mut self.spare) {
                         return;
                     }
+                }
+                Err(error) if is_short_of_memory(&error) => {
+                    tracing::warn!("a captured connection waits: {error}");
+                    return;
                 }
                 Err(error) => tracing::debug!("a captured connection broke before it was accepted: {error}"),
             }
@@ -114,6 +125,11 @@ fn refuse(socket: &TcpStream) {
 
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Unlike the errors of a connection that broke, this one would come again at once.
+fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
 }
 
 /// With no descriptor left, a waiting connection can only be refused: so that its program knows, accept it by means of

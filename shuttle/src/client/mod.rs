@@ -53,15 +53,16 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::debug!("the limit on descriptors stays as it is: {error}");
     }
+    // While a signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
+    let plan = match tunnel.plan() {
+        Ok(plan) => plan,
+        Err(error @ (PlanError::Name { .. } | PlanError::AmbiguousMask(_) | PlanError::LongMask(_))) => {
+            return Ok(usage(&error));
+        }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let plan = match tunnel.plan() {
-            Ok(plan) => plan,
-            Err(error @ (PlanError::Name { .. } | PlanError::AmbiguousMask(_) | PlanError::LongMask(_))) => {
-                return Ok(usage(&error));
-            }
-        };
         let settings = Settings {
             environment: identity.environment(),
             prefer_cipher: !tunnel.no_cipher_preference,
@@ -113,7 +114,7 @@ struct Running {
 
 /// ssh and what it said.
 struct SessionEnd {
-    child: tokio::process::Child,
+    process: ssh::Process,
     stderr: Stderr,
     name: &'static str,
 }
@@ -135,8 +136,8 @@ struct Ended {
 impl Running {
     /// Starts the link, and waits for the agent's greeting.
     async fn start(session: Session, signals: &mut Signals) -> Result<Self, Ended> {
-        let Session { pipes, child, stderr, name } = session;
-        let session = SessionEnd { child, stderr, name };
+        let Session { pipes, process, stderr, name } = session;
+        let session = SessionEnd { process, stderr, name };
         let (orders, mut greeted, end) = match spawn_link(pipes) {
             Ok(started) => started,
             Err(error) => return Err(Ended { cause: Cause::Link(Some(End::Io(error))), session }),
@@ -171,8 +172,8 @@ impl Running {
     async fn stop(mut self) -> SessionEnd {
         self.orders.send(Order::Stop);
         drop(tokio::time::timeout(LAST_WORDS, self.end.recv()).await);
-        if tokio::time::timeout(LAST_WORDS, self.session.child.wait()).await.is_err() {
-            drop(self.session.child.kill().await);
+        if tokio::time::timeout(LAST_WORDS, self.session.process.wait()).await.is_err() {
+            self.session.process.end();
         }
         self.session
     }
@@ -211,9 +212,15 @@ fn spawn_link(pipes: Pipes) -> io::Result<Started> {
     let (greet, greeted) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
     let mut captures = Captures::new(receiver, greet);
-    std::thread::Builder::new()
-        .name("link".into())
-        .spawn(move || drop(ended.try_send(link.run(&mut captures))))?;
+    let run = move || {
+        let end = link.run(&mut captures);
+        let stopped = matches!(end, End::Stopped);
+        drop(ended.try_send(end));
+        if !stopped {
+            captures.hold();
+        }
+    };
+    std::thread::Builder::new().name("link".into()).spawn(run)?;
     Ok((Orders { sender, waker }, greeted, end))
 }
 

@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -63,7 +63,17 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The helper went away; it has said why on stderr, or sudo has.
+    /// sudo or doas ended without it, and has said why on stderr.
+    #[error(
+        "{program} doesn't run the firewall helper ({status}), and capturing needs root: see what {program} says above"
+    )]
+    Refused {
+        /// sudo or doas.
+        program: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// The helper went away; it has said why on stderr.
     #[error("the firewall helper ended early: {0}")]
     Gone(wire::Error),
     /// Two versions of the program.
@@ -86,13 +96,23 @@ impl Handle {
     pub fn spawn() -> Result<Self, Error> {
         let (stream, theirs) =
             UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
-        let helper = spawn_helper(theirs.into())?;
+        let (helper, program) = spawn_helper(theirs.into())?;
         let mut handle = Self { stream, helper, log: false };
-        let (Response::Hello { version: theirs }, _) = handle.ask(&Request::Hello { version: VERSION })?
-        else {
-            return Err(Error::Confused);
+        let theirs = match handle.ask(&Request::Hello { version: VERSION }) {
+            Ok((Response::Hello { version }, _)) => version,
+            Ok(_) => return Err(Error::Confused),
+            Err(Error::Gone(gone)) => return Err(handle.refused(program, gone)),
+            Err(error) => return Err(error),
         };
         if theirs == VERSION { Ok(handle) } else { Err(Error::Version { theirs }) }
+    }
+
+    /// Why nobody said hello.
+    fn refused(&mut self, program: Option<&'static str>, gone: wire::Error) -> Error {
+        match (program, self.helper.wait()) {
+            (Some(program), Ok(status)) => Error::Refused { program, status },
+            (None, _) | (_, Err(_)) => Error::Gone(gone),
+        }
     }
 
     /// Whether [`capture`](Self::capture) loads the programs that log each decision to the helper's stderr.
@@ -164,22 +184,23 @@ impl Drop for Handle {
     }
 }
 
-/// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on.
-fn spawn_helper(socket: OwnedFd) -> Result<Child, Error> {
+/// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on; names the program that runs it.
+fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error> {
     let failed = |program: &str| {
         let program = program.to_owned();
         move |source| Error::Spawn { program, source }
     };
     if nix::unistd::geteuid().is_root() {
         let this = "/proc/self/exe";
-        return Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn().map_err(failed(this));
+        let helper = Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn();
+        return helper.map(|helper| (helper, None)).map_err(failed(this));
     }
     let this = std::env::current_exe().map_err(failed("/proc/self/exe"))?;
     for (program, options) in [("sudo", &["-p", "[local sudo] Password: ", "--"][..]), ("doas", &["--"])] {
         let stdin = socket.try_clone().map_err(failed(program))?;
         match Command::new(program).args(options).arg(&this).arg(SUBCOMMAND).stdin(stdin).spawn() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => return result.map_err(failed(program)),
+            result => return result.map(|helper| (helper, Some(program))).map_err(failed(program)),
         }
     }
     Err(Error::NoSudo)

@@ -48,6 +48,10 @@ const FAILED: &str = "shuttle-failed ";
 ///
 /// It passes through the account's login shell, whichever that is, inside single quotes: so it is one line without
 /// single quotes, `!` or a newline. A directory is taken only after a program in it could be run.
+///
+/// On a full disk some versions of head read on to the end, so nothing is read after a tool has failed: the client
+/// would not send it, and both would wait for ever. Hence head is tried out first, and dd takes its place only where
+/// `head -c` is not known.
 const SCRIPT: &str = concat!(
     r#"f() { echo "shuttle-failed $1"; exit 1; }; "#,
     r#"echo; echo "shuttle-hello 1 $(uname -s) $(uname -m)"; read -r n a b || exit 1; umask 077; h=; "#,
@@ -58,11 +62,12 @@ const SCRIPT: &str = concat!(
     r#"test -n "$h" || continue; "#,
     r#"{ echo "exit 0" >"$h/t" && chmod 700 "$h/t" && "$h/t"; } 2>/dev/null && break; "#,
     r#"rm -rf "$h"; h=; done; test -n "$h" || f "nowhere"; "#,
-    r#"p="$h/agent"; head -c "$n" >"$p" 2>/dev/null; l=$(wc -c <"$p"); "#,
-    r#"while test "$l" -lt "$n"; do dd bs=65536 count=1 >>"$p" 2>/dev/null; k=$(wc -c <"$p"); "#,
-    r#"test "$k" -gt "$l" || exit 1; l=$k; done; "#,
-    r#"s=$(sha256sum <"$p" 2>/dev/null) || s=$(cksum <"$p"); "#,
-    r#"test "$l" -eq "$n" || f "damaged"; case "$s" in "$a "*|"$b "*) ;; *) f "damaged";; esac; "#,
+    r#"p="$h/agent"; if echo x | head -c 1 >/dev/null 2>&1; then head -c "$n" >"$p" 2>/dev/null; else l=0; "#,
+    r#"while test "$l" -lt "$n" && dd bs=65536 count=1 >>"$p" 2>/dev/null; do k=$(wc -c <"$p"); "#,
+    r#"test "$k" -gt "$l" || break; l=$k; done; fi; "#,
+    r#"l=$(wc -c <"$p"); test "$l" -eq "$n" || f "damaged"; "#,
+    r#"s=$(sha256sum <"$p" 2>/dev/null) || s=$(cksum <"$p" 2>/dev/null) || f "unchecked"; "#,
+    r#"case "$s" in "$a "*|"$b "*) ;; *) f "damaged";; esac; "#,
     r#"chmod 700 "$p"; "$p" --check 2>/dev/null || f "unfit"; echo "shuttle-start"; exec "$p" "$h""#,
 );
 
@@ -99,6 +104,9 @@ pub enum BootstrapError {
     /// The upload arrived changed.
     #[error("the agent arrived damaged on the remote machine: is its disk full?")]
     Damaged,
+    /// Nothing there tells whether the upload arrived whole.
+    #[error("the agent can't be verified on the remote machine, which has neither sha256sum nor cksum")]
+    Unchecked,
     /// The agent doesn't run there.
     #[error("the agent can't be run on the remote machine, which says that it is {0}")]
     Unfit(String),
@@ -136,6 +144,7 @@ pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
         None if answer == START => Ok(pipes(child)?),
         Some("nowhere") => Err(BootstrapError::Nowhere),
         Some("damaged") => Err(BootstrapError::Damaged),
+        Some("unchecked") => Err(BootstrapError::Unchecked),
         Some("unfit") => Err(BootstrapError::Unfit(machine)),
         Some(_) | None => Err(BootstrapError::Answer(answer)),
     }
@@ -208,36 +217,4 @@ fn posix_crc(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn crc_is_cksums() {
-        // As coreutils' cksum prints them.
-        for (bytes, crc) in
-            [(&b""[..], 4_294_967_295), (b"hello", 3_287_646_509), (&[0; 70_000], 1_774_371_287)]
-        {
-            assert_eq!(posix_crc(bytes), crc, "{} bytes", bytes.len());
-        }
-    }
-
-    #[test]
-    fn script_survives_any_login_shell() {
-        assert!(!SCRIPT.contains(['\'', '!', '\n']));
-    }
-
-    #[test]
-    fn noise_is_skipped() {
-        for (heard, machine) in [
-            (&b"\nshuttle-hello 1 Linux x86_64\n"[..], Some("Linux x86_64")),
-            (
-                b"\nWelcome!\nshuttle-hello\nno newline\nshuttle-hello 1 FreeBSD amd64\n",
-                Some("FreeBSD amd64"),
-            ),
-            (b"\nnot at the start shuttle-hello 1 Linux x86_64\n", None),
-            (b"\nshuttle-hello 1 Linux x86_6", None),
-        ] {
-            assert_eq!(find_machine(heard).as_deref(), machine, "{}", String::from_utf8_lossy(heard));
-        }
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use tokio::process::ChildStderr;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::Remote;
+use super::{CommandLine, Remote};
 
 /// Lines that are remembered for the diagnosis.
 const REMEMBERED: usize = 50;
@@ -125,17 +125,25 @@ enum Cause {
 pub struct Diagnosis(String);
 
 impl Diagnosis {
-    pub(super) fn new(remote: &Remote, lines: &[String], noise: &str, status: Option<ExitStatus>) -> Self {
+    pub(super) fn new(
+        command: &CommandLine,
+        lines: &[String],
+        noise: &str,
+        status: Option<ExitStatus>,
+    ) -> Self {
+        // What ssh -v tells includes addresses that were tried in vain before the right one.
+        let told = || lines.iter().rev().filter(|line| !line.starts_with("debug"));
         let cause = CAUSES.iter().find_map(|(text, cause)| {
-            lines.iter().rev().find(|line| line.contains(text)).map(|line| (*cause, line.as_str()))
+            told().find(|line| line.contains(text)).map(|line| (*cause, line.as_str()))
         });
+        let remote = &command.remote;
         // ssh itself ends with 255; any other code is the remote shell's.
         Self(match (cause, status.and_then(|status| status.code())) {
-            (Some((cause, line)), Some(255)) => explain(cause, remote, line.trim_start_matches("ssh: ")),
+            (Some((cause, line)), Some(255)) => explain(cause, command, line.trim_start_matches("ssh: ")),
             (_, Some(255) | None) => {
-                let said = lines.iter().rev().find(|line| !line.is_empty());
+                let said = told().find(|line| !line.is_empty());
                 let said = said.map(|line| format!(": {line}")).unwrap_or_default();
-                format!("ssh to {remote} failed{said}; try `ssh {}` by hand", remote.destination())
+                format!("ssh to {remote} failed{said}; try `{}` by hand", command.by_hand())
             }
             (_, Some(127)) => format!("no /bin/sh on {remote}, or its login shell can't run it"),
             (_, Some(code)) => {
@@ -150,29 +158,27 @@ impl Diagnosis {
     }
 }
 
-fn explain(cause: Cause, remote: &Remote, line: &str) -> String {
+fn explain(cause: Cause, command: &CommandLine, line: &str) -> String {
+    let (remote, by_hand) = (&command.remote, command.by_hand());
     let host = &remote.host;
     match cause {
         Cause::KeyChanged => format!(
-            "the host key of {remote} has changed, so it may not be the right machine; if you know why, run `ssh-keygen -R {host}`, connect once with ssh and try again"
+            "the host key of {remote} has changed, so it may not be the right machine; if you know why, run `ssh-keygen -R {}`, connect once with `{by_hand}` and try again",
+            known_as(remote)
         ),
         Cause::KeyUnknown => {
-            format!(
-                "the host key of {remote} isn't known: connect once with `ssh {}` to accept it",
-                remote.destination()
-            )
+            format!("the host key of {remote} isn't known: connect once with `{by_hand}` to accept it")
         }
         Cause::NoName => format!("can't find {host}: {line}; check the name after -r, and that DNS works"),
         Cause::Refused => {
             format!(
-                "{remote} refused the connection: is an ssh server running there, on that port? (-r host:port)"
+                "{remote} refused the connection: {line}; is an ssh server running there, on that port? (-r host:port)"
             )
         }
         Cause::Unreachable => format!("can't reach {remote}: {line}; check the address and the network"),
-        Cause::Denied => format!(
-            "{remote} refused to let us in: {line}; check the user name and that `ssh {}` works",
-            remote.destination()
-        ),
+        Cause::Denied => {
+            format!("{remote} refused to let us in: {line}; check the user name and that `{by_hand}` works")
+        }
         Cause::Hangup => format!(
             "{remote} closed the connection: {line}; its ssh server may be busy or block this machine"
         ),
@@ -180,8 +186,54 @@ fn explain(cause: Cause, remote: &Remote, line: &str) -> String {
     }
 }
 
+/// The server's name in known_hosts, in quotes where the shell wants them.
+fn known_as(remote: &Remote) -> String {
+    match remote.port {
+        Some(port) if port != 22 => format!("'[{}]:{port}'", remote.host),
+        Some(_) | None => remote.host.clone(),
+    }
+}
+
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    /// What the user is told when ssh says `lines` and ends with `code`.
+    fn told(remote: &str, command: &str, lines: &[&str], code: i32) -> String {
+        let command = CommandLine::new(command, &remote.parse().unwrap()).unwrap();
+        let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
+        Diagnosis::new(&command, &lines, "", Some(ExitStatus::from_raw(code << 8))).to_string()
+    }
+
+    #[test]
+    fn the_advice_is_for_that_server() {
+        let changed =
+            ["@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", "Host key verification failed."];
+        let unknown = &changed[1..];
+        let denied = ["me@h: Permission denied (publickey)."];
+        let jump = [
+            "ssh: connect to host jump port 22: Connection refused",
+            "kex_exchange_identification: Connection closed by remote host",
+        ];
+        let second_address = ["debug1: connect to address 192.0.2.1 port 22: Connection refused", denied[0]];
+        for (remote, command, lines, parts) in [
+            ("h", "ssh", &changed[..], &["`ssh-keygen -R h`", "`ssh h`"][..]),
+            ("me@h:2222", "ssh", &changed, &["`ssh-keygen -R '[h]:2222'`", "`ssh -p 2222 me@h`"]),
+            ("me@h:2222", "ssh -F 'my conf'", unknown, &["isn't known", "`ssh -F 'my conf' -p 2222 me@h`"]),
+            ("h", "ssh -J jump", &jump, &["refused the connection", "host jump port 22"]),
+            ("h", "ssh -v", &second_address, &["refused to let us in", "publickey"]),
+            ("h:22", "ssh", &["something new"], &["failed: something new", "`ssh -p 22 h`"]),
+        ] {
+            let line = told(remote, command, lines, 255);
+            assert!(parts.iter().all(|part| line.contains(part)), "{remote}, {command}: {line}");
+        }
     }
 }

@@ -3,27 +3,29 @@
 mod bootstrap;
 mod cipher;
 mod diagnosis;
+mod process;
 mod remote;
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Stdio;
 
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 pub use bootstrap::BootstrapError;
 pub use diagnosis::{Diagnosis, Stderr};
+pub use process::Process;
 pub use remote::{Remote, RemoteError};
 
 use crate::link::Pipes;
 use crate::sys;
 
-/// A running ssh with the agent at its far end, about to greet. Dropping it kills ssh.
+/// A running ssh with the agent at its far end, about to greet. Dropping it ends ssh.
 pub struct Session {
     /// What the link drives.
     pub pipes: Pipes,
-    /// ssh itself.
-    pub child: Child,
+    /// ssh itself, or the local agent.
+    pub process: Process,
     /// What ssh and the agent say on stderr, relayed and remembered.
     pub stderr: Stderr,
     /// What to call it to the user.
@@ -80,6 +82,13 @@ impl CommandLine {
         })
     }
 
+    /// What the user can type to see for themselves.
+    fn by_hand(&self) -> String {
+        let words = [&self.program].into_iter().chain(&self.options).chain([&self.destination]);
+        let words: Vec<_> = words.map(String::as_str).collect();
+        shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
+    }
+
     /// Whether it takes OpenSSH's options.
     fn is_openssh(&self) -> bool {
         Path::new(&self.program).file_name() == Some("ssh".as_ref())
@@ -99,7 +108,7 @@ pub struct Settings {
 
 /// Connects, and starts the agent on the other side.
 ///
-/// Takes as long as ssh takes to authenticate, prompts included; dropping the future kills ssh.
+/// Takes as long as ssh takes to authenticate, prompts included; dropping the future ends ssh.
 pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session, ConnectError> {
     let mut command = Command::new(&line.program);
     command.args(&line.options).envs(settings.environment.iter().cloned());
@@ -108,17 +117,17 @@ pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session,
     }
     command.arg(&line.destination).arg(bootstrap::remote_command());
     tracing::info!("running {} {} {}", line.program, line.options.join(" "), line.destination);
-    let mut child = spawn(command, &line.program)?;
-    let mut stderr = Stderr::relay(child.stderr.take(), settings.verbose);
-    match bootstrap::run(&mut child).await {
+    let mut process = spawn(command, &line.program)?;
+    let mut stderr = Stderr::relay(process.child().stderr.take(), settings.verbose);
+    match bootstrap::run(process.child()).await {
         Ok(pipes) => {
             stderr.connected();
-            Ok(Session { pipes, child, stderr, name: "the ssh connection" })
+            Ok(Session { pipes, process, stderr, name: "the ssh connection" })
         }
         Err(BootstrapError::Ended { noise }) => {
-            let status = child.wait().await.ok();
+            let status = process.wait().await.ok();
             let lines = stderr.rest().await;
-            Err(ConnectError::Ssh(Diagnosis::new(&line.remote, &lines, &noise, status)))
+            Err(ConnectError::Ssh(Diagnosis::new(line, &lines, &noise, status)))
         }
         Err(error) => Err(error.into()),
     }
@@ -129,14 +138,15 @@ pub fn local_agent() -> Result<Session, ConnectError> {
     let program = "/proc/self/exe";
     let mut command = Command::new(program);
     command.arg("agent");
-    let mut child = spawn(command, program)?;
-    let stderr = Stderr::relay(child.stderr.take(), true);
-    let pipes = bootstrap::pipes(&mut child).map_err(BootstrapError::Io)?;
-    Ok(Session { pipes, child, stderr, name: "the local agent" })
+    let mut process = spawn(command, program)?;
+    let stderr = Stderr::relay(process.child().stderr.take(), true);
+    let pipes = bootstrap::pipes(process.child()).map_err(BootstrapError::Io)?;
+    Ok(Session { pipes, process, stderr, name: "the local agent" })
 }
 
-fn spawn(mut command: Command, program: &str) -> Result<Child, ConnectError> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+fn spawn(mut command: Command, program: &str) -> Result<Process, ConnectError> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     sys::die_with_parent(command.as_std_mut());
-    command.spawn().map_err(|source| ConnectError::Spawn { program: program.to_owned(), source })
+    let child = command.spawn();
+    child.map(Process::new).map_err(|source| ConnectError::Spawn { program: program.to_owned(), source })
 }

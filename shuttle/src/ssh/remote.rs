@@ -63,6 +63,9 @@ fn split_port(host: &str) -> Result<(&str, Option<u16>), RemoteError> {
         return Ok((host, None));
     }
     let (host, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((_, rest)) if !rest.is_empty() && !rest.starts_with(':') => {
+            return Err(RemoteError::Host(host.to_owned()));
+        }
         Some((host, rest)) => (host, rest.strip_prefix(':')),
         None => match host.rsplit_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -120,6 +123,7 @@ mod tests {
         for (typed, error) in [
             ("", RemoteError::Host(String::new())),
             ("-oProxyCommand=x", RemoteError::Host("-oProxyCommand=x".into())),
+            ("[fd00::1]22", RemoteError::Host("[fd00::1]22".into())),
             ("me@", RemoteError::Host(String::new())),
             ("@host", RemoteError::User(String::new())),
             ("-l@host", RemoteError::User("-l".into())),

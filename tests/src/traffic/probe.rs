@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -70,7 +70,8 @@ pub fn fate(address: SocketAddr, limit: Duration, standing: impl FnOnce() -> Res
     converse(&stream, limit)?;
     standing()?;
     match stream.read(&mut [0]) {
-        Ok(_) => Ok(Outcome::CleanEnd),
+        Ok(0) => Ok(Outcome::CleanEnd),
+        Ok(_) => bail!("the service said more than its one line"),
         Err(error) => classify(&error),
     }
 }

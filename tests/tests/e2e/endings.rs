@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use shuttle_tests::process::{self, Process};
-use shuttle_tests::shuttle::{exit_code, send};
-use shuttle_tests::traffic::probe::Outcome;
+use shuttle_tests::shuttle::{at_a_terminal, exit_code, send};
+use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::{Lab, Options, Role, Run, Shuttle};
 
 use crate::{END, TARGET, TARGET6, expect, nothing_stays};
@@ -42,9 +42,13 @@ fn every_ending_resets_what_stands() -> Result<()> {
             ensure!(connection.next_line()? == "\"standing\"", "{how}: no connection stands");
         }
         end(&lab, &shuttle).context(how)?;
-        for connection in standing {
+        for (connection, target) in standing.into_iter().zip([TARGET, TARGET6]) {
             let fate = connection?.next_line()?;
             ensure!(fate == "\"reset\"", "{how}: a connection met {fate}\n{}", shuttle.stderr());
+            // Programs that come again at once may find shuttle still ending, and must not wait for what has ended.
+            let again: Probe = lab.measure(&["probe", target])?;
+            let outcomes = [Outcome::Direct, Outcome::Reset];
+            ensure!(outcomes.contains(&again.outcome), "{how}: connecting again to {target}: {again:?}");
         }
         shuttle.wait(END).context(how)?;
     }
@@ -85,6 +89,37 @@ fn every_ending_leaves_the_machine_as_it_was() -> Result<()> {
         let got = exit_code(shuttle.wait(END).context(how)?);
         ensure!(got == code, "{how}: exit code {got}\n{}", shuttle.stderr());
         nothing_stays(&lab).with_context(|| format!("{how}\n{}", shuttle.stderr()))?;
+    }
+    Ok(())
+}
+
+/// ssh's own end is what counts, also when something that it started lives on and holds its stderr.
+#[test]
+fn what_ssh_leaves_running_holds_nothing_up() -> Result<()> {
+    let ssh = "/bin/sh -c 'sleep 100 </dev/null >/dev/null & exec ssh \"$@\"' sh";
+    let lab = Lab::with(Options::default())?;
+    let args = ["--method=ebpf", "10.78.0.0/24", "-e", ssh];
+    let mut shuttle = Shuttle::connect(&lab, Run { args: &args, ..RUN })?;
+    expect(&lab, TARGET, &[], Outcome::Captured)?;
+    kill_all(shuttle.find(Role::Ssh))?;
+    let code = exit_code(shuttle.wait(END)?);
+    ensure!(code == 1, "exit code {code}\n{}", shuttle.stderr());
+    nothing_stays(&lab)
+}
+
+/// Ctrl-C comes to ssh and to the client, and the client must not kill ssh before it has turned the echo on again.
+#[test]
+fn ctrl_c_at_the_password_gives_the_terminal_back() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let key = lab.users.local.home.join(".ssh/id_ed25519");
+    let mut change = lab.client.command_as(&lab.users.local, "ssh-keygen");
+    ensure!(change.args(["-q", "-p", "-P", "", "-N", "secret", "-f"]).arg(key).output()?.status.success());
+    for _ in 0..5 {
+        let run = Run { args: &["--method=ebpf", "10.78.0.0/24"], ..RUN };
+        let (says, code) = at_a_terminal(&lab, run, "passphrase", "\x03")?;
+        ensure!(code == Some(0), "exit code {code:?}\n{says}");
+        ensure!(says.contains(" echo ") && !says.contains("-echo "), "no echo on the terminal:\n{says}");
+        nothing_stays(&lab)?;
     }
     Ok(())
 }

@@ -1,0 +1,58 @@
+//! ssh's process, or a local agent's, and how it is ended.
+
+use std::io;
+use std::process::ExitStatus;
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::Child;
+
+/// How long a process that was asked to end may take.
+const LIMIT: Duration = Duration::from_millis(500);
+
+/// A child that is [ended](Self::end) when this is dropped.
+///
+/// Killed at once, ssh in the middle of a password would leave the terminal without echo, and a master connection its
+/// control socket.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    pub(super) fn new(child: Child) -> Self {
+        Self(child)
+    }
+
+    pub(super) fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.0.wait().await
+    }
+
+    /// Ends it: asks by SIGTERM, and kills half a second later.
+    pub fn end(&mut self) {
+        // None once its end has been taken note of.
+        let Some(pid) = self.0.id().and_then(|pid| pid.try_into().ok()) else { return };
+        if kill(Pid::from_raw(pid), Signal::SIGTERM).is_err() {
+            return;
+        }
+        const STEP: Duration = Duration::from_millis(5);
+        for _ in 0..LIMIT.as_millis() / STEP.as_millis() {
+            match self.0.try_wait() {
+                Ok(None) => sleep(STEP),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+        drop(self.0.start_kill());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
