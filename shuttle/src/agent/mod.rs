@@ -1,5 +1,6 @@
 //! The agent: what runs on the remote machine. Its stdin and stdout are the lane.
 
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -19,7 +20,10 @@ pub fn run(home: Option<&Path>) -> Result<(), End> {
     // The hard limit may be the soft one; then that is how many streams there can be.
     drop(sys::raise_descriptor_limit());
     if let Some(home) = home {
-        fs::remove_dir_all(home)?;
+        // On some network file systems a running program's file can't go.
+        if let Err(error) = fs::remove_dir_all(home) {
+            drop(writeln!(io::stderr(), "shuttle-agent: {} remains: {error}", home.display()));
+        }
     }
     let lane = Pipes::new(own(io::stdin())?, own(io::stdout())?)?;
     match Link::new(Side::Agent, lane)?.run(&mut Agent) {

@@ -117,7 +117,7 @@ pub enum PlanError {
 impl Tunnel {
     /// Resolves names, which asks the network, and adds what is never captured unless asked for.
     pub fn plan(&self) -> Result<Plan, PlanError> {
-        let mut rules = self.default_exclusions();
+        let mut rules = Vec::new();
         let typed = self.include.iter().map(|subnet| (subnet, Verdict::Capture));
         for (subnet, verdict) in typed.chain(self.exclude.iter().map(|subnet| (subnet, Verdict::Pass))) {
             for network in subnet.networks()? {
@@ -128,6 +128,12 @@ impl Tunnel {
             rules.iter().any(|rule| rule.verdict == Verdict::Capture && rule.network.addr().is_ipv4() == v4)
         };
         let families = Families { v4: captures(true), v6: captures(false) };
+        // Who asks for just what is excluded by default means it.
+        let mut defaults = self.default_exclusions();
+        defaults.retain(|default| {
+            !rules.iter().any(|rule| (rule.network, rule.ports) == (default.network, default.ports))
+        });
+        rules.extend(defaults);
         Ok(Plan { rules, families })
     }
 
@@ -163,6 +169,7 @@ mod tests {
             ("::/0", &["[2001:db8::1]:80"], &["[::1]:80", "[fe80::1]:80", "192.0.2.1:80"]),
             ("0/0:80", &["192.0.2.1:80"], &["192.0.2.1:81", "169.254.169.254:80"]),
             ("0/0 169.254.169.254", &["169.254.169.254:80"], &["169.254.169.253:80"]),
+            ("169.254.0.0/16", &["169.254.169.254:80"], &["192.0.2.1:80"]),
             ("10.0.0.0/8 -x 10.1.0.0/16", &["10.2.0.1:1"], &["10.1.0.1:1"]),
             (
                 "10.0.0.0/8:8000-9000",

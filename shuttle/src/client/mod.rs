@@ -69,7 +69,11 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             verbose: tunnel.verbose > 0,
         };
         let session = tokio::select! {
-            session = connect(line, &settings) => session?,
+            session = connect(line, &settings) => match session {
+                Ok(session) => session,
+                Err(_) if signals.follow().await => return Ok(ExitCode::SUCCESS),
+                Err(error) => return Err(error.into()),
+            },
             () = signals.any() => return Ok(ExitCode::SUCCESS),
         };
         let mut tunnel = match Running::start(session, &mut signals).await {
@@ -145,7 +149,7 @@ impl Running {
         let mut running = Self { session, orders, end };
         let cause = tokio::select! {
             _ = greeted.recv() => return Ok(running),
-            end = running.end.recv() => Cause::Link(end),
+            end = running.end.recv() => if signals.follow().await { Cause::Signal } else { Cause::Link(end) },
             () = signals.any() => Cause::Signal,
             () = tokio::time::sleep(GREETING_TIMEOUT) => Cause::Silence,
         };
@@ -158,20 +162,15 @@ impl Running {
         Ok(tokio::select! {
             () = signals.any() => Cause::Signal,
             _ = helper_end => Cause::Helper,
-            end = self.end.recv() => {
-                // Ctrl-C reaches ssh as well, and its death may be heard of first.
-                match tokio::time::timeout(SIGNAL_LAG, signals.any()).await {
-                    Ok(()) => Cause::Signal,
-                    Err(_) => Cause::Link(end),
-                }
-            }
+            end = self.end.recv() => if signals.follow().await { Cause::Signal } else { Cause::Link(end) },
         })
     }
 
     /// Resets every connection and ends ssh: its lane is closed with the link, which ends the agent and so ssh.
     async fn stop(mut self) -> SessionEnd {
         self.orders.send(Order::Stop);
-        drop(tokio::time::timeout(LAST_WORDS, self.end.recv()).await);
+        let dropped = async { while self.end.recv().await.is_some() {} };
+        drop(tokio::time::timeout(LAST_WORDS, dropped).await);
         if tokio::time::timeout(LAST_WORDS, self.session.process.wait()).await.is_err() {
             self.session.process.end();
         }
@@ -206,7 +205,7 @@ impl Ended {
 type Started = (Orders, mpsc::UnboundedReceiver<()>, mpsc::Receiver<End>);
 
 fn spawn_link(pipes: Pipes) -> io::Result<Started> {
-    let link = Link::new(Side::Client, pipes)?;
+    let mut link = Link::new(Side::Client, pipes)?;
     let waker = link.waker(ORDERS)?;
     let (sender, receiver) = std::sync::mpsc::channel();
     let (greet, greeted) = mpsc::unbounded_channel();
@@ -216,9 +215,11 @@ fn spawn_link(pipes: Pipes) -> io::Result<Started> {
         let end = link.run(&mut captures);
         let stopped = matches!(end, End::Stopped);
         drop(ended.try_send(end));
+        // Connections and listeners stand until nothing is captured any more.
         if !stopped {
             captures.hold();
         }
+        drop(link);
     };
     std::thread::Builder::new().name("link".into()).spawn(run)?;
     Ok((Orders { sender, waker }, greeted, end))
@@ -253,6 +254,12 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Whether a signal follows what looked like a failure: Ctrl-C reaches ssh as well, and its death may be heard of
+    /// first.
+    async fn follow(&mut self) -> bool {
+        tokio::time::timeout(SIGNAL_LAG, self.any()).await.is_ok()
     }
 
     async fn any(&mut self) {

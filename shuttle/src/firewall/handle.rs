@@ -25,6 +25,9 @@ pub const SUBCOMMAND: &str = "firewall-helper";
 /// How long `drop` waits for the helper to undo everything; it usually takes a tenth of a second.
 const UNDO_LIMIT: Duration = Duration::from_secs(3);
 
+/// How long the helper may take to answer: 100,000 rules take about two seconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
 /// A running firewall helper. Its descriptor becomes readable when the helper has died.
 ///
 /// Dropping it closes the socket, at which the helper undoes everything, and waits up to three seconds for that.
@@ -104,6 +107,9 @@ impl Handle {
             Err(Error::Gone(gone)) => return Err(handle.refused(program, gone)),
             Err(error) => return Err(error),
         };
+        // Before this, sudo may have been waiting for a password.
+        let limited = handle.stream.set_read_timeout(Some(ANSWER_LIMIT));
+        limited.map_err(|error| Error::Gone(wire::Error::Io(error)))?;
         if theirs == VERSION { Ok(handle) } else { Err(Error::Version { theirs }) }
     }
 

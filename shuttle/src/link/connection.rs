@@ -35,6 +35,8 @@ impl Connection {
         let options = SockRef::from(&socket);
         options.set_linger(Some(Duration::ZERO))?;
         options.set_tcp_nodelay(true)?;
+        // The program's own probes only reach the near end.
+        options.set_keepalive(true)?;
         Ok(Self { socket, established: false, writable: false, read_closed: false })
     }
 

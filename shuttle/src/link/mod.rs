@@ -135,8 +135,8 @@ impl Link {
         Ok(connection)
     }
 
-    /// Moves bytes until the link ends.
-    pub fn run(mut self, role: &mut impl Role) -> End {
+    /// Moves bytes until the link ends. The connections stand until the link is dropped.
+    pub fn run(&mut self, role: &mut impl Role) -> End {
         let mut events = Events::with_capacity(1024);
         loop {
             if let Err(end) = self.turn(role, &mut events) {
@@ -159,10 +159,8 @@ impl Link {
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let deadline = match self.dials.front() {
-            Some((dial, _)) => self.mux.deadline().min(*dial),
-            None => self.mux.deadline(),
-        };
+        let deadline = self.mux.deadline(self.pipes.writable);
+        let deadline = self.dials.front().map_or(deadline, |(dial, _)| deadline.min(*dial));
         let timeout =
             if self.pipes.readable { Duration::ZERO } else { deadline.saturating_duration_since(now()) };
         match self.poll.poll(events, Some(timeout)) {
@@ -180,7 +178,7 @@ impl Link {
                 self.pipes.readable = true;
                 self.pipes.read_closed |= ready.is_read_closed();
             }
-            LANE_OUT if ready.is_error() || ready.is_write_closed() => return Err(End::Closed),
+            LANE_OUT if ready.is_error() || ready.is_write_closed() => self.pipes.close_output(),
             LANE_OUT => self.pipes.writable = true,
             token if token.0 >= FIRST_ROLE_TOKEN => {
                 if role.ready(self, token).is_break() {
@@ -294,7 +292,9 @@ impl Link {
         let mut buffer = std::mem::take(&mut self.buffer);
         let result = self.read_lane_into(&mut buffer, role);
         self.buffer = buffer;
-        result
+        result?;
+        // The far side may have said something last before it closed.
+        if self.pipes.output_closed && !self.pipes.readable { Err(End::Closed) } else { Ok(()) }
     }
 
     fn read_lane_into(&mut self, buffer: &mut [u8], role: &mut impl Role) -> Result<(), End> {
@@ -350,7 +350,7 @@ impl Link {
                 Ok(length) => self.mux.wrote(length, now()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pipes.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(End::Closed),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.pipes.close_output(),
                 Err(error) => return Err(error.into()),
             }
         }

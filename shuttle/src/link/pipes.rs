@@ -20,6 +20,8 @@ pub struct Pipes {
     pub(super) writable: bool,
     /// The far side has closed its end.
     pub(super) read_closed: bool,
+    /// The far side takes no more.
+    pub(super) output_closed: bool,
 }
 
 impl Pipes {
@@ -36,7 +38,15 @@ impl Pipes {
             readable: true,
             writable: true,
             read_closed: false,
+            output_closed: false,
         })
+    }
+
+    /// The far side takes no more. What it has said is still to be read.
+    pub(super) fn close_output(&mut self) {
+        self.output_closed = true;
+        self.writable = false;
+        self.readable = true;
     }
 
     pub(super) fn register(&self, registry: &Registry, input: Token, output: Token) -> io::Result<()> {

@@ -543,13 +543,16 @@ impl Mux {
 
     // Time.
 
-    /// When [`Self::tick`] must be called at the latest.
-    pub fn deadline(&self) -> Instant {
+    /// When [`Self::tick`], and if the lane can be written to [`Self::prepare`], must be called at the latest.
+    pub fn deadline(&self, writable: bool) -> Instant {
         let silent = match self.pinged {
             Some(at) => at + DEAD_AFTER,
             None => self.last_heard + PING_AFTER,
         };
-        self.lane.ack_deadline().map_or(silent, |ack| ack.min(silent))
+        match self.lane.ack_deadline() {
+            Some(ack) if writable => ack.min(silent),
+            Some(_) | None => silent,
+        }
     }
 
     /// Lets time pass. Afterwards [`Self::prepare`] may have something to send.

@@ -428,12 +428,12 @@ fn silence_is_asked_after_and_then_given_up() {
     let mux = &mut pair.client.mux;
     mux.prepare(pair.now + Duration::from_secs(1));
     mux.wrote(mux.unwritten().len(), pair.now);
-    let start = mux.deadline() - PING_AFTER;
+    let start = mux.deadline(true) - PING_AFTER;
     mux.tick(start + PING_AFTER).unwrap();
     mux.prepare(start + PING_AFTER);
     assert!(mux.unwritten_len() > 0, "a PING");
-    assert_eq!(mux.deadline(), start + PING_AFTER + DEAD_AFTER);
-    assert_eq!(mux.tick(mux.deadline()), Err(ProtocolError::Silent));
+    assert_eq!(mux.deadline(true), start + PING_AFTER + DEAD_AFTER);
+    assert_eq!(mux.tick(mux.deadline(true)), Err(ProtocolError::Silent));
 }
 
 #[test]
