@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::decode::{Decoder, Item};
 use super::frame::{DATA_HEADER, Frame, Hello, VERSION, encode_data_header};
+use super::stream::Arrival;
 use super::*;
 
 fn target() -> Target {

@@ -1,0 +1,142 @@
+//! What the mux and its driver say to each other.
+
+use std::net::SocketAddr;
+
+use super::frame::FrameError;
+use super::{DEAD_AFTER, PING_AFTER};
+
+/// A stream's number, given by its opener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub u32);
+
+/// Where the agent connects a stream to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target(pub SocketAddr);
+
+/// Which end of the session this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Opens streams.
+    Client,
+    /// Is asked for streams.
+    Agent,
+}
+
+/// Why a stream was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The target refused the connection.
+    Refused,
+    /// No route to the target, or its network is down.
+    Unreachable,
+    /// The target didn't answer in time.
+    TimedOut,
+    /// The connection was there and broke.
+    Broken,
+    /// The agent has no descriptor or memory left for it.
+    Exhausted,
+    /// Another reason.
+    Other,
+}
+
+impl Reason {
+    pub(super) fn to_wire(self) -> u8 {
+        match self {
+            Self::Refused => 1,
+            Self::Unreachable => 2,
+            Self::TimedOut => 3,
+            Self::Broken => 4,
+            Self::Exhausted => 5,
+            Self::Other => 0,
+        }
+    }
+
+    pub(super) fn from_wire(number: u8) -> Self {
+        match number {
+            1 => Self::Refused,
+            2 => Self::Unreachable,
+            3 => Self::TimedOut,
+            4 => Self::Broken,
+            5 => Self::Exhausted,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What arrived, for the driver to act on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The far side greeted.
+    Hello,
+    /// The far side asks for a connection to `target`.
+    Open {
+        /// The new stream.
+        stream: StreamId,
+        /// Where to connect to.
+        target: Target,
+    },
+    /// The target of an opened stream accepted.
+    Opened {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// Bytes that the local end should take now; say how many it took with [`Mux::take`].
+    Data {
+        /// The stream.
+        stream: StreamId,
+        /// The next bytes of the stream, never empty.
+        bytes: &'a [u8],
+    },
+    /// The stream's inbox or end has changed: see [`Mux::inbox`] and [`Mux::at_end`].
+    Arrived {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// The far side reset the stream, which is gone.
+    Reset {
+        /// The stream.
+        stream: StreamId,
+        /// Why.
+        reason: Reason,
+    },
+    /// The far side ended the session.
+    Goaway {
+        /// Why, for people to read.
+        message: String,
+    },
+}
+
+/// How the far side broke the protocol. Each ends the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// Bytes that are no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A frame before HELLO, or a second HELLO.
+    #[error("the far side greeted out of turn")]
+    Greeting,
+    /// More bytes than it had credit for.
+    #[error("the far side sent more than it had credit for")]
+    Credit,
+    /// Bytes after the end of a stream, or two ends.
+    #[error("the far side contradicted the end of a stream")]
+    End,
+    /// An acknowledgement of bytes that were never sent, or of an unknown lane.
+    #[error("the far side acknowledged what was never sent")]
+    Ack,
+    /// An OPEN of a stream that is open, or from an agent.
+    #[error("the far side opened a stream out of turn")]
+    Open,
+    /// Nothing arrived, not even an answer to a PING.
+    #[error("the far side has been silent for {} seconds", (PING_AFTER + DEAD_AFTER).as_secs())]
+    Silent,
+}
+
+/// What [`Mux::grant`] allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The stream whose turn it is.
+    pub stream: StreamId,
+    /// Bytes it may send at most, never 0.
+    pub most: usize,
+}

@@ -1,0 +1,119 @@
+//! Local ends: what the sockets of the streams do, and what they are given.
+
+use std::time::Instant;
+
+use super::frame::Frame;
+use super::stream::Stream;
+use super::{INITIAL_WINDOW, Mux, Reason, StreamId, Target};
+
+impl Mux {
+    /// Opens a stream to `target`. Its first bytes may follow at once.
+    pub fn open(&mut self, target: Target, now: Instant) -> StreamId {
+        let stream = self.free_id();
+        let credit = INITIAL_WINDOW;
+        let send_limit = self.greeted.map_or(0, |hello| hello.initial_credit);
+        self.streams.insert(stream, Stream::new(send_limit, credit, now));
+        self.control.push_back(Frame::Open { stream, target, credit });
+        stream
+    }
+
+    /// The next number that is not in use. Numbers come round again after 2^32 - 1 streams; 0 is none.
+    fn free_id(&mut self) -> StreamId {
+        loop {
+            let id = StreamId(self.next_stream);
+            self.next_stream = self.next_stream.checked_add(1).unwrap_or(1);
+            if !self.contains(id) {
+                return id;
+            }
+        }
+    }
+
+    /// The target of a stream that the far side asked for has accepted.
+    pub fn opened(&mut self, stream: StreamId) {
+        if let Some(state) = self.streams.get(&stream) {
+            self.control.push_back(Frame::Opened { stream, credit: state.window.limit() });
+        }
+    }
+
+    /// The stream's socket has bytes, or its end, to be read; or (`false`) it has been read dry.
+    pub fn readable(&mut self, stream: StreamId, readable: bool) {
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.readable = readable;
+            if state.can_send() {
+                self.schedule.add_new(stream, state);
+            }
+        }
+    }
+
+    /// The stream's socket has come to its end: no more will be sent.
+    pub fn finish(&mut self, stream: StreamId) {
+        if let Some(state) = self.streams.get_mut(&stream)
+            && !state.finished
+        {
+            state.finished = true;
+            self.control.push_back(Frame::Fin { stream, end: state.sent });
+            self.forget_if_over(stream);
+        }
+    }
+
+    /// The stream's socket is broken or was never connected: the stream is gone, and the far side told.
+    pub fn reset(&mut self, stream: StreamId, reason: Reason) {
+        if self.streams.remove(&stream).is_some() {
+            self.control.push_back(Frame::Reset { stream, reason });
+        }
+    }
+
+    /// Of [`Event::Data`]'s bytes the socket took `bytes[..taken]`; the mux keeps the rest in the inbox.
+    pub fn take(&mut self, stream: StreamId, bytes: &[u8], taken: usize, now: Instant) {
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.keep(&bytes[taken..]);
+        }
+        self.consumed(stream, taken, now);
+    }
+
+    /// Bytes that wait for the stream's socket; there may be more after these are drained.
+    pub fn inbox(&self, stream: StreamId) -> &[u8] {
+        self.streams.get(&stream).map_or(&[], Stream::inbox)
+    }
+
+    /// The stream's socket took the first `length` bytes of the inbox.
+    pub fn drain(&mut self, stream: StreamId, length: usize, now: Instant) {
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.drain(length);
+        }
+        self.consumed(stream, length, now);
+    }
+
+    fn consumed(&mut self, stream: StreamId, length: usize, now: Instant) {
+        let round_trip = self.lane.pacing.round_trip();
+        if let Some(state) = self.streams.get_mut(&stream)
+            && let Some(limit) = state.window.consume(length as u64, round_trip, now)
+        {
+            self.control.push_back(Frame::Credit { stream, limit });
+        }
+    }
+
+    /// Whether the stream's socket has been given every byte there will be, and not yet been shut.
+    pub fn at_end(&self, stream: StreamId) -> bool {
+        self.streams.get(&stream).is_some_and(|state| state.at_end() && !state.shut)
+    }
+
+    /// The stream's socket has been shut for writing.
+    pub fn shut(&mut self, stream: StreamId) {
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.shut = true;
+            self.forget_if_over(stream);
+        }
+    }
+
+    fn forget_if_over(&mut self, stream: StreamId) {
+        if self.streams.get(&stream).is_some_and(Stream::is_over) {
+            self.streams.remove(&stream);
+        }
+    }
+
+    /// Ends the session, saying why.
+    pub fn goaway(&mut self, message: String) {
+        self.control.push_back(Frame::Goaway { message });
+    }
+}
