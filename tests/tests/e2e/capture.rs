@@ -1,10 +1,11 @@
 //! What is captured, and what is not.
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 use shuttle_tests::traffic::probe::Outcome::{self, Captured, Direct};
 use shuttle_tests::{Lab, Options, Run, Server, Shuttle, addr};
 
-use crate::{TARGET, TARGET6, expect, with_tunnel};
+use crate::{END, TARGET, TARGET6, expect, nothing_stays, with_tunnel};
 
 struct Case {
     args: &'static [&'static str],
@@ -77,6 +78,32 @@ fn awkward_accounts_work() -> Result<()> {
         with_tunnel(options, Run::remote(&["--method=ebpf", "10.78.0.0/24"]), |lab, _| {
             expect(lab, TARGET, &[], Captured).map(drop)
         })?;
+    }
+    Ok(())
+}
+
+/// The ssh that runs is the user's: with the options of `-e`, another configuration, a jump host. Neither the jump nor
+/// what it goes through is captured, though everything is.
+#[test]
+fn ssh_takes_the_users_options() -> Result<()> {
+    for command in ["ssh -F elsewhere", "ssh -J server6", "ssh -o 'ProxyCommand=ssh -W %h:%p server6'"] {
+        let lab = Lab::with(Options::default())?;
+        let home = &lab.users.local.home;
+        let (usual, elsewhere) = (home.join(".ssh/config"), home.join("elsewhere"));
+        std::fs::copy(&usual, &elsewhere)?;
+        if command.contains("elsewhere") {
+            std::fs::write(&usual, "Host server\n  User nobody-there\n")?;
+        }
+        let command = command.replace("elsewhere", &elsewhere.to_string_lossy());
+        let args = ["--method=ebpf", "0/0", "::/0", "-e", &command];
+        let mut shuttle = Shuttle::connect(&lab, Run::remote(&args))?;
+        for target in [TARGET, TARGET6] {
+            expect(&lab, target, &[], Captured)?;
+        }
+        shuttle.signal(Signal::SIGINT)?;
+        shuttle.wait(END)?;
+        std::fs::remove_file(elsewhere)?;
+        nothing_stays(&lab)?;
     }
     Ok(())
 }
