@@ -1,11 +1,14 @@
 //! How the agent gets to a remote machine that has nothing but a POSIX shell, and leaves nothing there.
 //!
 //! ```text
-//! remote  shuttle-hello 1 Linux x86_64         after whatever a login script prints
+//! remote  shuttle-hello 1 Linux x86_64 HOST    after whatever a login script prints
 //! client  LENGTH SHA256 CRC                    the agent for that machine
 //! client  the agent's bytes
 //! remote  shuttle-start                        length and hash are right; what follows is the agent's
 //! ```
+//!
+//! HOST is the boot's id and the network namespace, where there are such things: a client that finds its own there would
+//! capture the connections of its own agent, for ever.
 //!
 //! The client sends nothing more before `shuttle-start`, so it doesn't matter when a remote tool reads ahead.
 
@@ -54,7 +57,8 @@ const FAILED: &str = "shuttle-failed ";
 /// `head -c` is not known.
 const SCRIPT: &str = concat!(
     r#"f() { echo "shuttle-failed $1"; exit 1; }; "#,
-    r#"echo; echo "shuttle-hello 1 $(uname -s) $(uname -m)"; read -r n a b || exit 1; umask 077; h=; "#,
+    r#"i=; read -r i 2>/dev/null </proc/sys/kernel/random/boot_id; j=$(readlink /proc/self/ns/net 2>/dev/null); "#,
+    r#"echo; echo "shuttle-hello 1 $(uname -s) $(uname -m) $i $j"; read -r n a b || exit 1; umask 077; h=; "#,
     r#"trap "exit 1" 1 2 13 15; trap "rm -rf \"\$h\"" 0; "#,
     r#"for t in "${TMPDIR:-/tmp}" "$XDG_RUNTIME_DIR" "$HOME" /var/tmp /dev/shm; do "#,
     r#"case "$t" in /*) ;; *) continue;; esac; "#,
@@ -96,6 +100,11 @@ pub enum BootstrapError {
         /// What `uname` said there.
         machine: String,
     },
+    /// The remote machine is this one.
+    #[error(
+        "the remote machine is this very one, so that shuttle would capture its own agent's connections for ever: leave out -r"
+    )]
+    Here,
     /// No directory to run a program from.
     #[error(
         "the remote account has no directory in which a program may be run: tried $TMPDIR or /tmp, $XDG_RUNTIME_DIR, $HOME, /var/tmp and /dev/shm; set TMPDIR there to one that isn't mounted noexec"
@@ -127,10 +136,14 @@ pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
     let (Some(stdin), Some(stdout)) = (child.stdin.as_mut(), child.stdout.as_mut()) else {
         return Err(io::Error::from(io::ErrorKind::NotConnected).into());
     };
-    let machine = hello(stdout).await?;
+    let hello = hello(stdout).await?;
+    let (machine, host) = split_hello(&hello);
     tracing::info!("the remote machine is {machine}");
+    if this_host().is_some_and(|this| this == host) {
+        return Err(BootstrapError::Here);
+    }
     let Some(agent) = AGENTS.iter().find(|agent| agent.machine == machine) else {
-        return Err(BootstrapError::Machine { machine });
+        return Err(BootstrapError::Machine { machine: machine.to_owned() });
     };
     let program = agent.program;
     let sha256: String = Sha256::digest(program).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -145,7 +158,7 @@ pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
         Some("nowhere") => Err(BootstrapError::Nowhere),
         Some("damaged") => Err(BootstrapError::Damaged),
         Some("unchecked") => Err(BootstrapError::Unchecked),
-        Some("unfit") => Err(BootstrapError::Unfit(machine)),
+        Some("unfit") => Err(BootstrapError::Unfit(machine.to_owned())),
         Some(_) | None => Err(BootstrapError::Answer(answer)),
     }
 }
@@ -158,7 +171,21 @@ pub(super) fn pipes(child: &mut Child) -> io::Result<Pipes> {
     Pipes::new(input, output)
 }
 
-/// Skips noise up to the hello, and returns the machine it names.
+/// `Linux x86_64` and the rest.
+fn split_hello(hello: &str) -> (&str, &str) {
+    let end = hello.match_indices(' ').nth(1).map_or(hello.len(), |(end, _)| end);
+    let (machine, host) = hello.split_at(end);
+    (machine, host.trim())
+}
+
+/// What the script would say of the host if it ran here.
+fn this_host() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = std::fs::read_link("/proc/self/ns/net").ok()?;
+    Some(format!("{} {}", boot.trim(), namespace.display()))
+}
+
+/// Skips noise up to the hello, and returns what it says.
 async fn hello(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, BootstrapError> {
     // The script prints an empty line first; at the very beginning none is needed.
     let mut heard = b"\n".to_vec();

@@ -98,3 +98,11 @@ fn script_answers_whatever_is_missing() {
     let without = POSIX.into_iter().filter(|tool| *tool != "cksum").collect::<Vec<_>>();
     assert_eq!(answer(&without, "unlimited", whole), (vec!["shuttle-failed unchecked".to_owned()], 0));
 }
+
+#[tokio::test]
+async fn this_very_machine_is_refused() {
+    let mut shell = tokio::process::Command::new("/bin/sh");
+    shell.args(["-c", &remote_command()]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let result = run(&mut shell.spawn().unwrap()).await;
+    assert!(matches!(result, Err(BootstrapError::Here)), "{:?}", result.err());
+}
