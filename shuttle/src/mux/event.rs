@@ -80,14 +80,14 @@ pub enum Event<'a> {
         /// The stream.
         stream: StreamId,
     },
-    /// Bytes that the local end should take now; say how many it took with [`Mux::take`].
+    /// Bytes that the local end should take now; say how many it took with [`Mux::take`](super::Mux::take).
     Data {
         /// The stream.
         stream: StreamId,
         /// The next bytes of the stream, never empty.
         bytes: &'a [u8],
     },
-    /// The stream's inbox or end has changed: see [`Mux::inbox`] and [`Mux::at_end`].
+    /// The stream's inbox or end has changed: see [`Mux::inbox`](super::Mux::inbox) and [`Mux::at_end`](super::Mux::at_end).
     Arrived {
         /// The stream.
         stream: StreamId,
@@ -132,7 +132,7 @@ pub enum ProtocolError {
     Silent,
 }
 
-/// What [`Mux::grant`] allows.
+/// What [`Mux::grant`](super::Mux::grant) allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The stream whose turn it is.

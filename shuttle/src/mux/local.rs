@@ -63,7 +63,7 @@ impl Mux {
         }
     }
 
-    /// Of [`Event::Data`]'s bytes the socket took `bytes[..taken]`; the mux keeps the rest in the inbox.
+    /// Of [`Event::Data`](super::Event::Data)'s bytes the socket took `bytes[..taken]`; the mux keeps the rest in the inbox.
     pub fn take(&mut self, stream: StreamId, bytes: &[u8], taken: usize, now: Instant) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.keep(&bytes[taken..]);
