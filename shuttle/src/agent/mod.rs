@@ -40,8 +40,6 @@ fn own(stream: impl AsFd) -> io::Result<OwnedFd> {
 struct Agent;
 
 impl Role for Agent {
-    const SIDE: Side = Side::Agent;
-
     fn dial(&mut self, target: Target) -> Result<TcpStream, Reason> {
         TcpStream::connect(target.0).map_err(|error| reason(&error))
     }

@@ -4,7 +4,7 @@ mod subnet;
 
 use std::io;
 
-use clap::{ArgAction, Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::plan::{Families, Plan, default_exclusions};
 use crate::ssh::Remote;
@@ -87,11 +87,6 @@ impl Args {
             }
             Err(help) => help.exit(),
         }
-    }
-
-    /// The whole command, for help and completions.
-    pub fn definition() -> clap::Command {
-        Self::command()
     }
 }
 

@@ -13,7 +13,7 @@ use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::link::{Link, Role, role_token};
-use crate::mux::{Reason, Side, StreamId, Target};
+use crate::mux::{Reason, StreamId, Target};
 
 /// The token by which [`Order`]s are announced.
 pub(super) const ORDERS: Token = role_token(0);
@@ -147,8 +147,6 @@ fn spare() -> Option<File> {
 }
 
 impl Role for Captures {
-    const SIDE: Side = Side::Client;
-
     fn greeted(&mut self) {
         // The receiver is gone when the client is already ending.
         self.greeted.send(()).ok();

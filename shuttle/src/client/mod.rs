@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cli::{PlanError, Tunnel};
+use crate::cli::Tunnel;
 use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
@@ -56,9 +56,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     // While a signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
     let plan = match tunnel.plan() {
         Ok(plan) => plan,
-        Err(error @ (PlanError::Name { .. } | PlanError::AmbiguousMask(_) | PlanError::LongMask(_))) => {
-            return Ok(usage(&error));
-        }
+        Err(error) => return Ok(usage(&error)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -33,9 +33,6 @@ const FIRST_ROLE_TOKEN: usize = LANE_IN.0 + 2;
 
 /// What client and agent each do in their own way.
 pub trait Role {
-    /// Which end of the mux this is.
-    const SIDE: Side;
-
     /// The far side has greeted: it is there, and speaks our version.
     fn greeted(&mut self) {}
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// The window of a new stream, bytes.
 pub const INITIAL_WINDOW: u64 = 256 * 1024;
 /// The largest window of one stream, bytes: the bandwidth-delay product of 1 Gbit/s at 250 ms.
-pub const MAX_WINDOW: u64 = 32 * 1024 * 1024;
+const MAX_WINDOW: u64 = 32 * 1024 * 1024;
 
 /// The receiver's side of one stream's credit.
 #[derive(Debug)]

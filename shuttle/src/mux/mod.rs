@@ -34,7 +34,7 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use credit::{INITIAL_WINDOW, MAX_WINDOW};
+pub use credit::INITIAL_WINDOW;
 pub use event::{Event, Grant, ProtocolError, Reason, Side, StreamId, Target};
 pub use frame::{FrameError, VERSION};
 

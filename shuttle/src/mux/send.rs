@@ -29,7 +29,8 @@ impl Mux {
         if self.lane.pacing.room(in_flight, true) == 0 {
             return None;
         }
-        let Some(stream) = self.schedule.next(&mut self.streams, self.lane.pacing.chunk() as i64) else {
+        let chunk = self.lane.pacing.chunk();
+        let Some(stream) = self.schedule.next(&mut self.streams, chunk as i64) else {
             self.lane.pacing.starve(true);
             return None;
         };
@@ -40,7 +41,7 @@ impl Mux {
         }
         self.lane.pacing.starve(false);
         let credit = state.send_limit - state.sent;
-        let most = room.min(credit).min(self.lane.pacing.chunk() as u64) as usize;
+        let most = room.min(credit).min(chunk as u64) as usize;
         Some(Grant { stream, most })
     }
 
