@@ -7,7 +7,7 @@ use super::ProtocolError;
 use super::decode::Decoder;
 use super::frame::Frame;
 use super::outgoing::Outgoing;
-use super::pacing::{Departure, Pacing};
+use super::pacing::{Acked, Departure};
 
 /// An ACK is due once it covers this many bytes, …
 const ACK_BYTES: u64 = 16 * 1024;
@@ -24,8 +24,6 @@ pub(super) struct Lane {
     pub(super) out: Outgoing,
     /// Takes the incoming bytes apart.
     pub(super) decoder: Decoder,
-    /// Limits the bytes in flight.
-    pub(super) pacing: Pacing,
     /// Bytes taken in since the lane began.
     received: u64,
     /// The last count that was acknowledged.
@@ -44,7 +42,6 @@ impl Lane {
         Self {
             out: Outgoing::default(),
             decoder: Decoder::default(),
-            pacing: Pacing::new(now),
             received: 0,
             acknowledged: 0,
             unacknowledged_since: None,
@@ -84,29 +81,18 @@ impl Lane {
     }
 
     /// `length` bytes were written.
-    pub(super) fn wrote(&mut self, length: usize, now: Instant) {
-        let departure = self.pacing.depart(self.out.written_in_flight(), now);
+    pub(super) fn wrote(&mut self, length: usize, departure: Departure) {
         self.out.wrote(length);
         self.departures.push_back((self.out.written(), departure));
     }
 
-    /// The far mux has taken in `received` bytes, and held back saying so as `delays` tell (see [`Frame::Ack`]).
-    pub(super) fn on_ack(
-        &mut self,
-        received: u64,
-        delays: (Duration, Duration),
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        if !self.out.ack(received) {
-            return Err(ProtocolError::Ack);
-        }
+    /// The far mux has taken in `received` bytes.
+    pub(super) fn on_ack(&mut self, received: u64) -> Result<Acked, ProtocolError> {
+        let newly = self.out.ack(received).ok_or(ProtocolError::Ack)?;
         let mut last = None;
-        while self.departures.front().is_some_and(|(offset, _)| *offset <= received) {
-            last = self.departures.pop_front();
+        while let Some((_, departure)) = self.departures.pop_front_if(|(offset, _)| *offset <= received) {
+            last = Some(departure);
         }
-        if let Some((_, departure)) = last {
-            self.pacing.on_ack(received, departure, self.out.written(), delays, now);
-        }
-        Ok(())
+        Ok(Acked { newly, last })
     }
 }

@@ -85,7 +85,7 @@ impl Mux {
     }
 
     fn consumed(&mut self, stream: StreamId, length: usize, now: Instant) {
-        let round_trip = self.lane.pacing.round_trip();
+        let round_trip = self.pacing.round_trip();
         if let Some(state) = self.streams.get_mut(&stream)
             && let Some(limit) = state.window.consume(length as u64, round_trip, now)
         {

@@ -40,6 +40,7 @@ pub use frame::{FrameError, VERSION};
 
 use frame::{Frame, Hello};
 use lane::Lane;
+use pacing::Pacing;
 use schedule::Schedule;
 use stream::Stream;
 
@@ -58,6 +59,8 @@ const LANE: u32 = 0;
 pub struct Mux {
     side: Side,
     lane: Lane,
+    /// Limits the bytes in flight.
+    pacing: Pacing,
     streams: HashMap<StreamId, Stream>,
     schedule: Schedule,
     /// Frames other than DATA, in order, which go before any DATA.
@@ -79,6 +82,7 @@ impl Mux {
         let mut mux = Self {
             side,
             lane: Lane::new(now),
+            pacing: Pacing::new(now),
             streams: HashMap::new(),
             schedule: Schedule::default(),
             control: VecDeque::new(),

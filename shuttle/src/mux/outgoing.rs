@@ -98,13 +98,14 @@ impl Outgoing {
         debug_assert!(self.written <= self.end);
     }
 
-    /// The far mux has every byte before `offset`. False: it can't have, those bytes were never written.
-    #[must_use]
-    pub(super) fn ack(&mut self, offset: u64) -> bool {
+    /// The far mux has every byte before `offset`; returns how many of them are news. `None`: it can't have, those
+    /// bytes were never written.
+    pub(super) fn ack(&mut self, offset: u64) -> Option<u64> {
         if offset > self.written {
-            return false;
+            return None;
         }
-        self.acked = self.acked.max(offset);
+        let newly = offset.saturating_sub(self.acked);
+        self.acked += newly;
         while self.segments.len() > 1 && self.segments.front().is_some_and(|first| first.end() <= self.acked)
         {
             if let Some(first) = self.segments.pop_front() {
@@ -114,7 +115,7 @@ impl Outgoing {
         if self.acked == self.end {
             self.rewind();
         }
-        true
+        Some(newly)
     }
 
     /// Uses the only segment from its beginning again once nothing in it is needed.
@@ -163,10 +164,10 @@ mod tests {
                     queue.wrote(length);
                 }
                 if ack {
-                    prop_assert!(queue.ack(out));
+                    prop_assert!(queue.ack(out).is_some());
                     prop_assert_eq!(queue.in_flight(), 0);
                 }
-                prop_assert!(!queue.ack(out + 1));
+                prop_assert_eq!(queue.ack(out + 1), None);
             }
             prop_assert_eq!(given, out);
         }

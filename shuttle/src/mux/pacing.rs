@@ -1,4 +1,4 @@
-//! How many bytes a lane may have in flight, and in how large pieces.
+//! How many bytes a session may have in flight, over all its lanes, and in how large pieces.
 //!
 //! The model is BBR's (draft-ietf-ccwg-bbr): the path has a rate and a shortest round trip, both measured by what the
 //! far mux acknowledges, and their product is what it holds without a queue. Unlike BBR this control sits above a
@@ -59,7 +59,16 @@ pub(super) struct Departure {
     starved: bool,
 }
 
-/// The control of one lane's bytes in flight.
+/// What an acknowledgement tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acked {
+    /// Bytes that no earlier one told of.
+    pub(super) newly: u64,
+    /// Of the last write that it covers whole.
+    pub(super) last: Option<Departure>,
+}
+
+/// The control of a session's bytes in flight.
 #[derive(Debug)]
 pub(super) struct Pacing {
     delivered: u64,
@@ -74,7 +83,7 @@ pub(super) struct Pacing {
     /// How long the far mux lets bytes wait for their acknowledgement.
     hold: Duration,
     phase: Phase,
-    /// The round trip ends once the byte before this offset is acknowledged.
+    /// The round trip ends once bytes are acknowledged that departed after this many had been delivered.
     round_end: u64,
 }
 
@@ -138,21 +147,19 @@ impl Pacing {
         self.starved = starved;
     }
 
-    /// `delivered` bytes have arrived, the last of those that departed as `last` says; `written` have been written.
-    /// The far mux held the acknowledgement of the newest byte back for `delay`, of the oldest for `hold`.
+    /// Bytes have arrived. The far mux held the acknowledgement of the newest byte back for `delay`, of the oldest for `hold`.
     pub(super) fn on_ack(
         &mut self,
-        delivered: u64,
-        last: Departure,
-        written: u64,
+        Acked { newly, last }: Acked,
         (delay, hold): (Duration, Duration),
         now: Instant,
     ) {
+        self.delivered += newly;
+        self.delivered_at = now;
+        let Some(last) = last else { return };
         let round_trip = now.saturating_duration_since(last.at).saturating_sub(delay);
         self.smoothed = Some(self.smoothed.map_or(round_trip, |smoothed| (7 * smoothed + round_trip) / 8));
         self.hold = (7 * self.hold + hold) / 8;
-        self.delivered = self.delivered.max(delivered);
-        self.delivered_at = now;
         let took = now.saturating_duration_since(last.delivered_at);
         let rate = (self.delivered - last.delivered) as f64 / took.as_secs_f64().max(1e-6);
         self.on_round_trip(round_trip, now);
@@ -160,8 +167,8 @@ impl Pacing {
         if !last.starved || rate > self.rate.best() {
             self.rate.add(rate, now, self.rate_memory());
         }
-        if delivered >= self.round_end {
-            self.round_end = written;
+        if last.delivered >= self.round_end {
+            self.round_end = self.delivered;
             self.on_round(last.starved);
         }
     }

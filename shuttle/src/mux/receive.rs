@@ -70,7 +70,8 @@ impl Mux {
             }
             Frame::Ack { lane: LANE, received, delay, hold } => {
                 let micros = |micros: u32| Duration::from_micros(micros.into());
-                self.lane.on_ack(received, (micros(delay), micros(hold)), now)?;
+                let acked = self.lane.on_ack(received)?;
+                self.pacing.on_ack(acked, (micros(delay), micros(hold)), now);
             }
             Frame::Ack { .. } => return Err(ProtocolError::Ack),
             Frame::Ping { token } => self.pong = Some(token),

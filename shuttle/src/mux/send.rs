@@ -26,20 +26,20 @@ impl Mux {
     pub fn grant(&mut self) -> Option<Grant> {
         self.greeted?;
         let in_flight = self.lane.out.in_flight();
-        if self.lane.pacing.room(in_flight, true) == 0 {
+        if self.pacing.room(in_flight, true) == 0 {
             return None;
         }
-        let chunk = self.lane.pacing.chunk();
+        let chunk = self.pacing.chunk();
         let Some(stream) = self.schedule.next(&mut self.streams, chunk as i64) else {
-            self.lane.pacing.starve(true);
+            self.pacing.starve(true);
             return None;
         };
         let state = self.streams.get(&stream)?;
-        let room = self.lane.pacing.room(in_flight, state.listed == Listed::New);
+        let room = self.pacing.room(in_flight, state.listed == Listed::New);
         if room == 0 {
             return None;
         }
-        self.lane.pacing.starve(false);
+        self.pacing.starve(false);
         let credit = state.send_limit - state.sent;
         let most = room.min(credit).min(chunk as u64) as usize;
         Some(Grant { stream, most })
@@ -75,6 +75,7 @@ impl Mux {
 
     /// The first `length` bytes of [`Self::unwritten`] were written.
     pub fn wrote(&mut self, length: usize, now: Instant) {
-        self.lane.wrote(length, now);
+        let departure = self.pacing.depart(self.lane.out.written_in_flight(), now);
+        self.lane.wrote(length, departure);
     }
 }
