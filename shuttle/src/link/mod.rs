@@ -1,14 +1,14 @@
-//! Drives one mux over its lane and the sockets of its streams: the copy loops of client and agent alike.
+//! Drives one mux over its lanes and the sockets of its streams: the copy loops of client and agent alike.
 //!
 //! One thread, edge-triggered readiness. A socket is read only when the scheduler grants its stream a turn, straight
-//! into the lane's segment; what isn't in flight waits in the kernel's socket buffer. What arrives is written to its
-//! socket from the lane's read buffer, and copied only when the socket is full.
+//! into a lane's segment; what isn't in flight waits in the kernel's socket buffer. What arrives is written to its
+//! socket from the read buffer, and copied only when the socket is full.
 
 mod connection;
-mod lane;
+mod lanes;
 mod pipes;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -17,24 +17,43 @@ use mio::event::{Event as Ready, Source};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::mux::{Mux, ProtocolError, Reason, Side, StreamId, Target};
+use crate::mux::{Door, LaneId, Mux, ProtocolError, Reason, Side, StreamId, Target};
 use connection::Connection;
 pub use pipes::Pipes;
 
-/// Bytes that are read from the lane at once: what a pipe of 1 MiB holds after a short stall.
+/// Bytes that are read from a lane at once: what a pipe of 1 MiB holds after a short stall.
 const READ_BUFFER: usize = 512 * 1024;
 /// How long a target may take to accept.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Tokens below are stream numbers.
-const LANE_IN: Token = Token(1 << 32);
-const LANE_OUT: Token = Token(LANE_IN.0 + 1);
-const FIRST_ROLE_TOKEN: usize = LANE_IN.0 + 2;
+/// Tokens below are stream numbers; from here on each lane has two.
+const FIRST_LANE_TOKEN: usize = StreamId::MOST.0 as usize + 1;
+const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MOST.0 as usize + 1);
+
+const fn lane_in(lane: LaneId) -> Token {
+    Token(FIRST_LANE_TOKEN + 2 * lane.0 as usize)
+}
+
+const fn lane_out(lane: LaneId) -> Token {
+    Token(lane_in(lane).0 + 1)
+}
 
 /// What client and agent each do in their own way.
 pub trait Role {
     /// The far side has greeted: it is there, and speaks our version.
     fn greeted(&mut self) {}
+
+    /// The agent says how further lanes can reach it.
+    fn found_door(&mut self, _door: Door) {}
+
+    /// More lanes would carry more. It is said once for each number of lanes, to clients alone.
+    fn is_narrow(&mut self) {}
+
+    /// A further lane carries data.
+    fn joined(&mut self, _lane: LaneId) {}
+
+    /// A lane other than the first has ended.
+    fn lost(&mut self, _lane: LaneId) {}
 
     /// Begins a connection to the target of a stream that the far side opened.
     fn dial(&mut self, target: Target) -> Result<TcpStream, Reason>;
@@ -54,7 +73,7 @@ pub const fn role_token(index: usize) -> Token {
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
 pub enum End {
-    /// The far side closed the lane.
+    /// The far side closed the first lane.
     #[error("the far side closed the connection")]
     Closed,
     /// The far side ended the session and said why.
@@ -63,7 +82,7 @@ pub enum End {
     /// The far side broke the protocol.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
-    /// The lane or the poll failed.
+    /// The first lane or the poll failed.
     #[error("the link failed")]
     Io(#[from] io::Error),
     /// The role asked for it.
@@ -71,11 +90,11 @@ pub enum End {
     Stopped,
 }
 
-/// A mux with its lane and its sockets. Dropping it resets every connection.
+/// A mux with its lanes and its sockets. Dropping it resets every connection.
 pub struct Link {
     poll: Poll,
     mux: Mux,
-    pipes: Pipes,
+    lanes: BTreeMap<LaneId, Pipes>,
     buffer: Box<[u8]>,
     connections: HashMap<StreamId, Connection>,
     /// Connections being dialled and when to give up, earliest first.
@@ -83,18 +102,31 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link over `pipes`. Nothing moves before [`Self::run`].
+    /// A link whose first lane is `pipes`. Nothing moves before [`Self::run`].
     pub fn new(side: Side, pipes: Pipes) -> io::Result<Self> {
         let poll = Poll::new()?;
-        pipes.register(poll.registry(), LANE_IN, LANE_OUT)?;
+        pipes.register(poll.registry(), LaneId::FIRST)?;
         Ok(Self {
             poll,
             mux: Mux::new(side, now()),
-            pipes,
+            lanes: BTreeMap::from([(LaneId::FIRST, pipes)]),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             connections: HashMap::new(),
             dials: VecDeque::new(),
         })
+    }
+
+    /// Adds a lane, whose far end does the same with the same number.
+    pub fn join(&mut self, lane: LaneId, pipes: Pipes) -> Result<(), End> {
+        self.mux.join(lane, now())?;
+        pipes.register(self.poll.registry(), lane)?;
+        self.lanes.insert(lane, pipes);
+        Ok(())
+    }
+
+    /// Tells the client how further lanes reach this agent.
+    pub fn open_door(&mut self, door: Door) {
+        self.mux.open_door(door);
     }
 
     /// Watches a source of the role's own for reading.
@@ -144,19 +176,22 @@ impl Link {
         for ready in events.iter() {
             self.dispatch(ready, role)?;
         }
-        self.read_lane(role)?;
+        self.read_lanes(role)?;
         let now = now();
         self.give_up_dials(now);
         self.mux.tick(now)?;
-        self.write_lane()?;
+        self.write_lanes(role)?;
+        if self.mux.take_narrow() {
+            role.is_narrow();
+        }
         Ok(())
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let deadline = self.mux.deadline(self.pipes.writable);
+        let deadline = self.mux.deadline();
         let deadline = self.dials.front().map_or(deadline, |(dial, _)| deadline.min(*dial));
-        let timeout =
-            if self.pipes.readable { Duration::ZERO } else { deadline.saturating_duration_since(now()) };
+        let readable = self.lanes.values().any(|pipes| pipes.readable);
+        let timeout = if readable { Duration::ZERO } else { deadline.saturating_duration_since(now()) };
         match self.poll.poll(events, Some(timeout)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 events.clear();
@@ -168,18 +203,13 @@ impl Link {
 
     fn dispatch(&mut self, ready: &Ready, role: &mut impl Role) -> Result<(), End> {
         match ready.token() {
-            LANE_IN => {
-                self.pipes.readable = true;
-                self.pipes.read_closed |= ready.is_read_closed();
-            }
-            LANE_OUT if ready.is_error() || ready.is_write_closed() => self.pipes.close_output(),
-            LANE_OUT => self.pipes.writable = true,
-            token if token.0 >= FIRST_ROLE_TOKEN => {
+            Token(stream @ ..FIRST_LANE_TOKEN) => self.on_socket(StreamId(stream as u32), ready),
+            Token(token @ ..FIRST_ROLE_TOKEN) => self.on_pipe(token - FIRST_LANE_TOKEN, ready),
+            token => {
                 if role.ready(self, token).is_break() {
                     return Err(End::Stopped);
                 }
             }
-            token => self.on_socket(StreamId(token.0 as u32), ready),
         }
         Ok(())
     }

@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry};
 
+use super::{lane_in, lane_out};
+use crate::mux::LaneId;
 use crate::sys;
 
 /// What the pipes are asked to hold, bytes: the most that an unprivileged process may ask for (pipe(7)).
@@ -17,7 +19,6 @@ pub struct Pipes {
     pub(super) input: File,
     pub(super) output: File,
     pub(super) readable: bool,
-    pub(super) writable: bool,
     /// The far side has closed its end.
     pub(super) read_closed: bool,
     /// The far side takes no more.
@@ -36,7 +37,6 @@ impl Pipes {
             input: input.into(),
             output: output.into(),
             readable: true,
-            writable: true,
             read_closed: false,
             output_closed: false,
         })
@@ -45,12 +45,11 @@ impl Pipes {
     /// The far side takes no more. What it has said is still to be read.
     pub(super) fn close_output(&mut self) {
         self.output_closed = true;
-        self.writable = false;
         self.readable = true;
     }
 
-    pub(super) fn register(&self, registry: &Registry, input: Token, output: Token) -> io::Result<()> {
-        registry.register(&mut SourceFd(&self.input.as_raw_fd()), input, Interest::READABLE)?;
-        registry.register(&mut SourceFd(&self.output.as_raw_fd()), output, Interest::WRITABLE)
+    pub(super) fn register(&self, registry: &Registry, lane: LaneId) -> io::Result<()> {
+        registry.register(&mut SourceFd(&self.input.as_raw_fd()), lane_in(lane), Interest::READABLE)?;
+        registry.register(&mut SourceFd(&self.output.as_raw_fd()), lane_out(lane), Interest::WRITABLE)
     }
 }

@@ -9,6 +9,31 @@ use super::{DEAD_AFTER, PING_AFTER};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(pub u32);
 
+impl StreamId {
+    /// The highest number: its driver has other uses for those above.
+    pub const MOST: Self = Self((1 << 31) - 1);
+}
+
+/// A lane's number, given by the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub u32);
+
+impl LaneId {
+    /// The lane with which the session begins and ends.
+    pub const FIRST: Self = Self(0);
+    /// The highest number.
+    pub const MOST: Self = Self(255);
+}
+
+/// How a further lane reaches an agent: by the number of its process and a secret of its making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Door {
+    /// The agent's process, as it is numbered where it runs.
+    pub process: u32,
+    /// What its socket is called.
+    pub token: u128,
+}
+
 /// Where the agent connects a stream to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target(pub SocketAddr);
@@ -68,6 +93,12 @@ impl Reason {
 pub enum Event<'a> {
     /// The far side greeted.
     Hello,
+    /// The far side greeted on a further lane, which from now on carries data.
+    Joined,
+    /// Where further lanes can join.
+    Door(Door),
+    /// The agent's lanes hold it back: more of them would carry more.
+    Narrow,
     /// The far side asks for a connection to `target`.
     Open {
         /// The new stream.
@@ -112,7 +143,7 @@ pub enum ProtocolError {
     /// Bytes that are no frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// A frame before HELLO, or a second HELLO.
+    /// A frame before HELLO, a second HELLO, or one for another lane.
     #[error("the far side greeted out of turn")]
     Greeting,
     /// More bytes than it had credit for.
@@ -124,7 +155,10 @@ pub enum ProtocolError {
     /// An acknowledgement of bytes that were never sent, or of an unknown lane.
     #[error("the far side acknowledged what was never sent")]
     Ack,
-    /// An OPEN of a stream that is open, or from an agent.
+    /// A lane of a number that is in use, or too high.
+    #[error("the far side numbered a lane out of turn")]
+    Lane,
+    /// An OPEN of a stream that is open, or from an agent, or of a number too high.
     #[error("the far side opened a stream out of turn")]
     Open,
     /// Nothing arrived, not even an answer to a PING.
@@ -135,6 +169,8 @@ pub enum ProtocolError {
 /// What [`Mux::grant`](super::Mux::grant) allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
+    /// The lane that its bytes go by.
+    pub lane: LaneId,
     /// The stream whose turn it is.
     pub stream: StreamId,
     /// Bytes it may send at most, never 0.

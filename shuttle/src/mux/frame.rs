@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{Reason, StreamId, Target};
+use super::{Door, Reason, StreamId, Target};
 
 /// The version that both sides must have in common.
 pub const VERSION: u16 = 1;
@@ -35,6 +35,10 @@ pub enum Kind {
     Pong = 0x04,
     /// The sender ends the session, and says why.
     Goaway = 0x05,
+    /// Where further lanes join.
+    Door = 0x06,
+    /// The sender's lanes hold it back.
+    Narrow = 0x07,
     /// A new stream and its target.
     Open = 0x10,
     /// The target has answered.
@@ -57,6 +61,8 @@ impl Kind {
             0x03 => Self::Ping,
             0x04 => Self::Pong,
             0x05 => Self::Goaway,
+            0x06 => Self::Door,
+            0x07 => Self::Narrow,
             0x10 => Self::Open,
             0x11 => Self::Opened,
             0x12 => Self::Data,
@@ -102,6 +108,18 @@ impl Header {
     }
 }
 
+/// The length of the frame at the front of `bytes`, header included; `None` if that isn't all there.
+pub(super) fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let [_, l0, l1, l2, ..] = bytes.first_chunk::<HEADER>()?;
+    Some(HEADER + u32::from_be_bytes([0, *l0, *l1, *l2]) as usize)
+}
+
+/// Whether a frame means something only on the lane that carries it.
+pub(super) fn is_of_lane(frame: &[u8]) -> bool {
+    let kind = frame.first().and_then(|number| Kind::from_wire(*number));
+    matches!(kind, Some(Kind::Hello | Kind::Ack))
+}
+
 /// Writes the header and offset of a DATA frame whose payload of `length` bytes follows.
 pub(super) fn encode_data_header(out: &mut [u8; DATA_HEADER], stream: StreamId, offset: u64, length: usize) {
     debug_assert!(length <= MAX_DATA);
@@ -134,6 +152,10 @@ pub(super) enum Frame {
     Pong { token: u64 },
     /// Why the sender ends the session, for people to read.
     Goaway { message: String },
+    /// How a further lane reaches the agent that sends this.
+    Door { door: Door },
+    /// More lanes would carry more of what the sender has to send.
+    Narrow,
     /// A new TCP stream to `target`; its opener takes bytes up to offset `credit`.
     Open { stream: StreamId, target: Target, credit: u64 },
     /// The target accepted; the sender takes bytes up to offset `credit`.
@@ -180,6 +202,12 @@ impl Frame {
                 out.extend(&message.as_bytes()[..end]);
                 (Kind::Goaway, 0)
             }
+            Self::Door { door } => {
+                out.extend(door.process.to_be_bytes());
+                out.extend(door.token.to_be_bytes());
+                (Kind::Door, 0)
+            }
+            Self::Narrow => (Kind::Narrow, 0),
             Self::Open { stream, target, credit } => {
                 out.extend(credit.to_be_bytes());
                 out.push(OPEN_TCP);
@@ -231,6 +259,11 @@ impl Frame {
             Kind::Goaway => {
                 Self::Goaway { message: String::from_utf8_lossy(std::mem::take(&mut body.rest)).into_owned() }
             }
+            Kind::Door => {
+                let (process, token) = (body.u32()?, u128::from_be_bytes(body.array()?));
+                Self::Door { door: Door { process, token } }
+            }
+            Kind::Narrow => Self::Narrow,
             Kind::Open => {
                 let credit = body.u64()?;
                 if body.array::<1>()? != [OPEN_TCP] {

@@ -20,6 +20,10 @@ const ACK_DELAY: Duration = Duration::from_millis(20);
 /// The state of one lane.
 #[derive(Debug)]
 pub(super) struct Lane {
+    /// The far side's HELLO has been heard here.
+    pub(super) greeted: bool,
+    /// The driver can write to it.
+    pub(super) writable: bool,
     /// What is to be written, and what the far side may still ask for again.
     pub(super) out: Outgoing,
     /// Takes the incoming bytes apart.
@@ -40,6 +44,8 @@ impl Lane {
     /// A lane that has sent nothing.
     pub(super) fn new(now: Instant) -> Self {
         Self {
+            greeted: false,
+            writable: true,
             out: Outgoing::default(),
             decoder: Decoder::default(),
             received: 0,

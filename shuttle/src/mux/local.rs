@@ -13,15 +13,15 @@ impl Mux {
         let credit = INITIAL_WINDOW;
         let send_limit = self.greeted.map_or(0, |hello| hello.initial_credit);
         self.streams.insert(stream, Stream::new(send_limit, credit, now));
-        self.control.push_back(Frame::Open { stream, target, credit });
+        self.tell(Frame::Open { stream, target, credit });
         stream
     }
 
-    /// The next number that is not in use. Numbers come round again after 2^32 - 1 streams; 0 is none.
+    /// The next number that is not in use. Numbers come round again after [`StreamId::MOST`]; 0 is none.
     fn free_id(&mut self) -> StreamId {
         loop {
             let id = StreamId(self.next_stream);
-            self.next_stream = self.next_stream.checked_add(1).unwrap_or(1);
+            self.next_stream = if id == StreamId::MOST { 1 } else { id.0 + 1 };
             if !self.contains(id) {
                 return id;
             }
@@ -31,7 +31,8 @@ impl Mux {
     /// The target of a stream that the far side asked for has accepted.
     pub fn opened(&mut self, stream: StreamId) {
         if let Some(state) = self.streams.get(&stream) {
-            self.control.push_back(Frame::Opened { stream, credit: state.window.limit() });
+            let credit = state.window.limit();
+            self.tell(Frame::Opened { stream, credit });
         }
     }
 
@@ -51,15 +52,15 @@ impl Mux {
             && !state.finished
         {
             state.finished = true;
-            self.control.push_back(Frame::Fin { stream, end: state.sent });
+            self.control.push_back((state.lane, Frame::Fin { stream, end: state.sent }));
             self.forget_if_over(stream);
         }
     }
 
     /// The stream's socket is broken or was never connected: the stream is gone, and the far side told.
     pub fn reset(&mut self, stream: StreamId, reason: Reason) {
-        if self.streams.remove(&stream).is_some() {
-            self.control.push_back(Frame::Reset { stream, reason });
+        if let Some(state) = self.streams.remove(&stream) {
+            self.control.push_back((state.lane, Frame::Reset { stream, reason }));
         }
     }
 
@@ -89,7 +90,7 @@ impl Mux {
         if let Some(state) = self.streams.get_mut(&stream)
             && let Some(limit) = state.window.consume(length as u64, round_trip, now)
         {
-            self.control.push_back(Frame::Credit { stream, limit });
+            self.tell(Frame::Credit { stream, limit });
         }
     }
 
@@ -114,6 +115,6 @@ impl Mux {
 
     /// Ends the session, saying why.
     pub fn goaway(&mut self, message: String) {
-        self.control.push_back(Frame::Goaway { message });
+        self.tell(Frame::Goaway { message });
     }
 }

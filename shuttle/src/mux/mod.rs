@@ -3,12 +3,13 @@
 //! A [`Mux`] has no socket and reads no clock. Its driver ([`crate::link`]) hands it the bytes that arrive and
 //! `now`, and carries out what comes back:
 //!
-//! - **In.** [`Mux::receive`] until it returns `None`; each [`Event`] is to be acted on before the next call.
+//! - **Lanes.** The first is there from the start; [`Mux::join`] adds one, [`Mux::lose`] takes one out.
+//! - **In.** [`Mux::receive`] for each lane until it returns `None`; each [`Event`] is to be acted on before the next call.
 //! - **Local ends.** [`Mux::open`] or [`Event::Open`] begins a stream; [`Mux::readable`], [`Mux::finish`],
 //!   [`Mux::opened`], [`Mux::reset`] say what its socket did; [`Mux::take`], [`Mux::inbox`], [`Mux::drain`] and
 //!   [`Mux::shut`] move arrived bytes to it.
-//! - **Out.** [`Mux::prepare`], then [`Mux::grant`] and [`Mux::send`] as long as bytes should be added, then
-//!   [`Mux::unwritten`] and [`Mux::wrote`].
+//! - **Out.** [`Mux::prepare`], then [`Mux::grant`] and [`Mux::send`] as long as there are grants, then
+//!   [`Mux::unwritten`] and [`Mux::wrote`] for each lane; [`Mux::writable`] says which of them can be written to.
 //! - **Time.** [`Mux::tick`] at [`Mux::deadline`].
 //!
 //! Payloads are not copied on the way in (they are slices of the driver's buffer) nor on the way out (the driver
@@ -19,6 +20,7 @@ mod decode;
 mod event;
 mod frame;
 mod lane;
+mod lanes;
 mod local;
 mod outgoing;
 mod pacing;
@@ -35,11 +37,11 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 pub use credit::INITIAL_WINDOW;
-pub use event::{Event, Grant, ProtocolError, Reason, Side, StreamId, Target};
+pub use event::{Door, Event, Grant, LaneId, ProtocolError, Reason, Side, StreamId, Target};
 pub use frame::{FrameError, VERSION};
 
 use frame::{Frame, Hello};
-use lane::Lane;
+use lanes::Lanes;
 use pacing::Pacing;
 use schedule::Schedule;
 use stream::Stream;
@@ -51,26 +53,27 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// A DATA frame shorter than this isn't begun in the rest of a segment.
 const LEAST_CHUNK: usize = 16 * 1024;
 
-/// The only lane there is.
-const LANE: u32 = 0;
-
 /// One end of a session.
 #[derive(Debug)]
 pub struct Mux {
     side: Side,
-    lane: Lane,
+    lanes: Lanes,
     /// Limits the bytes in flight.
     pacing: Pacing,
     streams: HashMap<StreamId, Stream>,
     schedule: Schedule,
-    /// Frames other than DATA, in order, which go before any DATA.
-    control: VecDeque<Frame>,
+    /// Frames other than DATA and their lanes, in order; they go before any DATA.
+    control: VecDeque<(LaneId, Frame)>,
     scratch: Vec<u8>,
     next_stream: u32,
     /// The far side's first word, once it has been heard.
     greeted: Option<Hello>,
     last_heard: Instant,
     pinged: Option<Instant>,
+    /// The lanes hold the session back, and this has yet to be told.
+    narrow: bool,
+    /// With how many lanes that was last noticed.
+    narrow_with: usize,
     /// The token of the last PING, when its answer is due. Of several the last is answered.
     pong: Option<u64>,
 }
@@ -78,10 +81,9 @@ pub struct Mux {
 impl Mux {
     /// An end whose first frame is its HELLO.
     pub fn new(side: Side, now: Instant) -> Self {
-        let hello = Hello { version: VERSION, initial_credit: INITIAL_WINDOW };
         let mut mux = Self {
             side,
-            lane: Lane::new(now),
+            lanes: Lanes::new(now),
             pacing: Pacing::new(now),
             streams: HashMap::new(),
             schedule: Schedule::default(),
@@ -91,16 +93,56 @@ impl Mux {
             greeted: None,
             last_heard: now,
             pinged: None,
+            narrow: false,
+            narrow_with: 0,
             pong: None,
         };
-        mux.put(&Frame::Hello { lane: LANE, hello });
+        mux.greet(LaneId::FIRST);
         mux
     }
 
-    fn put(&mut self, frame: &Frame) {
+    /// A further lane joins: one that the client opened, under the number it gave. It carries data once the far side has
+    /// greeted on it, which is [`Event::Joined`].
+    pub fn join(&mut self, lane: LaneId, now: Instant) -> Result<(), ProtocolError> {
+        self.lanes.add(lane, now)?;
+        self.greet(lane);
+        Ok(())
+    }
+
+    fn greet(&mut self, lane: LaneId) {
+        let hello = Hello { version: VERSION, initial_credit: INITIAL_WINDOW };
+        self.put(lane, &Frame::Hello { lane: lane.0, hello });
+    }
+
+    /// A lane other than the first is lost: what the far side hasn't acknowledged is sent again over the first.
+    pub fn lose(&mut self, lane: LaneId) {
+        if let Some(lost) = self.lanes.remove(lane) {
+            for frame in lost.out.unacknowledged() {
+                self.lanes.first.out.push(frame);
+            }
+        }
+    }
+
+    fn put(&mut self, lane: LaneId, frame: &Frame) {
         self.scratch.clear();
         frame.encode(&mut self.scratch);
-        self.lane.out.push(&self.scratch);
+        self.lanes.get_or_first(lane).out.push(&self.scratch);
+    }
+
+    /// Queues a frame that concerns the session, or a stream that the far side need not know yet.
+    fn tell(&mut self, frame: Frame) {
+        self.control.push_back((LaneId::FIRST, frame));
+    }
+
+    /// Says where further lanes can join. It concerns agents alone.
+    pub fn open_door(&mut self, door: Door) {
+        self.tell(Frame::Door { door });
+    }
+
+    /// Whether the lanes hold the session back, and more of them would carry more. It is said once for each number of
+    /// lanes, to the client alone: an agent tells its client by itself.
+    pub fn take_narrow(&mut self) -> bool {
+        std::mem::take(&mut self.narrow)
     }
 
     /// Streams that are open.
@@ -113,16 +155,14 @@ impl Mux {
         self.streams.contains_key(&stream)
     }
 
-    /// When [`Self::tick`], and if the lane can be written to [`Self::prepare`], must be called at the latest.
-    pub fn deadline(&self, writable: bool) -> Instant {
+    /// When [`Self::tick`] and [`Self::prepare`] must be called at the latest.
+    pub fn deadline(&self) -> Instant {
         let silent = match self.pinged {
             Some(at) => at + DEAD_AFTER,
             None => self.last_heard + PING_AFTER,
         };
-        match self.lane.ack_deadline() {
-            Some(ack) if writable => ack.min(silent),
-            Some(_) | None => silent,
-        }
+        let lanes = self.lanes.iter().filter(|(_, lane)| lane.writable);
+        lanes.filter_map(|(_, lane)| lane.ack_deadline()).fold(silent, Instant::min)
     }
 
     /// Lets time pass. Afterwards [`Self::prepare`] may have something to send.
@@ -131,7 +171,7 @@ impl Mux {
             Some(at) if now >= at + DEAD_AFTER => return Err(ProtocolError::Silent),
             None if now >= self.last_heard + PING_AFTER => {
                 self.pinged = Some(now);
-                self.control.push_back(Frame::Ping { token: 0 });
+                self.tell(Frame::Ping { token: 0 });
             }
             Some(_) | None => {}
         }

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::frame::{frame_length, is_of_lane};
+
 /// Bytes of one segment: room for several DATA frames, so that one write carries them.
 const SEGMENT: usize = 512 * 1024;
 /// Unused segments that are kept for reuse.
@@ -30,6 +32,16 @@ struct Segment {
 impl Segment {
     fn end(&self) -> u64 {
         self.start + self.filled as u64
+    }
+
+    /// Its frames, each with the offset of its end.
+    fn frames(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut rest = &self.bytes[..self.filled];
+        std::iter::from_fn(move || {
+            let (frame, later) = rest.split_at_checked(frame_length(rest)?)?;
+            rest = later;
+            Some((self.end() - later.len() as u64, frame))
+        })
     }
 }
 
@@ -116,6 +128,12 @@ impl Outgoing {
             self.rewind();
         }
         Some(newly)
+    }
+
+    /// The frames that may not have arrived whole, each with its header, but for those that only concern this lane.
+    pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
+        let frames = self.segments.iter().flat_map(Segment::frames);
+        frames.filter(|(end, frame)| *end > self.acked && !is_of_lane(frame)).map(|(_, frame)| frame)
     }
 
     /// Uses the only segment from its beginning again once nothing in it is needed.

@@ -11,9 +11,13 @@ use super::frame::MAX_DATA;
 
 /// Bytes in flight before anything is known of the path, and at the least: ten full TCP segments (RFC 6928).
 const LEAST_IN_FLIGHT: u64 = 16 * 1024;
-/// Bytes in flight at the most. One ssh channel's window is 2 MiB (OpenSSH channels.h); with the pipes at both ends
-/// full, more than this only queues.
-const MOST_IN_FLIGHT: u64 = 6 * 1024 * 1024;
+/// Bytes in flight on one lane at the most: an ssh channel's window of 2 MiB and the pipes at both ends. More would only
+/// queue.
+const MOST_ON_LANE: u64 = 6 * 1024 * 1024;
+/// Where the round trip is longer than [`SHORT`], the window alone (OpenSSH channels.h) without what the far ssh may have
+/// taken out and not yet told of: the pipes would be a standing queue.
+const MOST_IN_WINDOW: u64 = (2048 - 128) * 1024;
+const SHORT: Duration = Duration::from_millis(5);
 /// With less than this in flight the path is idle: these are acknowledgements, which nobody acknowledges.
 const IDLE: u64 = 256;
 /// What a stream that was idle may add beyond the limit, so that it never waits for an acknowledgement.
@@ -265,7 +269,25 @@ impl Pacing {
             Phase::Steady => rate * (base + queue).as_secs_f64(),
             Phase::Drain { .. } => DRAIN_GAIN * rate * base.as_secs_f64(),
         };
-        (needed as u64).clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
+        (needed as u64).max(LEAST_IN_FLIGHT)
+    }
+
+    /// Bytes that any one lane may have in flight.
+    pub(super) fn most_on_lane(&self) -> u64 {
+        if self.base_round_trip() > SHORT { MOST_IN_WINDOW } else { MOST_ON_LANE }
+    }
+
+    /// Whether the rate is known.
+    pub(super) fn is_settled(&self) -> bool {
+        match self.phase {
+            Phase::Steady | Phase::Drain { .. } => true,
+            Phase::Startup { .. } => false,
+        }
+    }
+
+    /// The path may have become much wider: the rate is to be looked for anew.
+    pub(super) fn start_over(&mut self) {
+        self.phase = Phase::Startup { best: self.rate.best(), flat_rounds: 0 };
     }
 
     /// Bytes that may be added when `in_flight` are on their way, by a stream that was idle (`urgent`) or any.

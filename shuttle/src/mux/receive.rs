@@ -3,16 +3,18 @@
 use std::time::{Duration, Instant};
 
 use super::decode::Item;
-use super::frame::Frame;
+use super::frame::{Frame, Hello};
+use super::lane::Lane;
 use super::stream::{Arrival, Stream};
-use super::{Event, INITIAL_WINDOW, LANE, Mux, ProtocolError, Side, StreamId, Target};
+use super::{Event, INITIAL_WINDOW, LaneId, Mux, ProtocolError, Side, StreamId, Target};
 
 impl Mux {
-    /// Takes the next event from the front of `input`, bytes of the lane; `None` once `input` is used up.
+    /// Takes the next event from the front of `input`, bytes of `lane`; `None` once `input` is used up.
     ///
     /// After an error the session is over.
     pub fn receive<'a>(
         &mut self,
+        lane: LaneId,
         input: &mut &'a [u8],
         now: Instant,
     ) -> Result<Option<Event<'a>>, ProtocolError> {
@@ -20,15 +22,19 @@ impl Mux {
             self.last_heard = now;
             self.pinged = None;
             let before = input.len();
-            let item = self.lane.decoder.next(input)?;
-            self.lane.took(before - input.len(), now);
+            let from = self.lanes.get_mut(lane).ok_or(ProtocolError::Lane)?;
+            let item = from.decoder.next(input)?;
+            from.took(before - input.len(), now);
+            let Some(item) = item else { continue };
+            if !in_turn(from, &item) {
+                return Err(ProtocolError::Greeting);
+            }
+            if !matches!(item, Item::Frame(Frame::Ack { .. })) {
+                from.elicit_ack(now);
+            }
             let event = match item {
-                None => continue,
-                Some(Item::Data { .. } | Item::Frame(_)) if !self.in_turn(&item) => {
-                    return Err(ProtocolError::Greeting);
-                }
-                Some(Item::Frame(frame)) => self.on_frame(frame, now)?,
-                Some(Item::Data { stream, offset, bytes }) => self.on_data(stream, offset, bytes, now)?,
+                Item::Frame(frame) => self.on_frame(lane, frame, now)?,
+                Item::Data { stream, offset, bytes } => self.on_data(stream, offset, bytes)?,
             };
             if event.is_some() {
                 return Ok(event);
@@ -37,21 +43,15 @@ impl Mux {
         Ok(None)
     }
 
-    /// HELLO comes first and once.
-    fn in_turn(&self, item: &Option<Item<'_>>) -> bool {
-        matches!(item, Some(Item::Frame(Frame::Hello { .. }))) == self.greeted.is_none()
-    }
-
     fn on_data<'a>(
         &mut self,
         stream: StreamId,
         offset: u64,
         bytes: &'a [u8],
-        now: Instant,
     ) -> Result<Option<Event<'a>>, ProtocolError> {
-        self.lane.elicit_ack(now);
         // Bytes of a stream that was reset meanwhile.
         let Some(state) = self.streams.get_mut(&stream) else { return Ok(None) };
+        state.known = true;
         Ok(match state.arrive(offset, bytes)? {
             Arrival::Next(bytes) => Some(Event::Data { stream, bytes }),
             Arrival::Kept => Some(Event::Arrived { stream }),
@@ -59,23 +59,25 @@ impl Mux {
         })
     }
 
-    fn on_frame<'a>(&mut self, frame: Frame, now: Instant) -> Result<Option<Event<'a>>, ProtocolError> {
-        if !matches!(frame, Frame::Ack { .. }) {
-            self.lane.elicit_ack(now);
-        }
+    fn on_frame<'a>(
+        &mut self,
+        from: LaneId,
+        frame: Frame,
+        now: Instant,
+    ) -> Result<Option<Event<'a>>, ProtocolError> {
         match frame {
-            Frame::Hello { hello, .. } => {
-                self.greeted = Some(hello);
-                return Ok(Some(Event::Hello));
-            }
-            Frame::Ack { lane: LANE, received, delay, hold } => {
+            Frame::Hello { lane, .. } if LaneId(lane) != from => return Err(ProtocolError::Greeting),
+            Frame::Hello { hello, .. } => return Ok(Some(self.on_hello(from, hello))),
+            Frame::Ack { lane, received, delay, hold } => {
                 let micros = |micros: u32| Duration::from_micros(micros.into());
-                let acked = self.lane.on_ack(received)?;
+                let lane = self.lanes.get_mut(LaneId(lane)).ok_or(ProtocolError::Ack)?;
+                let acked = lane.on_ack(received)?;
                 self.pacing.on_ack(acked, (micros(delay), micros(hold)), now);
             }
-            Frame::Ack { .. } => return Err(ProtocolError::Ack),
             Frame::Ping { token } => self.pong = Some(token),
             Frame::Pong { .. } => {}
+            Frame::Door { door } => return Ok(Some(Event::Door(door))),
+            Frame::Narrow => return Ok(Some(Event::Narrow)),
             Frame::Goaway { message } => return Ok(Some(Event::Goaway { message })),
             Frame::Open { stream, target, credit } => {
                 return self.on_open(stream, target, credit, now).map(Some);
@@ -98,6 +100,19 @@ impl Mux {
         Ok(None)
     }
 
+    fn on_hello<'a>(&mut self, from: LaneId, hello: Hello) -> Event<'a> {
+        if let Some(lane) = self.lanes.get_mut(from) {
+            lane.greeted = true;
+        }
+        if from == LaneId::FIRST {
+            self.greeted = Some(hello);
+            return Event::Hello;
+        }
+        // There may be a multiple of the old rate to be found.
+        self.pacing.start_over();
+        Event::Joined
+    }
+
     fn on_open<'a>(
         &mut self,
         stream: StreamId,
@@ -105,20 +120,28 @@ impl Mux {
         credit: u64,
         now: Instant,
     ) -> Result<Event<'a>, ProtocolError> {
-        if self.side == Side::Client || self.contains(stream) {
+        if self.side == Side::Client || self.contains(stream) || stream > StreamId::MOST {
             return Err(ProtocolError::Open);
         }
-        self.streams.insert(stream, Stream::new(credit, INITIAL_WINDOW, now));
+        let mut state = Stream::new(credit, INITIAL_WINDOW, now);
+        state.known = true;
+        self.streams.insert(stream, state);
         Ok(Event::Open { stream, target })
     }
 
     /// The far side takes bytes of the stream up to `limit`.
     fn raise(&mut self, stream: StreamId, limit: u64) {
         if let Some(state) = self.streams.get_mut(&stream) {
+            state.known = true;
             state.send_limit = state.send_limit.max(limit);
             if state.can_send() {
                 self.schedule.add_old(stream, state);
             }
         }
     }
+}
+
+/// HELLO comes first and once.
+fn in_turn(lane: &Lane, item: &Item<'_>) -> bool {
+    matches!(item, Item::Frame(Frame::Hello { .. })) != lane.greeted
 }

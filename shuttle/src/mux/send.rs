@@ -4,28 +4,36 @@ use std::time::Instant;
 
 use super::frame::{self, DATA_HEADER, Frame};
 use super::schedule::Listed;
-use super::{Grant, LANE, LEAST_CHUNK, Mux};
+use super::{Grant, LEAST_CHUNK, LaneId, Mux, Side};
 
 impl Mux {
-    /// Puts everything but DATA that is due onto the lane.
+    /// Puts everything but DATA that is due onto the lanes.
     pub fn prepare(&mut self, now: Instant) {
         if let Some(token) = self.pong.take() {
-            self.control.push_back(Frame::Pong { token });
+            self.tell(Frame::Pong { token });
         }
-        let in_company = !self.control.is_empty() || self.lane.out.unwritten_len() > 0;
-        if let Some(ack) = self.lane.ack(LANE, in_company, now) {
-            self.put(&ack);
+        if self.side == Side::Agent && self.take_narrow() {
+            self.tell(Frame::Narrow);
         }
-        while let Some(frame) = self.control.pop_front() {
-            self.put(&frame);
+        while let Some((lane, frame)) = self.control.pop_front() {
+            self.put(lane, &frame);
+        }
+        let scratch = &mut self.scratch;
+        for (id, lane) in self.lanes.iter_mut().filter(|(_, lane)| lane.writable) {
+            let in_company = lane.out.unwritten_len() > 0;
+            if let Some(ack) = lane.ack(id.0, in_company, now) {
+                scratch.clear();
+                ack.encode(scratch);
+                lane.out.push(scratch);
+            }
         }
     }
 
-    /// Which stream may send next, and how much. Asking changes nothing; [`Self::send`], [`Self::readable`],
-    /// [`Self::finish`] or [`Self::reset`] must follow, or the same grant comes again.
+    /// Which stream may send next, how much, and by which lane. Asking changes nothing; [`Self::send`],
+    /// [`Self::readable`], [`Self::finish`] or [`Self::reset`] must follow, or the same grant comes again.
     pub fn grant(&mut self) -> Option<Grant> {
         self.greeted?;
-        let in_flight = self.lane.out.in_flight();
+        let in_flight = self.lanes.in_flight();
         if self.pacing.room(in_flight, true) == 0 {
             return None;
         }
@@ -40,42 +48,63 @@ impl Mux {
             return None;
         }
         self.pacing.starve(false);
+        let most_on_lane = self.pacing.most_on_lane();
+        let Some(on_lane) = self.lanes.choose(state, most_on_lane) else {
+            self.notice_narrow(most_on_lane);
+            return None;
+        };
         let credit = state.send_limit - state.sent;
-        let most = room.min(credit).min(chunk as u64) as usize;
-        Some(Grant { stream, most })
+        let most = room.min(on_lane.bytes).min(credit).min(chunk as u64) as usize;
+        Some(Grant { lane: on_lane.lane, stream, most })
+    }
+
+    /// The path takes more than the lanes do, if they are full though its rate is known.
+    fn notice_narrow(&mut self, most_on_lane: u64) {
+        let lanes = self.lanes.count();
+        if self.narrow_with != lanes && self.pacing.is_settled() && self.lanes.all_full(most_on_lane) {
+            self.narrow_with = lanes;
+            self.narrow = true;
+        }
     }
 
     /// Where the granted stream's payload goes: at most as long as granted, never empty.
     pub fn space(&mut self, grant: Grant) -> &mut [u8] {
         let least = DATA_HEADER + grant.most.min(LEAST_CHUNK);
-        &mut self.lane.out.space(least, DATA_HEADER + grant.most)[DATA_HEADER..]
+        &mut self.lanes.get_or_first(grant.lane).out.space(least, DATA_HEADER + grant.most)[DATA_HEADER..]
     }
 
     /// The first `length` bytes of [`Self::space`] are the stream's next bytes; `length` isn't 0.
     pub fn send(&mut self, grant: Grant, length: usize) {
         let Some(state) = self.streams.get_mut(&grant.stream) else { return };
-        let space = self.lane.out.space(DATA_HEADER + length, DATA_HEADER + grant.most);
+        let lane = self.lanes.get_or_first(grant.lane);
+        let space = lane.out.space(DATA_HEADER + length, DATA_HEADER + grant.most);
         if let Some(header) = space.first_chunk_mut() {
             frame::encode_data_header(header, grant.stream, state.sent, length);
         }
-        self.lane.out.commit(DATA_HEADER + length);
+        lane.out.commit(DATA_HEADER + length);
+        state.lane = grant.lane;
         state.sent += length as u64;
         state.deficit -= length as i64;
     }
 
-    /// The lane's next bytes to write, contiguous; empty when there are none.
-    pub fn unwritten(&self) -> &[u8] {
-        self.lane.out.unwritten()
+    /// The lane can be written to, or (`false`) takes no more for now.
+    pub fn writable(&mut self, lane: LaneId, writable: bool) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.writable = writable;
+        }
     }
 
-    /// How many bytes wait to be written.
-    pub fn unwritten_len(&self) -> u64 {
-        self.lane.out.unwritten_len()
+    /// The lane's next bytes to write, contiguous; empty when there are none, or it takes none.
+    pub fn unwritten(&self, lane: LaneId) -> &[u8] {
+        let lane = self.lanes.get(lane).filter(|lane| lane.writable);
+        lane.map_or(&[], |lane| lane.out.unwritten())
     }
 
     /// The first `length` bytes of [`Self::unwritten`] were written.
-    pub fn wrote(&mut self, length: usize, now: Instant) {
-        let departure = self.pacing.depart(self.lane.out.written_in_flight(), now);
-        self.lane.wrote(length, departure);
+    pub fn wrote(&mut self, lane: LaneId, length: usize, now: Instant) {
+        let departure = self.pacing.depart(self.lanes.written_in_flight(), now);
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.wrote(length, departure);
+        }
     }
 }

@@ -14,14 +14,17 @@ struct Path {
     /// Bytes that it takes before it blocks.
     depth: usize,
     queued: usize,
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<(LaneId, Vec<u8>)>,
     /// When the byte at the front of the queue has left.
     free_at: Instant,
-    flying: VecDeque<(Instant, Vec<u8>)>,
+    flying: VecDeque<(Instant, (LaneId, Vec<u8>))>,
 }
 
 /// The largest piece that arrives at once, as ssh's packets do.
 const PIECE: usize = 32 * 1024;
+
+/// Lanes, of which each holds no more than an ssh channel's window.
+const LANES: u32 = 8;
 
 impl Path {
     fn new(rate: f64, delay: Duration, now: Instant) -> Self {
@@ -33,20 +36,20 @@ impl Path {
         self.depth - self.queued
     }
 
-    fn put(&mut self, bytes: &[u8]) {
+    fn put(&mut self, lane: LaneId, bytes: &[u8]) {
         self.queued += bytes.len();
         // Pieces of a fifth of a millisecond at the least, so that small rates are not simulated in large lumps.
         let piece = ((self.rate / 5000.0) as usize).clamp(1500, PIECE);
-        self.queue.extend(bytes.chunks(piece).map(<[u8]>::to_vec));
+        self.queue.extend(bytes.chunks(piece).map(|piece| (lane, piece.to_vec())));
     }
 
     /// Moves time on; returns what has arrived.
-    fn advance(&mut self, now: Instant) -> Vec<Vec<u8>> {
+    fn advance(&mut self, now: Instant) -> Vec<(LaneId, Vec<u8>)> {
         while self.free_at <= now
             && let Some(piece) = self.queue.pop_front()
         {
-            self.queued -= piece.len();
-            self.free_at += Duration::from_secs_f64(piece.len() as f64 / self.rate);
+            self.queued -= piece.1.len();
+            self.free_at += Duration::from_secs_f64(piece.1.len() as f64 / self.rate);
             self.flying.push_back((self.free_at + self.delay, piece));
         }
         if self.queue.is_empty() {
@@ -80,8 +83,7 @@ impl Simulated {
         self.mux.tick(now).unwrap();
         loop {
             self.mux.prepare(now);
-            while self.mux.unwritten_len() < 256 * 1024 {
-                let Some(grant) = self.mux.grant() else { break };
+            while let Some(grant) = self.mux.grant() {
                 if self.bulk.contains(&grant.stream) {
                     let length = self.mux.space(grant).len();
                     self.mux.send(grant, length);
@@ -94,28 +96,42 @@ impl Simulated {
                     self.mux.readable(grant.stream, false);
                 }
             }
-            let bytes = self.mux.unwritten();
-            let length = bytes.len().min(path.room());
-            if length == 0 {
+            let before = path.queued;
+            for lane in (0..LANES).map(LaneId) {
+                let bytes = self.mux.unwritten(lane);
+                let length = bytes.len().min(path.room());
+                if length > 0 {
+                    path.put(lane, &bytes[..length]);
+                    self.mux.wrote(lane, length, now);
+                }
+            }
+            if path.queued == before {
                 break;
             }
-            path.put(&bytes[..length]);
-            self.mux.wrote(length, now);
         }
     }
 
-    fn receive(&mut self, bytes: &[u8], now: Instant) {
+    fn receive(&mut self, lane: LaneId, bytes: &[u8], now: Instant) {
         let mut input = bytes;
-        while let Some(event) = self.mux.receive(&mut input, now).unwrap() {
+        while let Some(event) = self.mux.receive(lane, &mut input, now).unwrap() {
             match event {
                 Event::Open { stream, .. } => self.mux.opened(stream),
+                Event::Arrived { stream } => self.drain(stream, now),
                 Event::Data { stream, bytes } => {
                     *self.got.entry(stream).or_default() += bytes.len() as u64;
                     self.mux.take(stream, bytes, bytes.len(), now);
                 }
-                Event::Hello | Event::Opened { .. } | Event::Arrived { .. } => {}
+                Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
                 Event::Reset { .. } | Event::Goaway { .. } => panic!("{event:?}"),
             }
+        }
+    }
+
+    fn drain(&mut self, stream: StreamId, now: Instant) {
+        while !self.mux.inbox(stream).is_empty() {
+            let length = self.mux.inbox(stream).len();
+            *self.got.entry(stream).or_default() += length as u64;
+            self.mux.drain(stream, length, now);
         }
     }
 }
@@ -139,6 +155,10 @@ impl World {
         let (client, agent) = (Simulated::new(Side::Client, now), Simulated::new(Side::Agent, now));
         let mut world = Self { now, client, agent, up: path(), down: path(), step };
         world.run(2 * round_trip + Duration::from_millis(20));
+        for lane in (1..LANES).map(LaneId) {
+            world.client.mux.join(lane, world.now).unwrap();
+            world.agent.mux.join(lane, world.now).unwrap();
+        }
         for _ in 0..flows {
             let stream = world.open();
             world.client.bulk.push(stream);
@@ -161,11 +181,11 @@ impl World {
 
     fn step(&mut self) {
         self.now += self.step;
-        for piece in self.up.advance(self.now) {
-            self.agent.receive(&piece, self.now);
+        for (lane, piece) in self.up.advance(self.now) {
+            self.agent.receive(lane, &piece, self.now);
         }
-        for piece in self.down.advance(self.now) {
-            self.client.receive(&piece, self.now);
+        for (lane, piece) in self.down.advance(self.now) {
+            self.client.receive(lane, &piece, self.now);
         }
         self.client.transmit(&mut self.up, self.now);
         self.agent.transmit(&mut self.down, self.now);

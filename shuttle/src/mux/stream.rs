@@ -12,9 +12,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use super::ProtocolError;
 use super::credit::ReceiveWindow;
 use super::schedule::Listed;
+use super::{LaneId, ProtocolError};
 
 /// Above this, a drained inbox gives its memory back.
 const KEPT_INBOX: usize = 16 * 1024;
@@ -25,6 +25,10 @@ const MOST_EARLY: usize = 8192;
 /// The state of one stream.
 #[derive(Debug)]
 pub(super) struct Stream {
+    /// The far side has spoken of the stream, so that its bytes can't get there before its OPEN.
+    pub(super) known: bool,
+    /// The lane that took its last bytes.
+    pub(super) lane: LaneId,
     /// The offset of the next byte to send.
     pub(super) sent: u64,
     /// The far side takes bytes up to this offset.
@@ -71,6 +75,8 @@ impl Stream {
     /// A stream whose far side takes `send_limit` bytes and knows of `window`.
     pub(super) fn new(send_limit: u64, window: u64, now: Instant) -> Self {
         Self {
+            known: false,
+            lane: LaneId::FIRST,
             sent: 0,
             send_limit,
             finished: false,

@@ -155,17 +155,16 @@ impl End {
         self.mux.tick(now).unwrap();
         while room > 0 {
             self.mux.prepare(now);
-            while self.mux.unwritten_len() < 64 * 1024 {
-                let Some(grant) = self.mux.grant() else { break };
+            while let Some(grant) = self.mux.grant() {
                 self.fill(grant);
             }
-            let bytes = self.mux.unwritten();
+            let bytes = self.mux.unwritten(LaneId::FIRST);
             if bytes.is_empty() {
                 break;
             }
             let length = bytes.len().min(room);
             sent.extend(&bytes[..length]);
-            self.mux.wrote(length, now);
+            self.mux.wrote(LaneId::FIRST, length, now);
             room -= length;
         }
         sent
@@ -187,7 +186,7 @@ impl End {
 
     fn receive(&mut self, bytes: &[u8], replies: &[Vec<u8>], now: Instant) {
         let mut input = bytes;
-        while let Some(event) = self.mux.receive(&mut input, now).unwrap() {
+        while let Some(event) = self.mux.receive(LaneId::FIRST, &mut input, now).unwrap() {
             match event {
                 Event::Open { stream, .. } => {
                     self.mux.opened(stream);
@@ -205,7 +204,7 @@ impl End {
                 Event::Reset { stream, reason } => {
                     self.resets.insert(stream, reason);
                 }
-                Event::Hello | Event::Opened { .. } => {}
+                Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
                 Event::Goaway { message } => panic!("{message}"),
             }
         }
@@ -268,7 +267,7 @@ impl Pair {
                 self.client.eat(stream, now);
                 self.agent.eat(stream, now);
             }
-            if !self.exchange(usize::MAX) && self.client.mux.lane.out.in_flight() < 100 {
+            if !self.exchange(usize::MAX) && self.client.mux.lanes.first.out.in_flight() < 100 {
                 break;
             }
         }
@@ -416,7 +415,7 @@ fn a_stream_that_sends_little_goes_before_those_that_send_much() {
     let short = pair.client.mux.open(target(), pair.now);
     pair.client.program(short, b"hello".to_vec());
     // What was on the lane before may still go first; nothing else may.
-    let before = pair.client.mux.unwritten_len() as usize;
+    let before = pair.client.mux.unwritten(LaneId::FIRST).len();
     let up = pair.client.transmit(before + 1000, pair.now);
     pair.agent.receive(&up, &[], pair.now);
     assert_eq!(pair.agent.got.get(&short).map(Vec::as_slice), Some(&b"hello"[..]));
@@ -428,13 +427,13 @@ fn silence_is_asked_after_and_then_given_up() {
     pair.settle();
     let mux = &mut pair.client.mux;
     mux.prepare(pair.now + Duration::from_secs(1));
-    mux.wrote(mux.unwritten().len(), pair.now);
-    let start = mux.deadline(true) - PING_AFTER;
+    mux.wrote(LaneId::FIRST, mux.unwritten(LaneId::FIRST).len(), pair.now);
+    let start = mux.deadline() - PING_AFTER;
     mux.tick(start + PING_AFTER).unwrap();
     mux.prepare(start + PING_AFTER);
-    assert!(mux.unwritten_len() > 0, "a PING");
-    assert_eq!(mux.deadline(true), start + PING_AFTER + DEAD_AFTER);
-    assert_eq!(mux.tick(mux.deadline(true)), Err(ProtocolError::Silent));
+    assert!(mux.unwritten(LaneId::FIRST).len() > 0, "a PING");
+    assert_eq!(mux.deadline(), start + PING_AFTER + DEAD_AFTER);
+    assert_eq!(mux.tick(mux.deadline()), Err(ProtocolError::Silent));
 }
 
 #[test]
@@ -472,7 +471,7 @@ fn breaches_end_the_session() {
         let bytes = [hello.clone(), bytes].concat();
         let mut input = &bytes[..];
         let result = loop {
-            match mux.receive(&mut input, Instant::now()) {
+            match mux.receive(LaneId::FIRST, &mut input, Instant::now()) {
                 Ok(Some(_)) => {}
                 Ok(None) => break None,
                 Err(error) => break Some(error),

@@ -1,0 +1,173 @@
+//! The lanes' side of a link: their bytes to events, and the sockets' bytes onto them.
+
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
+
+use mio::event::Event as Ready;
+
+use super::{End, Link, Role, now, reason};
+use crate::mux::{Event, Grant, LaneId};
+
+/// Reads of a lane before others have a turn.
+const READS_PER_TURN: usize = 4;
+
+impl Link {
+    /// Takes in the readiness of one end of a lane: of lane `token / 2` its input, or its output where `token` is odd.
+    pub(super) fn on_pipe(&mut self, token: usize, ready: &Ready) {
+        let lane = LaneId((token / 2) as u32);
+        let Some(pipes) = self.lanes.get_mut(&lane) else { return };
+        if token.is_multiple_of(2) {
+            pipes.readable = true;
+            pipes.read_closed |= ready.is_read_closed();
+        } else if ready.is_error() || ready.is_write_closed() {
+            pipes.close_output();
+            self.mux.writable(lane, false);
+        } else {
+            self.mux.writable(lane, true);
+        }
+    }
+
+    /// Reads what has arrived on each lane.
+    pub(super) fn read_lanes(&mut self, role: &mut impl Role) -> Result<(), End> {
+        // The buffer is lent to the events while the rest of the link acts on them.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut lane = Some(LaneId::FIRST);
+        let mut result = Ok(());
+        while let Some(id) = lane
+            && result.is_ok()
+        {
+            result = self.read_lane(id, &mut buffer, role);
+            lane = self.next_lane(id);
+        }
+        self.buffer = buffer;
+        result
+    }
+
+    /// The lane after this one. Lanes come and go while they are gone through.
+    fn next_lane(&self, lane: LaneId) -> Option<LaneId> {
+        self.lanes.range(LaneId(lane.0 + 1)..).next().map(|(next, _)| *next)
+    }
+
+    fn read_lane(&mut self, lane: LaneId, buffer: &mut [u8], role: &mut impl Role) -> Result<(), End> {
+        for _ in 0..READS_PER_TURN {
+            let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(()) };
+            if !pipes.readable {
+                // The far side may have said something last before it closed.
+                return if pipes.output_closed { self.lose(lane, role, End::Closed) } else { Ok(()) };
+            }
+            let length = match pipes.input.read(buffer) {
+                Ok(0) => return self.lose(lane, role, End::Closed),
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    pipes.readable = false;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.lose(lane, role, error.into()),
+            };
+            // A short read means an empty pipe, and a new edge once there is more, unless the last edge was its end.
+            pipes.readable = length == buffer.len() || pipes.read_closed;
+            let mut input = &buffer[..length];
+            while let Some(event) = self.mux.receive(lane, &mut input, now())? {
+                self.on_event(lane, event, role)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A lane has ended: with the first one ends the link; what another one carried goes on over the first.
+    fn lose(&mut self, lane: LaneId, role: &mut impl Role, end: End) -> Result<(), End> {
+        if lane == LaneId::FIRST {
+            return Err(end);
+        }
+        self.lanes.remove(&lane);
+        self.mux.lose(lane);
+        role.lost(lane);
+        Ok(())
+    }
+
+    fn on_event(&mut self, lane: LaneId, event: Event<'_>, role: &mut impl Role) -> Result<(), End> {
+        match event {
+            Event::Hello => role.greeted(),
+            Event::Joined => role.joined(lane),
+            Event::Door(door) => role.found_door(door),
+            Event::Narrow => role.is_narrow(),
+            Event::Open { stream, target } => self.dial(role, stream, target),
+            Event::Opened { .. } => {}
+            Event::Data { stream, bytes } => self.on_data(stream, bytes),
+            Event::Arrived { stream } => self.flush(stream),
+            Event::Reset { stream, reason } => {
+                self.connections.remove(&stream);
+                role.was_reset(stream, reason);
+            }
+            Event::Goaway { message } => return Err(End::Goaway(message)),
+        }
+        Ok(())
+    }
+
+    /// Fills and writes the lanes until they take no more or there is no more to write.
+    pub(super) fn write_lanes(&mut self, role: &mut impl Role) -> Result<(), End> {
+        loop {
+            self.mux.prepare(now());
+            while let Some(grant) = self.mux.grant() {
+                self.read_socket(grant);
+            }
+            let mut wrote = false;
+            let mut lane = Some(LaneId::FIRST);
+            while let Some(id) = lane {
+                wrote |= self.write_lane(id, role)?.is_continue();
+                lane = self.next_lane(id);
+            }
+            if !wrote {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One write; `Break` when there is nothing to write or the lane takes nothing.
+    fn write_lane(&mut self, lane: LaneId, role: &mut impl Role) -> Result<ControlFlow<()>, End> {
+        let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(ControlFlow::Break(())) };
+        let bytes = self.mux.unwritten(lane);
+        if bytes.is_empty() {
+            return Ok(ControlFlow::Break(()));
+        }
+        match pipes.output.write(bytes) {
+            Ok(length) => {
+                self.mux.wrote(lane, length, now());
+                return Ok(ControlFlow::Continue(()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(ControlFlow::Continue(())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pipes.close_output(),
+            Err(error) => self.lose(lane, role, error.into())?,
+        }
+        self.mux.writable(lane, false);
+        Ok(ControlFlow::Break(()))
+    }
+
+    fn read_socket(&mut self, grant: Grant) {
+        let stream = grant.stream;
+        let Some(connection) = self.connections.get_mut(&stream) else {
+            return self.mux.readable(stream, false);
+        };
+        let space = self.mux.space(grant);
+        let room = space.len();
+        match connection.socket.read(space) {
+            Ok(0) => {
+                self.mux.finish(stream);
+                self.close_if_over(stream);
+            }
+            Ok(length) => {
+                self.mux.send(grant, length);
+                // A short read means an empty buffer, and a new edge once there is more; but the edge of a FIN
+                // that came along with these bytes has passed.
+                if length < room && !connection.read_closed {
+                    self.mux.readable(stream, false);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.mux.readable(stream, false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.break_off(stream, reason(&error)),
+        }
+    }
+}
