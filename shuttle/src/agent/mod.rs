@@ -1,4 +1,6 @@
-//! The agent: what runs on the remote machine. Its stdin and stdout are the lane.
+//! The agent: what runs on the remote machine. Its stdin and stdout are the first lane.
+
+pub mod door;
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -10,7 +12,7 @@ use mio::Token;
 use mio::net::TcpStream;
 
 use crate::link::{End, Link, Pipes, Role, reason};
-use crate::mux::{Reason, Side, Target};
+use crate::mux::{LaneId, Reason, Side, Target};
 use crate::sys;
 
 /// Serves stdin and stdout until the client is gone.
@@ -26,7 +28,10 @@ pub fn run(home: Option<&Path>) -> Result<(), End> {
         }
     }
     let lane = Pipes::new(own(io::stdin())?, own(io::stdout())?)?;
-    match Link::new(Side::Agent, lane)?.run(&mut Agent) {
+    let mut link = Link::new(Side::Agent, lane)?;
+    // A local agent needs no further lanes. A remote one without a door works too, with a single lane.
+    let door = home.and_then(|_| door::Doorway::open(&mut link).ok());
+    match link.run(&mut Agent { door }) {
         // The client has left, as clients do.
         End::Closed => Ok(()),
         end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped) => Err(end),
@@ -37,14 +42,26 @@ fn own(stream: impl AsFd) -> io::Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned()
 }
 
-struct Agent;
+struct Agent {
+    /// Where further lanes join.
+    door: Option<door::Doorway>,
+}
 
 impl Role for Agent {
+    fn lost(&mut self, lane: LaneId) {
+        if let Some(door) = &mut self.door {
+            door.lost(lane);
+        }
+    }
+
     fn dial(&mut self, target: Target) -> Result<TcpStream, Reason> {
         TcpStream::connect(target.0).map_err(|error| reason(&error))
     }
 
-    fn ready(&mut self, _link: &mut Link, _token: Token) -> ControlFlow<()> {
+    fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
+        if let Some(door) = &mut self.door {
+            door.ready(link, token);
+        }
         ControlFlow::Continue(())
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::client::LaneCount;
 use crate::plan::{Families, Plan, default_exclusions};
 use crate::ssh::Remote;
 use shuttle_common::rule::{Ports, Rule, Verdict};
@@ -45,6 +46,12 @@ pub struct Tunnel {
     /// Leave the choice of cipher to ssh, also where AES-GCM would be faster
     #[arg(long)]
     pub no_cipher_preference: bool,
+    /// Sessions over the ssh connection that share the load: a number, or as many as a long, fast link needs
+    #[arg(long, value_name = "N|auto", default_value_t = LaneCount::Auto)]
+    pub lanes: LaneCount,
+    /// Separate ssh connections that share the load, for more than one processor's worth of encryption
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub connections: u8,
     /// Explain what happens: -v steps, -vv connections, -vvv everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,

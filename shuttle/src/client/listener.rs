@@ -12,8 +12,8 @@ use mio::{Token, Waker};
 use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::link::{Link, Role, role_token};
-use crate::mux::{Reason, StreamId, Target};
+use crate::link::{Link, Pipes, Role, role_token};
+use crate::mux::{Door, LaneId, Reason, StreamId, Target};
 
 /// The token by which [`Order`]s are announced.
 pub(super) const ORDERS: Token = role_token(0);
@@ -21,10 +21,24 @@ const FIRST_LISTENER: usize = 1;
 
 /// Client → link thread.
 pub(super) enum Order {
+    /// Add a lane that the agent has taken.
+    Join(LaneId, Pipes),
     /// Accept from these listeners, whose connections are captured ones.
     Listen(Vec<StdListener>),
     /// End, resetting every connection.
     Stop,
+}
+
+/// Link thread → client.
+pub(super) enum Report {
+    /// The agent has greeted.
+    Greeted,
+    /// The agent takes further lanes.
+    Door(Door),
+    /// More lanes would carry more.
+    Narrow,
+    /// A lane other than the first has ended.
+    Lost(LaneId),
 }
 
 /// Sends orders to the link's thread.
@@ -48,7 +62,7 @@ struct OriginalDestination(SocketAddr);
 /// The client's half of a link.
 pub(super) struct Captures {
     orders: mpsc::Receiver<Order>,
-    greeted: UnboundedSender<()>,
+    reports: UnboundedSender<Report>,
     listeners: Vec<Listener>,
     spare: Option<File>,
 }
@@ -59,8 +73,8 @@ struct Listener {
 }
 
 impl Captures {
-    pub(super) fn new(orders: mpsc::Receiver<Order>, greeted: UnboundedSender<()>) -> Self {
-        Self { orders, greeted, listeners: Vec::new(), spare: spare() }
+    pub(super) fn new(orders: mpsc::Receiver<Order>, reports: UnboundedSender<Report>) -> Self {
+        Self { orders, reports, listeners: Vec::new(), spare: spare() }
     }
 
     fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>) -> io::Result<()> {
@@ -77,7 +91,12 @@ impl Captures {
     /// just reset, waits in their queues and is reset with them; without a listener it would wait for an answer long
     /// after shuttle is gone.
     pub(super) fn hold(&self) {
-        while let Ok(Order::Listen(_)) = self.orders.recv() {}
+        while let Ok(Order::Listen(_) | Order::Join(..)) = self.orders.recv() {}
+    }
+
+    fn report(&self, report: Report) {
+        // The receiver is gone when the client is already ending.
+        self.reports.send(report).ok();
     }
 
     fn accept(&mut self, link: &mut Link, index: usize) {
@@ -148,8 +167,23 @@ fn spare() -> Option<File> {
 
 impl Role for Captures {
     fn greeted(&mut self) {
-        // The receiver is gone when the client is already ending.
-        self.greeted.send(()).ok();
+        self.report(Report::Greeted);
+    }
+
+    fn found_door(&mut self, door: Door) {
+        self.report(Report::Door(door));
+    }
+
+    fn is_narrow(&mut self) {
+        self.report(Report::Narrow);
+    }
+
+    fn joined(&mut self, lane: LaneId) {
+        tracing::info!("lane {} carries data", lane.0);
+    }
+
+    fn lost(&mut self, lane: LaneId) {
+        self.report(Report::Lost(lane));
     }
 
     fn dial(&mut self, _target: Target) -> Result<TcpStream, Reason> {
@@ -168,6 +202,11 @@ impl Role for Captures {
                     if let Err(error) = self.listen(link, sockets) {
                         tracing::error!("can't watch the listeners: {error}");
                         return ControlFlow::Break(());
+                    }
+                }
+                Ok(Order::Join(lane, pipes)) => {
+                    if let Err(error) = link.join(lane, pipes) {
+                        tracing::info!("no lane {}: {error}", lane.0);
                     }
                 }
                 Err(mpsc::TryRecvError::Empty) => return ControlFlow::Continue(()),

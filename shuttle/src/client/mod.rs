@@ -2,9 +2,11 @@
 //! ends them in the reverse order.
 
 mod identity;
+mod lanes;
 mod listener;
 
 use std::io;
+use std::num::NonZeroU8;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,7 +23,9 @@ use crate::mux::Side;
 use crate::ssh::{self, CommandLine, ConnectError, Session, Settings, Stderr};
 use crate::sys;
 use identity::Identity;
-use listener::{Captures, ORDERS, Order, Orders};
+pub use lanes::{LaneCount, LaneCountError};
+use lanes::{Opener, Wanted};
+use listener::{Captures, ORDERS, Order, Orders, Report};
 
 /// How long the agent may take to greet once it has been started.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,6 +68,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         let settings = Settings {
             environment: identity.environment(),
             prefer_cipher: !tunnel.no_cipher_preference,
+            share: tunnel.lanes != LaneCount::Exactly(NonZeroU8::MIN),
             verbose: tunnel.verbose > 0,
         };
         let session = tokio::select! {
@@ -74,7 +79,8 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             },
             () = signals.any() => return Ok(ExitCode::SUCCESS),
         };
-        let mut tunnel = match Running::start(session, &mut signals).await {
+        let wanted = Wanted { lanes: tunnel.lanes, connections: tunnel.connections };
+        let mut tunnel = match Running::start(session, wanted, &mut signals).await {
             Ok(tunnel) => tunnel,
             Err(end) => return end.report().await,
         };
@@ -111,7 +117,9 @@ async fn connect(line: Option<CommandLine>, settings: &Settings) -> Result<Sessi
 struct Running {
     session: SessionEnd,
     orders: Orders,
+    reports: mpsc::UnboundedReceiver<Report>,
     end: mpsc::Receiver<End>,
+    lanes: Opener,
 }
 
 /// ssh and what it said.
@@ -137,16 +145,17 @@ struct Ended {
 
 impl Running {
     /// Starts the link, and waits for the agent's greeting.
-    async fn start(session: Session, signals: &mut Signals) -> Result<Self, Ended> {
-        let Session { pipes, process, stderr, name } = session;
+    async fn start(session: Session, wanted: Wanted, signals: &mut Signals) -> Result<Self, Ended> {
+        let Session { pipes, process, stderr, lanes, name } = session;
         let session = SessionEnd { process, stderr, name };
-        let (orders, mut greeted, end) = match spawn_link(pipes) {
+        let (orders, reports, end) = match spawn_link(pipes) {
             Ok(started) => started,
             Err(error) => return Err(Ended { cause: Cause::Link(Some(End::Io(error))), session }),
         };
-        let mut running = Self { session, orders, end };
+        let mut running = Self { session, orders, reports, end, lanes: Opener::new(lanes, wanted) };
         let cause = tokio::select! {
-            _ = greeted.recv() => return Ok(running),
+            // The first report is the greeting.
+            Some(_) = running.reports.recv() => return Ok(running),
             end = running.end.recv() => if signals.follow().await { Cause::Signal } else { Cause::Link(end) },
             () = signals.any() => Cause::Signal,
             () = tokio::time::sleep(GREETING_TIMEOUT) => Cause::Silence,
@@ -156,12 +165,31 @@ impl Running {
 
     /// Waits for whatever ends the tunnel.
     async fn watch(&mut self, helper: &Handle, signals: &mut Signals) -> anyhow::Result<Cause> {
-        let helper_end = watch_helper(helper)?;
-        Ok(tokio::select! {
-            () = signals.any() => Cause::Signal,
-            _ = helper_end => Cause::Helper,
-            end = self.end.recv() => if signals.follow().await { Cause::Signal } else { Cause::Link(end) },
-        })
+        let mut helper_end = watch_helper(helper)?;
+        loop {
+            return Ok(tokio::select! {
+                () = signals.any() => Cause::Signal,
+                _ = &mut helper_end => Cause::Helper,
+                end = self.end.recv() => if signals.follow().await { Cause::Signal } else { Cause::Link(end) },
+                Some(report) = self.reports.recv() => {
+                    self.on_report(report);
+                    continue;
+                }
+                (lane, pipes) = self.lanes.opened() => {
+                    self.orders.send(Order::Join(lane, pipes));
+                    continue;
+                }
+            });
+        }
+    }
+
+    fn on_report(&mut self, report: Report) {
+        match report {
+            Report::Greeted => {}
+            Report::Door(door) => self.lanes.found_door(door),
+            Report::Narrow => self.lanes.is_narrow(),
+            Report::Lost(lane) => self.lanes.lost(lane),
+        }
     }
 
     /// Resets every connection and ends ssh: its lane is closed with the link, which ends the agent and so ssh.
@@ -200,15 +228,15 @@ impl Ended {
     }
 }
 
-type Started = (Orders, mpsc::UnboundedReceiver<()>, mpsc::Receiver<End>);
+type Started = (Orders, mpsc::UnboundedReceiver<Report>, mpsc::Receiver<End>);
 
 fn spawn_link(pipes: Pipes) -> io::Result<Started> {
     let mut link = Link::new(Side::Client, pipes)?;
     let waker = link.waker(ORDERS)?;
     let (sender, receiver) = std::sync::mpsc::channel();
-    let (greet, greeted) = mpsc::unbounded_channel();
+    let (report, reports) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
-    let mut captures = Captures::new(receiver, greet);
+    let mut captures = Captures::new(receiver, report);
     let run = move || {
         let end = link.run(&mut captures);
         let stopped = matches!(end, End::Stopped);
@@ -220,7 +248,7 @@ fn spawn_link(pipes: Pipes) -> io::Result<Started> {
         drop(link);
     };
     std::thread::Builder::new().name("link".into()).spawn(run)?;
-    Ok((Orders { sender, waker }, greeted, end))
+    Ok((Orders { sender, waker }, reports, end))
 }
 
 /// Says when the helper has ended, or has been let go.

@@ -15,7 +15,7 @@ use shuttle_common::rule::Rule;
 use super::Method;
 use crate::{
     plan::Plan,
-    sys::capture::{receive_with_descriptors, send_with_descriptors},
+    sys::descriptors::{receive_with_descriptors, send_with_descriptors},
 };
 
 /// Both ends are one program, but an upgrade can come between their starts.

@@ -116,10 +116,13 @@ impl Link {
         })
     }
 
-    /// Adds a lane, whose far end does the same with the same number.
-    pub fn join(&mut self, lane: LaneId, pipes: Pipes) -> Result<(), End> {
-        self.mux.join(lane, now())?;
-        pipes.register(self.poll.registry(), lane)?;
+    /// Adds a lane, whose far end does the same with the same number. A number in use is refused.
+    pub fn join(&mut self, lane: LaneId, pipes: Pipes) -> io::Result<()> {
+        self.mux.join(lane, now()).map_err(io::Error::other)?;
+        if let Err(error) = pipes.register(self.poll.registry(), lane) {
+            self.mux.lose(lane);
+            return Err(error);
+        }
         self.lanes.insert(lane, pipes);
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::sys;
 const PIPE_SIZE: usize = 1024 * 1024;
 
 /// A lane's descriptors, and what is known of their readiness.
+#[derive(Debug)]
 pub struct Pipes {
     pub(super) input: File,
     pub(super) output: File,

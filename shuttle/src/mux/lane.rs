@@ -9,7 +9,7 @@ use super::frame::Frame;
 use super::outgoing::Outgoing;
 use super::pacing::{Acked, Departure};
 
-/// An ACK is due once it covers this many bytes, …
+/// An ACK is due once it covers this many bytes, whether they ask for it or not, …
 const ACK_BYTES: u64 = 16 * 1024;
 /// … or this many after a short while, …
 const ACK_SOME: u64 = 4 * 1024;
@@ -32,7 +32,8 @@ pub(super) struct Lane {
     received: u64,
     /// The last count that was acknowledged.
     acknowledged: u64,
-    /// When the first byte arrived that asks for an acknowledgement; ACK frames don't, or they would never end.
+    /// When the first byte arrived that asks for an acknowledgement. ACK frames don't, or they would never end, until
+    /// there are so many that their sender should know to forget them.
     unacknowledged_since: Option<Instant>,
     /// When the last byte arrived.
     arrived: Instant,
@@ -75,11 +76,12 @@ impl Lane {
 
     /// The ACK to send now, if one is due or `in_company` of other frames.
     pub(super) fn ack(&mut self, lane: u32, in_company: bool, now: Instant) -> Option<Frame> {
-        let due = self.ack_deadline()? <= now || self.received - self.acknowledged >= ACK_BYTES;
-        if !due && !in_company {
+        let many = self.received - self.acknowledged >= ACK_BYTES;
+        let due = self.ack_deadline().is_some_and(|deadline| in_company || deadline <= now);
+        if !many && !due {
             return None;
         }
-        let since = self.unacknowledged_since.take()?;
+        let since = self.unacknowledged_since.take().unwrap_or(now);
         self.acknowledged = self.received;
         let micros =
             |from| u32::try_from(now.saturating_duration_since(from).as_micros()).unwrap_or(u32::MAX);

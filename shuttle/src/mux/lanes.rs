@@ -87,11 +87,6 @@ impl Lanes {
         self.iter().map(|(_, lane)| lane.out.written_in_flight()).sum()
     }
 
-    /// Whether every lane has `most` bytes in flight.
-    pub(super) fn all_full(&self, most: u64) -> bool {
-        self.iter().all(|(_, lane)| !lane.greeted || lane.out.in_flight() >= most)
-    }
-
     /// The lane that takes the stream's next bytes, of those that can be written to and have less than `most` in
     /// flight: the one that took its last, or one that has clearly less in flight.
     pub(super) fn choose(&self, stream: &Stream, most: u64) -> Option<Room> {

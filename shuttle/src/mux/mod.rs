@@ -105,7 +105,10 @@ impl Mux {
     /// greeted on it, which is [`Event::Joined`].
     pub fn join(&mut self, lane: LaneId, now: Instant) -> Result<(), ProtocolError> {
         self.lanes.add(lane, now)?;
-        self.greet(lane);
+        // The agent answers, so that nothing it says is taken for what a login script prints before.
+        if self.side == Side::Client {
+            self.greet(lane);
+        }
         Ok(())
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Outgoing {
     acked: u64,
     written: u64,
     end: u64,
+    /// The end of the last frame that asks for an acknowledgement.
+    asking: u64,
 }
 
 #[derive(Debug)]
@@ -46,14 +48,14 @@ impl Segment {
 }
 
 impl Outgoing {
-    /// Bytes given and not yet acknowledged.
+    /// Bytes given and not yet acknowledged, up to the last that asks for it.
     pub(super) fn in_flight(&self) -> u64 {
-        self.end - self.acked
+        self.asking.saturating_sub(self.acked)
     }
 
-    /// Bytes written and not yet acknowledged.
+    /// Bytes written and not yet acknowledged, up to the last that asks for it.
     pub(super) fn written_in_flight(&self) -> u64 {
-        self.written - self.acked
+        self.asking.min(self.written).saturating_sub(self.acked)
     }
 
     /// Bytes given and not yet written.
@@ -83,19 +85,31 @@ impl Outgoing {
         }
     }
 
-    /// Keeps the first `length` bytes of the room that [`Self::space`] gave last.
+    /// Keeps the first `length` bytes of the room that [`Self::space`] gave last: a frame that asks for an
+    /// acknowledgement.
     pub(super) fn commit(&mut self, length: usize) {
+        self.keep(length);
+        self.asking = self.end;
+    }
+
+    /// Appends one whole frame that asks for an acknowledgement.
+    pub(super) fn push(&mut self, frame: &[u8]) {
+        self.push_unasked(frame);
+        self.asking = self.end;
+    }
+
+    /// Appends an ACK, which doesn't.
+    pub(super) fn push_unasked(&mut self, frame: &[u8]) {
+        self.space(frame.len(), frame.len()).copy_from_slice(frame);
+        self.keep(frame.len());
+    }
+
+    fn keep(&mut self, length: usize) {
         if let Some(last) = self.segments.back_mut() {
             debug_assert!(last.filled + length <= last.bytes.len());
             last.filled += length;
             self.end += length as u64;
         }
-    }
-
-    /// Appends one whole frame.
-    pub(super) fn push(&mut self, frame: &[u8]) {
-        self.space(frame.len(), frame.len()).copy_from_slice(frame);
-        self.commit(frame.len());
     }
 
     /// The next bytes to write, contiguous; empty when all are written.

@@ -18,8 +18,6 @@ const MOST_ON_LANE: u64 = 6 * 1024 * 1024;
 /// taken out and not yet told of: the pipes would be a standing queue.
 const MOST_IN_WINDOW: u64 = (2048 - 128) * 1024;
 const SHORT: Duration = Duration::from_millis(5);
-/// With less than this in flight the path is idle: these are acknowledgements, which nobody acknowledges.
-const IDLE: u64 = 256;
 /// What a stream that was idle may add beyond the limit, so that it never waits for an acknowledgement.
 const URGENT: u64 = 16 * 1024;
 
@@ -134,7 +132,7 @@ impl Pacing {
 
     /// Bytes are written while `in_flight` others are on their way.
     pub(super) fn depart(&mut self, in_flight: u64, now: Instant) -> Departure {
-        if in_flight < IDLE {
+        if in_flight == 0 {
             // Time that has passed says nothing about the path's rate.
             self.delivered_at = now;
         }
@@ -277,12 +275,12 @@ impl Pacing {
         if self.base_round_trip() > SHORT { MOST_IN_WINDOW } else { MOST_ON_LANE }
     }
 
-    /// Whether the rate is known.
-    pub(super) fn is_settled(&self) -> bool {
-        match self.phase {
-            Phase::Steady | Phase::Drain { .. } => true,
-            Phase::Startup { .. } => false,
-        }
+    /// Whether `lanes` may be what holds the rate down: what a round trip without a queue carries is about all that their
+    /// windows let through. Not quite all, as ssh refills them in steps.
+    pub(super) fn is_narrow(&self, lanes: usize) -> bool {
+        let base = self.base_round_trip();
+        let carried = self.rate.best() * base.as_secs_f64();
+        base > SHORT && carried > 0.75 * (MOST_IN_WINDOW * lanes as u64) as f64
     }
 
     /// The path may have become much wider: the rate is to be looked for anew.

@@ -108,6 +108,9 @@ impl Mux {
             self.greeted = Some(hello);
             return Event::Hello;
         }
+        if self.side == Side::Agent {
+            self.greet(from);
+        }
         // There may be a multiple of the old rate to be found.
         self.pacing.start_over();
         Event::Joined

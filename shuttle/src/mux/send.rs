@@ -24,7 +24,7 @@ impl Mux {
             if let Some(ack) = lane.ack(id.0, in_company, now) {
                 scratch.clear();
                 ack.encode(scratch);
-                lane.out.push(scratch);
+                lane.out.push_unasked(scratch);
             }
         }
     }
@@ -35,6 +35,7 @@ impl Mux {
         self.greeted?;
         let in_flight = self.lanes.in_flight();
         if self.pacing.room(in_flight, true) == 0 {
+            self.notice_narrow();
             return None;
         }
         let chunk = self.pacing.chunk();
@@ -45,12 +46,12 @@ impl Mux {
         let state = self.streams.get(&stream)?;
         let room = self.pacing.room(in_flight, state.listed == Listed::New);
         if room == 0 {
+            self.notice_narrow();
             return None;
         }
         self.pacing.starve(false);
-        let most_on_lane = self.pacing.most_on_lane();
-        let Some(on_lane) = self.lanes.choose(state, most_on_lane) else {
-            self.notice_narrow(most_on_lane);
+        let Some(on_lane) = self.lanes.choose(state, self.pacing.most_on_lane()) else {
+            self.notice_narrow();
             return None;
         };
         let credit = state.send_limit - state.sent;
@@ -58,10 +59,10 @@ impl Mux {
         Some(Grant { lane: on_lane.lane, stream, most })
     }
 
-    /// The path takes more than the lanes do, if they are full though its rate is known.
-    fn notice_narrow(&mut self, most_on_lane: u64) {
+    /// No more may be in flight: it may be for the number of lanes.
+    fn notice_narrow(&mut self) {
         let lanes = self.lanes.count();
-        if self.narrow_with != lanes && self.pacing.is_settled() && self.lanes.all_full(most_on_lane) {
+        if self.narrow_with != lanes && self.pacing.is_narrow(lanes) {
             self.narrow_with = lanes;
             self.narrow = true;
         }

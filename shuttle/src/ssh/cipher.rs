@@ -3,34 +3,20 @@
 //! OpenSSH prefers chacha20-poly1305 everywhere; where the processor has AES instructions, AES-GCM carries half as
 //! much again or more (docs/performance.md). A user who has chosen ciphers keeps them.
 
-use std::process::Stdio;
-
-use tokio::process::Command;
-
-use super::CommandLine;
+use super::config::Config;
 
 const PREFERRED: [&str; 2] = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"];
 
 /// The options that put AES-GCM first; none where it would not be faster, or where the user has chosen.
 ///
-/// What the user has chosen is what `ssh -G` says with their configuration and not without.
-pub(super) async fn preference(
-    line: &CommandLine,
-    environment: &[(&'static str, std::ffi::OsString)],
-) -> Vec<String> {
-    if !has_aes() || !line.is_openssh() {
+/// What the user has chosen is what ssh has `in_effect` and not by `default`, without a configuration.
+pub(super) fn preference(in_effect: Option<&Config>, default: Option<&Config>) -> Vec<String> {
+    let (Some(in_effect), Some(default)) = (in_effect, default) else { return Vec::new() };
+    if in_effect.ciphers != default.ciphers {
+        tracing::info!("ciphers as configured: {}", in_effect.ciphers);
         return Vec::new();
     }
-    let (chosen, default) =
-        tokio::join!(ciphers(line, &["-G"], environment), ciphers(line, &["-G", "-F", "none"], environment));
-    match (chosen, default) {
-        (Some(chosen), Some(default)) if chosen == default => prefer(&chosen).unwrap_or_default(),
-        (Some(chosen), _) => {
-            tracing::info!("ciphers as configured: {chosen}");
-            Vec::new()
-        }
-        (None, _) => Vec::new(),
-    }
+    prefer(&default.ciphers).unwrap_or_default()
 }
 
 /// The same list with AES-GCM first. Spelt out, since `^` is new in OpenSSH 8.0.
@@ -46,21 +32,8 @@ fn prefer(list: &str) -> Option<Vec<String>> {
     Some(vec!["-o".to_owned(), format!("Ciphers={}", [first, rest].concat().join(","))])
 }
 
-/// The effective list of ciphers for the remote; `None` when ssh can't say, which it will explain itself later on.
-async fn ciphers(
-    line: &CommandLine,
-    options: &[&str],
-    environment: &[(&'static str, std::ffi::OsString)],
-) -> Option<String> {
-    let mut command = Command::new(&line.program);
-    // Of two -F the last one counts.
-    command.args(&line.options).args(options).arg(&line.destination).envs(environment.iter().cloned());
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output().await.ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().find_map(|line| line.strip_prefix("ciphers ")).map(str::to_owned)
-}
-
-fn has_aes() -> bool {
+/// Whether the processor has instructions for AES-GCM.
+pub(super) fn has_aes() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]

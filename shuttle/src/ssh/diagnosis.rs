@@ -26,20 +26,38 @@ type Lines = Arc<Mutex<VecDeque<String>>>;
 pub struct Stderr {
     task: Option<JoinHandle<()>>,
     lines: Lines,
-    connected: watch::Sender<bool>,
+    shown: watch::Sender<Shown>,
+}
+
+/// Which lines pass on to the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    All,
+    /// All but those that the diagnosis will put better.
+    Unexplained,
+    None,
 }
 
 impl Stderr {
     pub(super) fn relay(stderr: Option<ChildStderr>, verbose: bool) -> Self {
-        let (connected, is_connected) = watch::channel(false);
+        Self::new(stderr, if verbose { Shown::All } else { Shown::Unexplained })
+    }
+
+    /// Of a program that is not needed: unless `verbose`, its lines are remembered and not passed on.
+    pub(super) fn keep(stderr: Option<ChildStderr>, verbose: bool) -> Self {
+        Self::new(stderr, if verbose { Shown::All } else { Shown::None })
+    }
+
+    fn new(stderr: Option<ChildStderr>, shown: Shown) -> Self {
+        let (shown, is_shown) = watch::channel(shown);
         let lines = Lines::default();
-        let task = stderr.map(|stderr| tokio::spawn(relay(stderr, verbose, is_connected, lines.clone())));
-        Self { task, lines, connected }
+        let task = stderr.map(|stderr| tokio::spawn(relay(stderr, is_shown, lines.clone())));
+        Self { task, lines, shown }
     }
 
     /// From now on every line passes on: there is no start-up left to diagnose.
     pub(super) fn connected(&mut self) {
-        self.connected.send_replace(true);
+        self.shown.send_replace(Shown::All);
     }
 
     /// The last lines, once ssh has closed its stderr; or after a short while, as a proxy command may outlive ssh and
@@ -57,11 +75,16 @@ pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-async fn relay(stderr: ChildStderr, verbose: bool, connected: watch::Receiver<bool>, lines: Lines) {
+async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines) {
     let mut stderr = BufReader::new(stderr);
     while let Some(line) = next_line(&mut stderr).await {
         let Ok(mut lines) = lines.lock() else { return };
-        if verbose || *connected.borrow() || !is_cause(&line) && !in_warning(&lines, &line) {
+        let passes = match *shown.borrow() {
+            Shown::All => true,
+            Shown::Unexplained => !is_cause(&line) && !in_warning(&lines, &line),
+            Shown::None => false,
+        };
+        if passes {
             eprintln!("{line}");
         }
         if lines.len() == REMEMBERED {

@@ -1,24 +1,31 @@
-//! The ssh session that is a lane: its command line, its start, the agent's way to the other side.
+//! The ssh sessions that are lanes: their command line, their start, the agent's way to the other side.
 
 mod bootstrap;
 mod cipher;
+mod config;
+mod control;
 mod diagnosis;
+mod lanes;
 mod process;
 mod remote;
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use tokio::process::Command;
 
 pub use bootstrap::BootstrapError;
 pub use diagnosis::{Diagnosis, Stderr};
+pub use lanes::{Lane, LaneError, Lanes, Way};
 pub use process::Process;
 pub use remote::{Remote, RemoteError};
 
 use crate::link::Pipes;
 use crate::sys;
+use config::Config;
+use control::Control;
 
 /// A running ssh with the agent at its far end, about to greet. Dropping it ends ssh.
 pub struct Session {
@@ -28,6 +35,8 @@ pub struct Session {
     pub process: Process,
     /// What ssh and the agent say on stderr, relayed and remembered.
     pub stderr: Stderr,
+    /// What opens further lanes beside it; a local agent has none.
+    pub lanes: Option<Lanes>,
     /// What to call it to the user.
     pub name: &'static str,
 }
@@ -102,6 +111,8 @@ pub struct Settings {
     pub environment: Vec<(&'static str, OsString)>,
     /// Whether the fastest cipher may be asked for where the user has chosen none.
     pub prefer_cipher: bool,
+    /// Whether further sessions may share the connection.
+    pub share: bool,
     /// Whether to pass on everything that ssh says.
     pub verbose: bool,
 }
@@ -110,10 +121,11 @@ pub struct Settings {
 ///
 /// Takes as long as ssh takes to authenticate, prompts included; dropping the future ends ssh.
 pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session, ConnectError> {
+    let (options, control) = own_options(line, settings).await;
     let mut command = Command::new(&line.program);
-    command.args(&line.options).envs(settings.environment.iter().cloned());
-    if settings.prefer_cipher {
-        command.args(cipher::preference(line, &settings.environment).await);
+    command.args(&line.options).args(&options).envs(settings.environment.iter().cloned());
+    if let Some(control) = &control {
+        command.args(control.master_options());
     }
     command.arg(&line.destination).arg(bootstrap::remote_command());
     tracing::info!("running {} {} {}", line.program, line.options.join(" "), line.destination);
@@ -122,7 +134,14 @@ pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session,
     match bootstrap::run(process.child()).await {
         Ok(pipes) => {
             stderr.connected();
-            Ok(Session { pipes, process, stderr, name: "the ssh connection" })
+            let lanes = Lanes {
+                line: line.clone(),
+                options,
+                environment: settings.environment.clone(),
+                control: control.map(Arc::new),
+                verbose: settings.verbose,
+            };
+            Ok(Session { pipes, process, stderr, lanes: Some(lanes), name: "the ssh connection" })
         }
         Err(BootstrapError::Ended { noise }) => {
             let status = process.wait().await.ok();
@@ -141,7 +160,28 @@ pub fn local_agent() -> Result<Session, ConnectError> {
     let mut process = spawn(command, program)?;
     let stderr = Stderr::relay(process.child().stderr.take(), true);
     let pipes = bootstrap::pipes(process.child()).map_err(BootstrapError::Io)?;
-    Ok(Session { pipes, process, stderr, name: "the local agent" })
+    Ok(Session { pipes, process, stderr, lanes: None, name: "the local agent" })
+}
+
+/// What ssh is asked for besides what the user asks it for: a cipher, and that its connection can be shared.
+async fn own_options(line: &CommandLine, settings: &Settings) -> (Vec<String>, Option<Control>) {
+    let prefer_cipher = settings.prefer_cipher && cipher::has_aes();
+    if !line.is_openssh() || !prefer_cipher && !settings.share {
+        return (Vec::new(), None);
+    }
+    let default =
+        async { if prefer_cipher { Config::read(line, &["-F", "none"], settings).await } else { None } };
+    let (in_effect, default) = tokio::join!(Config::read(line, &[], settings), default);
+    let control = match &in_effect {
+        Some(config) if settings.share && config.has_control_path => Some(Control::Theirs),
+        Some(_) if settings.share => Control::ours()
+            .inspect_err(|error| {
+                tracing::info!("one lane only, since a control socket has no place: {error}");
+            })
+            .ok(),
+        Some(_) | None => None,
+    };
+    (cipher::preference(in_effect.as_ref(), default.as_ref()), control)
 }
 
 fn spawn(mut command: Command, program: &str) -> Result<Process, ConnectError> {

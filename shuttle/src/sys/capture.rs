@@ -5,14 +5,8 @@ use std::{
     fs::OpenOptions,
     io,
     mem::size_of,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
-
-/// The most descriptors that one message can carry.
-pub const MAX_DESCRIPTORS: usize = 4;
 
 /// The root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that nobody else
 /// sees: hybrid hosts mount it at odd places, and `ip netns exec` hides it. Linux 5.2; needs `CAP_SYS_ADMIN`.
@@ -65,38 +59,6 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut length)
     };
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
-}
-
-/// Sends `bytes`, at least one, and with the first of them the descriptors; tells how many bytes went.
-pub fn send_with_descriptors(
-    stream: &UnixStream,
-    bytes: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<usize> {
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
-    let bytes = [io::IoSlice::new(bytes)];
-    Ok(sendmsg::<()>(stream.as_raw_fd(), &bytes, control, MsgFlags::MSG_NOSIGNAL, None)?)
-}
-
-/// Receives up to `buffer.len()` bytes and the descriptors that came with them, closed on exec. Descriptors beyond
-/// [`MAX_DESCRIPTORS`] are closed by the kernel.
-pub fn receive_with_descriptors(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-    let mut control = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
-    let mut buffer = [io::IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(stream.as_fd().as_raw_fd(), &mut buffer, Some(&mut control), flags)?;
-    let mut descriptors = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows their numbers.
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    Ok((message.bytes, descriptors))
 }
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "this is the one door to the kernel's interface")]
 #[cfg(all(target_os = "linux", feature = "client"))]
 pub mod capture;
+pub mod descriptors;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

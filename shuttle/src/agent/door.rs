@@ -1,0 +1,120 @@
+//! How further lanes get to a running agent.
+//!
+//! A lane is an ssh session of its own, so sshd starts a process of its own for it: the agent's program again, in its
+//! other role ([`enter`]), which hands its stdin and stdout to the agent over an abstract UNIX socket and waits until the
+//! agent lets go of it. No file is needed: the program is found as `/proc/PID/exe`, though its file is gone by then. Both
+//! ends check that the other belongs to the same user.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream as StdStream};
+
+use mio::Token;
+use mio::net::{UnixListener, UnixStream};
+
+use crate::link::{Link, Pipes, role_token};
+use crate::mux::{Door, LaneId};
+use crate::sys::descriptors::{peer_is_own_user, receive_with_descriptors, send_with_descriptors};
+
+/// What the process of a lane prints once the agent will take it.
+pub const ENTERING: &str = "\nshuttle-lane\n";
+
+const LISTENER: Token = role_token(0);
+
+/// The agent's end.
+pub(super) struct Doorway {
+    listener: UnixListener,
+    /// Processes of lanes: each waits for its connection to be closed.
+    visitors: HashMap<Token, Visitor>,
+    next: usize,
+}
+
+struct Visitor {
+    stream: UnixStream,
+    lane: Option<LaneId>,
+}
+
+impl Doorway {
+    /// Listens, and has the client told.
+    pub(super) fn open(link: &mut Link) -> io::Result<Self> {
+        let door = Door { process: std::process::id(), token: secret()? };
+        let mut listener = UnixListener::bind_addr(&address(door.token)?)?;
+        link.watch(&mut listener, LISTENER)?;
+        link.open_door(door);
+        Ok(Self { listener, visitors: HashMap::new(), next: 1 })
+    }
+
+    /// Lets in who knocks, or who has just handed over a lane.
+    pub(super) fn ready(&mut self, link: &mut Link, token: Token) {
+        if token != LISTENER {
+            return self.admit(link, token);
+        }
+        // Any other failure is the visitor's.
+        while let Ok((mut stream, _)) = self.listener.accept() {
+            let token = role_token(self.next);
+            if peer_is_own_user(&stream).is_ok_and(|own| own) && link.watch(&mut stream, token).is_ok() {
+                self.next += 1;
+                self.visitors.insert(token, Visitor { stream, lane: None });
+            }
+        }
+    }
+
+    fn admit(&mut self, link: &mut Link, token: Token) {
+        let Some(visitor) = self.visitors.get_mut(&token).filter(|visitor| visitor.lane.is_none()) else {
+            return;
+        };
+        let taken = take_lane(&visitor.stream);
+        match taken.and_then(|(lane, pipes)| link.join(lane, pipes).map(|()| lane)) {
+            Ok(lane) => visitor.lane = Some(lane),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => drop(self.visitors.remove(&token)),
+        }
+    }
+
+    /// Lets the process of a lane go.
+    pub(super) fn lost(&mut self, lane: LaneId) {
+        self.visitors.retain(|_, visitor| visitor.lane != Some(lane));
+    }
+}
+
+fn take_lane(stream: &UnixStream) -> io::Result<(LaneId, Pipes)> {
+    let mut number = [0; 4];
+    let (length, descriptors) = receive_with_descriptors(stream, &mut number)?;
+    let Ok([input, output]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    if length != number.len() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok((LaneId(u32::from_be_bytes(number)), Pipes::new(input, output)?))
+}
+
+/// Hands this process's stdin and stdout over as lane `number` of the agent whose door has `token`, and waits until the
+/// lane has ended. `token` is in hexadecimal digits.
+pub fn enter(token: &str, number: &str) -> io::Result<()> {
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let token = u128::from_str_radix(token, 16).map_err(invalid)?;
+    let number: u32 = number.parse().map_err(invalid)?;
+    let agent = StdStream::connect_addr(&address(token)?)?;
+    if !peer_is_own_user(&agent)? {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    io::stdout().write_all(ENTERING.as_bytes())?;
+    io::stdout().flush()?;
+    send_with_descriptors(&agent, &number.to_be_bytes(), &[io::stdin().as_fd(), io::stdout().as_fd()])?;
+    // The agent says nothing: this is its end, or the lane's.
+    (&agent).read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn address(token: u128) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("shuttle-agent.{token:032x}"))
+}
+
+fn secret() -> io::Result<u128> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u128::from_be_bytes(bytes))
+}

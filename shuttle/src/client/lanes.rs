@@ -1,0 +1,173 @@
+//! Opens further lanes as the link asks for them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::num::NonZeroU8;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::link::Pipes;
+use crate::mux::{Door, LaneId};
+use crate::ssh::{self, Lane, LaneError, Process, Way};
+
+/// Lanes at the most where nobody has said how many: OpenSSH's server allows ten sessions a connection (MaxSessions in
+/// sshd_config(5)).
+const MOST_AUTOMATIC: usize = 8;
+/// Lanes, or connections, at the most.
+const MOST: u8 = 64;
+
+/// How many lanes share an ssh connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneCount {
+    /// As many as it takes.
+    Auto,
+    /// So many from the start.
+    Exactly(NonZeroU8),
+}
+
+/// Neither `auto` nor a number in reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be auto or a number from 1 to {MOST}")]
+pub struct LaneCountError;
+
+impl FromStr for LaneCount {
+    type Err = LaneCountError;
+
+    fn from_str(typed: &str) -> Result<Self, LaneCountError> {
+        if typed == "auto" {
+            return Ok(Self::Auto);
+        }
+        let count: NonZeroU8 = typed.parse().map_err(|_| LaneCountError)?;
+        if count.get() > MOST { Err(LaneCountError) } else { Ok(Self::Exactly(count)) }
+    }
+}
+
+impl fmt::Display for LaneCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Exactly(count) => count.fmt(f),
+        }
+    }
+}
+
+/// How many there are to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) lanes: LaneCount,
+    /// ssh connections, with a lane each at the least.
+    pub(super) connections: u8,
+}
+
+/// The lanes beside the first one: those being opened, and the ssh processes of those that are.
+pub(super) struct Opener {
+    /// `None` once there is no use in asking for more.
+    lanes: Option<Arc<ssh::Lanes>>,
+    wanted: Wanted,
+    door: Option<Door>,
+    next: u32,
+    opening: JoinSet<(LaneId, Result<Lane, LaneError>)>,
+    processes: HashMap<LaneId, Process>,
+}
+
+impl Opener {
+    pub(super) fn new(lanes: Option<ssh::Lanes>, wanted: Wanted) -> Self {
+        Self {
+            lanes: lanes.map(Arc::new),
+            wanted,
+            door: None,
+            next: LaneId::FIRST.0 + 1,
+            opening: JoinSet::new(),
+            processes: HashMap::new(),
+        }
+    }
+
+    /// The agent takes further lanes: opens those that were asked for.
+    pub(super) fn found_door(&mut self, door: Door) {
+        self.door = Some(door);
+        self.open(Way::Connection, self.wanted.connections.saturating_sub(1).into());
+        if let LaneCount::Exactly(count) = self.wanted.lanes {
+            self.open(Way::Shared, usize::from(count.get()) - 1);
+        }
+    }
+
+    /// The lanes hold the session back: opens half of those that there may be, or the rest.
+    pub(super) fn is_narrow(&mut self) {
+        let there = 1 + self.processes.len() + self.opening.len();
+        if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
+            let step = if there < MOST_AUTOMATIC / 2 { MOST_AUTOMATIC / 2 } else { MOST_AUTOMATIC };
+            self.open(Way::Shared, step.saturating_sub(there));
+        }
+    }
+
+    /// A lane has ended: ends its ssh too.
+    pub(super) fn lost(&mut self, lane: LaneId) {
+        tracing::info!("lane {} has ended; the others carry on", lane.0);
+        self.processes.remove(&lane);
+    }
+
+    fn open(&mut self, way: Way, count: usize) {
+        let (Some(lanes), Some(door)) = (&self.lanes, self.door) else { return };
+        if way == Way::Shared && !lanes.can_share() {
+            return;
+        }
+        for _ in 0..count {
+            let (lane, lanes) = (LaneId(self.next), lanes.clone());
+            self.next += 1;
+            if lane > LaneId::MOST {
+                return;
+            }
+            self.opening.spawn(async move { (lane, lanes.open(way, door, lane).await) });
+        }
+    }
+
+    /// The next lane that the agent has taken. Never ready while none is being opened; dropping the future loses nothing.
+    pub(super) async fn opened(&mut self) -> (LaneId, Pipes) {
+        loop {
+            match self.opening.join_next().await {
+                Some(Ok((lane, Ok(opened)))) => {
+                    self.processes.insert(lane, opened.process);
+                    return (lane, opened.pipes);
+                }
+                Some(Ok((lane, Err(error)))) => self.failed(lane, &error),
+                Some(Err(error)) => tracing::debug!("a lane was given up: {error}"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// More would fail the same way. What was asked for in so many words is missed in so many.
+    fn failed(&mut self, lane: LaneId, error: &LaneError) {
+        let told = self.lanes.take().is_none();
+        match (self.wanted.lanes, self.wanted.connections) {
+            (LaneCount::Auto, 1) => tracing::info!("no lane {}: {error}", lane.0),
+            (LaneCount::Auto | LaneCount::Exactly(_), _) if !told => {
+                tracing::warn!("going on with fewer lanes than asked for: {error}");
+            }
+            (LaneCount::Auto | LaneCount::Exactly(_), _) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lane_counts_are_read() {
+        let exactly = |count| Ok(LaneCount::Exactly(NonZeroU8::new(count).unwrap()));
+        for (typed, expected) in [
+            ("auto", Ok(LaneCount::Auto)),
+            ("1", exactly(1)),
+            ("64", exactly(64)),
+            ("0", Err(LaneCountError)),
+            ("65", Err(LaneCountError)),
+            ("-1", Err(LaneCountError)),
+            ("many", Err(LaneCountError)),
+        ] {
+            assert_eq!(typed.parse(), expected, "{typed}");
+        }
+    }
+}
