@@ -1,17 +1,17 @@
 //! The control socket by which further sessions use one authenticated connection (ControlMaster in ssh_config(5)).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::SystemTime;
 
 use nix::unistd::geteuid;
-use tempfile::TempDir;
 
-const PREFIX: &str = "shuttle-ssh-";
-/// A directory that nobody has locked is left over, unless it is so young that its maker may be about to.
-const YOUNG: Duration = Duration::from_secs(60);
+const PREFIX: &str = "shuttle-ssh.";
+/// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17 longer.
+const MOST_PATH: usize = 90;
 
 /// By which socket a connection is shared.
 #[derive(Debug)]
@@ -22,47 +22,57 @@ pub(super) enum Control {
     Ours(Socket),
 }
 
-/// A socket's place in a private directory, which goes when this is dropped.
+/// A path for a socket that ssh makes, and removes when it ends, by SIGTERM too; and we if it couldn't.
 #[derive(Debug)]
-pub(super) struct Socket {
-    directory: TempDir,
-    /// Held as long as the directory is used; the kernel lets go of it however this process ends.
-    _lock: File,
+pub(super) struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Most often ssh has removed it.
+        drop(fs::remove_file(&self.0));
+    }
 }
 
 impl Control {
-    /// A place for a socket of our own, after those that killed processes left are cleared away.
-    pub(super) fn ours() -> io::Result<Self> {
-        let base = base();
-        purge(&base);
-        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)?;
-        let lock = File::create(lock_of(directory.path()))?;
-        lock.lock()?;
-        Ok(Self::Ours(Socket { directory, _lock: lock }))
+    /// A place for a socket of our own, after those that killed processes left are cleared away. `None`: there is no
+    /// private directory for it, or none with a name that ssh reads as it is.
+    pub(super) fn ours(home: Option<&Path>) -> Option<Self> {
+        let runtime = PathBuf::from(format!("/run/user/{}", geteuid()));
+        let keys = home.map(|home| home.join(".ssh"));
+        let directory = [Some(runtime), keys].into_iter().flatten().find(|path| is_private(path))?;
+        purge(&directory);
+        // Processes in containers may have the same number and share the directory.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let path = directory.join(format!("{PREFIX}{}.{:x}", std::process::id(), now.as_nanos()));
+        // ssh takes the words of a setting apart.
+        let fits = path.to_str().is_some_and(|text| {
+            text.len() <= MOST_PATH && text.chars().all(|c| c.is_ascii_graphic() && !"\"'\\".contains(c))
+        });
+        fits.then(|| Self::Ours(Socket(path)))
     }
 
     /// The options that make the first session's ssh share its connection.
     pub(super) fn master_options(&self) -> Vec<String> {
         match self {
             Self::Theirs => Vec::new(),
-            Self::Ours(socket) => options(["ControlMaster=yes", "ControlPersist=no", &socket.path()]),
+            Self::Ours(socket) => options(["ControlMaster=yes", "ControlPersist=no", &socket.setting()]),
         }
     }
 
     /// The options of a session that uses the shared connection, and ends rather than make one of its own.
     pub(super) fn session_options(&self) -> Vec<String> {
-        let never_alone = ["ControlMaster=no", "ProxyCommand=false", "BatchMode=yes"];
-        let mut all = options(never_alone);
+        let mut all = options(["ControlMaster=no", "ProxyCommand=false", "BatchMode=yes"]);
         if let Self::Ours(socket) = self {
-            all.extend(options([socket.path().as_str()]));
+            all.extend(options([&socket.setting()]));
         }
         all
     }
 }
 
 impl Socket {
-    fn path(&self) -> String {
-        format!("ControlPath={}", self.directory.path().join("socket").display())
+    fn setting(&self) -> String {
+        // ssh expands what follows a per cent sign.
+        format!("ControlPath={}", self.0.display().to_string().replace('%', "%%"))
     }
 }
 
@@ -70,28 +80,40 @@ fn options<const N: usize>(settings: [&str; N]) -> Vec<String> {
     settings.iter().flat_map(|setting| ["-o".to_owned(), (*setting).to_owned()]).collect()
 }
 
-/// Where the user's sockets belong. A socket's path is at most 107 bytes long (unix(7)), and ssh takes 17 for a name of
-/// its own.
-fn base() -> PathBuf {
-    let own = PathBuf::from(format!("/run/user/{}", geteuid()));
-    if own.is_dir() { own } else { std::env::temp_dir() }
+/// Whether nobody else can put anything there.
+fn is_private(directory: &Path) -> bool {
+    fs::metadata(directory).is_ok_and(|metadata| {
+        metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0
+    })
 }
 
-fn lock_of(directory: &Path) -> PathBuf {
-    directory.join("lock")
-}
-
-/// Removes what killed processes of this user left.
-fn purge(base: &Path) {
-    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+/// Removes sockets that nobody listens on any more.
+fn purge(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
-        let old = entry.metadata().is_ok_and(|metadata| {
-            let age = metadata.modified().ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
-            metadata.is_dir() && metadata.uid() == geteuid().as_raw() && age > YOUNG
-        });
-        let unused = || File::open(lock_of(&entry.path())).is_ok_and(|lock| lock.try_lock().is_ok());
-        if old && unused() {
-            drop(fs::remove_dir_all(entry.path()));
+        let knock = UnixStream::connect(entry.path());
+        if knock.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            drop(fs::remove_file(entry.path()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_uses_is_purged() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let listening = UnixListener::bind(at("shuttle-ssh.1.a")).unwrap();
+        drop(UnixListener::bind(at("shuttle-ssh.2.b")).unwrap());
+        drop(UnixListener::bind(at("other")).unwrap());
+        purge(directory.path());
+        let left = ["shuttle-ssh.1.a", "shuttle-ssh.2.b", "other"].map(|name| at(name).exists());
+        assert_eq!(left, [true, false, true]);
+        drop(listening);
     }
 }

@@ -35,6 +35,8 @@ enum Shown {
     All,
     /// All but those that the diagnosis will put better.
     Unexplained,
+    /// All but what ssh says of lanes that the server refuses, which is of no consequence.
+    Connected,
     None,
 }
 
@@ -55,9 +57,15 @@ impl Stderr {
         Self { task, lines, shown }
     }
 
-    /// From now on every line passes on: there is no start-up left to diagnose.
+    /// There is no start-up left to diagnose.
     pub(super) fn connected(&mut self) {
-        self.shown.send_replace(Shown::All);
+        self.shown.send_if_modified(|shown| {
+            let modified = *shown == Shown::Unexplained;
+            if modified {
+                *shown = Shown::Connected;
+            }
+            modified
+        });
     }
 
     /// The last lines, once ssh has closed its stderr; or after a short while, as a proxy command may outlive ssh and
@@ -82,6 +90,7 @@ async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines)
         let passes = match *shown.borrow() {
             Shown::All => true,
             Shown::Unexplained => !is_cause(&line) && !in_warning(&lines, &line),
+            Shown::Connected => !is_refused_lane(&line),
             Shown::None => false,
         };
         if passes {
@@ -120,6 +129,11 @@ const CAUSES: [(&str, Cause); 16] = [
     ("Bad configuration option", Cause::Configuration),
     ("Can't open user config file", Cause::Configuration),
 ];
+
+/// What the ssh whose connection is shared says when the server gives no further session (clientloop.c).
+fn is_refused_lane(line: &str) -> bool {
+    line.starts_with("channel ") && line.contains(": open failed: ")
+}
 
 fn is_cause(line: &str) -> bool {
     CAUSES.iter().any(|(text, _)| line.contains(text))

@@ -10,7 +10,7 @@ mod process;
 mod remote;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -117,6 +117,13 @@ pub struct Settings {
     pub verbose: bool,
 }
 
+impl Settings {
+    fn home(&self) -> Option<PathBuf> {
+        let ours = self.environment.iter().find(|(name, _)| *name == "HOME").map(|(_, home)| home.clone());
+        ours.or_else(|| std::env::var_os("HOME")).map(PathBuf::from)
+    }
+}
+
 /// Connects, and starts the agent on the other side.
 ///
 /// Takes as long as ssh takes to authenticate, prompts included; dropping the future ends ssh.
@@ -174,11 +181,7 @@ async fn own_options(line: &CommandLine, settings: &Settings) -> (Vec<String>, O
     let (in_effect, default) = tokio::join!(Config::read(line, &[], settings), default);
     let control = match &in_effect {
         Some(config) if settings.share && config.has_control_path => Some(Control::Theirs),
-        Some(_) if settings.share => Control::ours()
-            .inspect_err(|error| {
-                tracing::info!("one lane only, since a control socket has no place: {error}");
-            })
-            .ok(),
+        Some(_) if settings.share => Control::ours(settings.home().as_deref()),
         Some(_) | None => None,
     };
     (cipher::preference(in_effect.as_ref(), default.as_ref()), control)

@@ -1,0 +1,135 @@
+//! Several lanes: opened as asked for, sharing the load, lost without harm, and gone in the end.
+
+use std::time::{Duration, Instant};
+use std::{process::Stdio, thread::sleep};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use shuttle_tests::process::Process;
+use shuttle_tests::shuttle::{Role, send};
+use shuttle_tests::traffic::bulk::Rate;
+use shuttle_tests::traffic::exchange::Exchanged;
+use shuttle_tests::{Lab, Link, Options, Run, Server, Shuttle};
+
+use crate::{END, with_tunnel};
+
+const EXCHANGE: &[&str] = &["exchange", "10.78.0.2:7003", "33554432"];
+
+/// Waits until the client has said `count` times that a lane carries data.
+fn wait_for_lanes(shuttle: &Shuttle, count: usize) -> Result<()> {
+    let started = Instant::now();
+    while shuttle.stderr().matches("carries data").count() < count {
+        ensure!(started.elapsed() < END, "fewer than {count} lanes");
+        sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// The ssh processes of further lanes that share the first one's connection.
+fn lane_processes(shuttle: &Shuttle) -> Vec<Process> {
+    let is_lane = |process: &Process| process.arguments().iter().any(|word| word == "ControlMaster=no");
+    shuttle.find(Role::Ssh).into_iter().filter(is_lane).collect()
+}
+
+fn exchange(lab: &Lab) -> Result<()> {
+    let exchanged: Exchanged = lab.measure(EXCHANGE)?;
+    ensure!(exchanged.bytes == 32 << 20);
+    Ok(())
+}
+
+#[test]
+fn lanes_carry_one_stream_together_unharmed() -> Result<()> {
+    for (args, lanes) in [
+        (&["--lanes", "4"][..], 3),
+        (&["--connections", "2"], 1),
+        (&["--connections", "2", "--lanes", "3"], 3),
+        (&["--lanes", "1"], 0),
+    ] {
+        let args = [&["--method=ebpf", "-v", "10.78.0.0/24"][..], args].concat();
+        with_tunnel(Options::default(), Run::remote(&args), |lab, shuttle| {
+            wait_for_lanes(shuttle, lanes)?;
+            exchange(lab)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn lanes_are_opened_where_a_window_holds_the_tunnel_back_and_only_there() -> Result<()> {
+    for (link, opens) in [(Link::Fat, true), (Link::Slow, false)] {
+        let options = Options { link, ..Options::default() };
+        with_tunnel(options, Run::remote(&["--method=ebpf", "-v", "10.78.0.0/24"]), |lab, shuttle| {
+            lab.measure::<Rate>(&["bulk", "10.78.0.2", "down", "--seconds", "4"])?;
+            let lanes = shuttle.stderr().matches("carries data").count();
+            ensure!((lanes > 0) == opens, "{link:?}: {lanes} further lanes\n{}", shuttle.stderr());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lost_lane_loses_nothing() -> Result<()> {
+    let run = Run::remote(&["--method=ebpf", "-v", "--lanes", "4", "10.78.0.0/24"]);
+    with_tunnel(Options::default(), run, |lab, shuttle| {
+        wait_for_lanes(shuttle, 3)?;
+        let mut load = lab.client.command(lab.program("lab-tool")?);
+        let load = load.args(["exchange", "10.78.0.2:7003", "100663296"]).stdout(Stdio::piped()).spawn()?;
+        for process in lane_processes(shuttle) {
+            sleep(Duration::from_millis(100));
+            send(process, Signal::SIGKILL)?;
+        }
+        let output = load.wait_with_output()?;
+        ensure!(output.status.success(), "the exchange broke: {output:?}");
+        ensure!(shuttle.stderr().matches("the others carry on").count() == 3, "not every lane was lost");
+        exchange(lab)
+    })
+}
+
+#[test]
+fn a_server_that_gives_one_session_costs_nothing_but_the_speed() -> Result<()> {
+    let options = || Options { server: Server::OneSession, ..Options::default() };
+    let asked = Run::remote(&["--method=ebpf", "--lanes", "4", "10.78.0.0/24"]);
+    with_tunnel(options(), asked, |lab, shuttle| {
+        let warned = || shuttle.stderr().contains("fewer lanes than asked for");
+        let started = Instant::now();
+        while !warned() && started.elapsed() < END {
+            sleep(Duration::from_millis(10));
+        }
+        ensure!(warned(), "nobody was told");
+        exchange(lab)
+    })?;
+    let options = Options { link: Link::Fat, ..options() };
+    with_tunnel(options, Run::remote(&["--method=ebpf", "10.78.0.0/24"]), |lab, shuttle| {
+        lab.measure::<Rate>(&["bulk", "10.78.0.2", "down", "--seconds", "4"])?;
+        ensure!(shuttle.stderr().lines().count() == 1, "it isn't silent");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_that_the_user_shares_stays_the_users() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let home = &lab.users.local.home;
+    let shared = home.join("shared");
+    let mut master = lab.client.tool(&lab.users.local, "ssh");
+    master.args(["-M", "-N", "-S"]).arg(&shared).arg("shut-remote@server").stdin(Stdio::null());
+    let mut master = master.spawn()?;
+    let started = Instant::now();
+    while !shared.exists() {
+        ensure!(started.elapsed() < END, "ssh shares nothing");
+        sleep(Duration::from_millis(10));
+    }
+    let ssh = format!("ssh -S {}", shared.display());
+    let args = ["--method=ebpf", "-v", "--lanes", "3", "-e", &ssh, "10.78.0.0/24"];
+    let mut shuttle = Shuttle::connect(&lab, Run::remote(&args))?;
+    let used = wait_for_lanes(&shuttle, 2).and_then(|()| exchange(&lab)).with_context(|| shuttle.stderr());
+    shuttle.signal(Signal::SIGINT)?;
+    shuttle.wait(END)?;
+    let lives_on = master.try_wait()?.is_none();
+    master.kill()?;
+    master.wait()?;
+    used?;
+    ensure!(lives_on, "the user's connection has ended with the tunnel");
+    Ok(())
+}
