@@ -19,9 +19,6 @@ use crate::link::{Link, Pipes, role_token};
 use crate::mux::{Door, LaneId};
 use crate::sys::descriptors::{peer_is_own_user, receive_with_descriptors, send_with_descriptors};
 
-/// What the process of a lane prints once the agent will take it.
-pub const ENTERING: &str = "\nshuttle-lane\n";
-
 const LISTENER: Token = role_token(0);
 
 /// The agent's end.
@@ -102,7 +99,7 @@ pub fn enter(token: &str, number: &str) -> io::Result<()> {
     if !peer_is_own_user(&agent)? {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    io::stdout().write_all(ENTERING.as_bytes())?;
+    io::stdout().write_all(Door::ENTERING.as_bytes())?;
     io::stdout().flush()?;
     send_with_descriptors(&agent, &number.to_be_bytes(), &[io::stdin().as_fd(), io::stdout().as_fd()])?;
     // The agent says nothing: this is its end, or the lane's.

@@ -6,9 +6,8 @@ use std::io;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::client::LaneCount;
 use crate::plan::{Families, Plan, default_exclusions};
-use crate::ssh::Remote;
+use crate::ssh::{LaneCount, Remote};
 use shuttle_common::rule::{Ports, Rule, Verdict};
 pub use subnet::{Subnet, SubnetError};
 

@@ -20,10 +20,9 @@ use crate::cli::Tunnel;
 use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
-use crate::ssh::{self, CommandLine, ConnectError, Session, Settings, Stderr};
+use crate::ssh::{self, CommandLine, ConnectError, LaneCount, Session, Settings, Stderr};
 use crate::sys;
 use identity::Identity;
-pub use lanes::{LaneCount, LaneCountError};
 use lanes::{Opener, Wanted};
 use listener::{Captures, ORDERS, Order, Orders, Report};
 

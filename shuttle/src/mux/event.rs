@@ -34,6 +34,11 @@ pub struct Door {
     pub token: u128,
 }
 
+impl Door {
+    /// What the process of a lane prints before it hands the lane over. All that comes earlier is a login script's.
+    pub const ENTERING: &str = "\nshuttle-lane\n";
+}
+
 /// Where the agent connects a stream to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target(pub SocketAddr);

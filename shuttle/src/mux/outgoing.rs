@@ -63,6 +63,12 @@ impl Outgoing {
         self.end - self.written
     }
 
+    /// Bytes that are kept.
+    #[cfg(test)]
+    pub(super) fn retained(&self) -> u64 {
+        self.end - self.acked
+    }
+
     /// The offset of the next byte to be written.
     pub(super) fn written(&self) -> u64 {
         self.written

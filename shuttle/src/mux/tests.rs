@@ -1,5 +1,7 @@
 //! Properties of the mux as a whole: what goes in at one end comes out at the other, whatever happens between.
 
+mod lanes;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -34,6 +36,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|token| Frame::Ping { token }),
         any::<u64>().prop_map(|token| Frame::Pong { token }),
         "[a-zäöü ]{0,300}".prop_map(|message| Frame::Goaway { message }),
+        any::<(u32, u128)>().prop_map(|(process, token)| Frame::Door { door: Door { process, token } }),
+        Just(Frame::Narrow),
         (stream.clone(), address, any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
             stream,
             target: Target(target),
@@ -185,8 +189,12 @@ impl End {
     }
 
     fn receive(&mut self, bytes: &[u8], replies: &[Vec<u8>], now: Instant) {
+        self.receive_on(LaneId::FIRST, bytes, replies, now);
+    }
+
+    fn receive_on(&mut self, lane: LaneId, bytes: &[u8], replies: &[Vec<u8>], now: Instant) {
         let mut input = bytes;
-        while let Some(event) = self.mux.receive(LaneId::FIRST, &mut input, now).unwrap() {
+        while let Some(event) = self.mux.receive(lane, &mut input, now).unwrap() {
             match event {
                 Event::Open { stream, .. } => {
                     self.mux.opened(stream);

@@ -9,7 +9,6 @@ use tokio::process::Command;
 
 use super::control::Control;
 use super::{CommandLine, ConnectError, Process, Stderr, bootstrap, spawn};
-use crate::agent::door::ENTERING;
 use crate::link::Pipes;
 use crate::mux::{Door, LaneId};
 
@@ -114,7 +113,7 @@ fn enter_command(door: Door, lane: LaneId) -> String {
 /// Reads up to where the lane begins. Nothing follows that before this side has greeted.
 async fn skip_noise(stdout: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     let mut heard = Vec::new();
-    while !heard.ends_with(ENTERING.as_bytes()) {
+    while !heard.ends_with(Door::ENTERING.as_bytes()) {
         if heard.len() > MOST_NOISE || stdout.read_buf(&mut heard).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

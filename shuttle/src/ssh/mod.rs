@@ -5,6 +5,7 @@ mod cipher;
 mod config;
 mod control;
 mod diagnosis;
+mod lane_count;
 mod lanes;
 mod process;
 mod remote;
@@ -18,6 +19,7 @@ use tokio::process::Command;
 
 pub use bootstrap::BootstrapError;
 pub use diagnosis::{Diagnosis, Stderr};
+pub use lane_count::{LaneCount, LaneCountError};
 pub use lanes::{Lane, LaneError, Lanes, Way};
 pub use process::Process;
 pub use remote::{Remote, RemoteError};
