@@ -39,7 +39,7 @@ const USAGE: u8 = 2;
 ///
 /// 0 after a signal, 2 for a mistake in `tunnel`; an error is the one line that says what failed and what to try.
 pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
-    let line =
+    let mut line =
         match tunnel.remote.as_ref().map(|remote| CommandLine::new(&tunnel.ssh_cmd, remote)).transpose() {
             Ok(line) => line,
             Err(error) => return Ok(usage(&error)),
@@ -53,19 +53,21 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::debug!("the limit on descriptors stays as it is: {error}");
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let settings = Settings { environment: identity.environment(), verbose: tunnel.verbose > 0 };
+    // ssh is only asked for its configuration as yet, while the helper encloses this process.
+    if let Some(line) = line.as_mut().filter(|_| !tunnel.no_cipher_preference) {
+        runtime.block_on(line.prefer_cipher(&settings));
+    }
+    helper.settle()?;
     // While a signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
     let plan = match tunnel.plan() {
         Ok(plan) => plan,
         Err(error) => return Ok(usage(&error)),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    helper.prepare(&plan)?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let settings = Settings {
-            environment: identity.environment(),
-            prefer_cipher: !tunnel.no_cipher_preference,
-            verbose: tunnel.verbose > 0,
-        };
         let session = tokio::select! {
             session = connect(line, &settings) => match session {
                 Ok(session) => session,
@@ -78,7 +80,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             Ok(tunnel) => tunnel,
             Err(end) => return end.report().await,
         };
-        let captured = helper.capture(&plan)?;
+        let captured = helper.capture()?;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
         tunnel.orders.send(Order::Listen(listeners));
         eprintln!("shuttle: connected; capturing by {}", captured.description);

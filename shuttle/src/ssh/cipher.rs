@@ -7,29 +7,28 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use super::CommandLine;
+use super::{CommandLine, Settings};
 
 const PREFERRED: [&str; 2] = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"];
 
-/// The options that put AES-GCM first; none where it would not be faster, or where the user has chosen.
-///
-/// What the user has chosen is what `ssh -G` says with their configuration and not without.
-pub(super) async fn preference(
-    line: &CommandLine,
-    environment: &[(&'static str, std::ffi::OsString)],
-) -> Vec<String> {
-    if !has_aes() || !line.is_openssh() {
-        return Vec::new();
-    }
-    let (chosen, default) =
-        tokio::join!(ciphers(line, &["-G"], environment), ciphers(line, &["-G", "-F", "none"], environment));
-    match (chosen, default) {
-        (Some(chosen), Some(default)) if chosen == default => prefer(&chosen).unwrap_or_default(),
-        (Some(chosen), _) => {
-            tracing::info!("ciphers as configured: {chosen}");
-            Vec::new()
+impl CommandLine {
+    /// Asks for AES-GCM first, unless it would not be faster or the user has chosen ciphers.
+    ///
+    /// What the user has chosen is what `ssh -G` says with their configuration and not without. Neither
+    /// connects.
+    pub async fn prefer_cipher(&mut self, settings: &Settings) {
+        if !has_aes() || !self.is_openssh() {
+            return;
         }
-        (None, _) => Vec::new(),
+        let (chosen, default) =
+            tokio::join!(ciphers(self, &["-G"], settings), ciphers(self, &["-G", "-F", "none"], settings));
+        match (chosen, default) {
+            (Some(chosen), Some(default)) if chosen == default => {
+                self.preference = prefer(&chosen).unwrap_or_default();
+            }
+            (Some(chosen), _) => tracing::info!("ciphers as configured: {chosen}"),
+            (None, _) => {}
+        }
     }
 }
 
@@ -47,14 +46,14 @@ fn prefer(list: &str) -> Option<Vec<String>> {
 }
 
 /// The effective list of ciphers for the remote; `None` when ssh can't say, which it will explain itself later on.
-async fn ciphers(
-    line: &CommandLine,
-    options: &[&str],
-    environment: &[(&'static str, std::ffi::OsString)],
-) -> Option<String> {
+async fn ciphers(line: &CommandLine, options: &[&str], settings: &Settings) -> Option<String> {
     let mut command = Command::new(&line.program);
     // Of two -F the last one counts.
-    command.args(&line.options).args(options).arg(&line.destination).envs(environment.iter().cloned());
+    command
+        .args(&line.options)
+        .args(options)
+        .arg(&line.destination)
+        .envs(settings.environment.iter().cloned());
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output().await.ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().find_map(|line| line.strip_prefix("ciphers ")).map(str::to_owned)

@@ -59,6 +59,8 @@ pub enum ConnectError {
 pub struct CommandLine {
     program: String,
     options: Vec<String>,
+    /// Options that the user has not asked for.
+    preference: Vec<String>,
     destination: String,
     remote: Remote,
 }
@@ -77,6 +79,7 @@ impl CommandLine {
         Ok(Self {
             program: program.clone(),
             options,
+            preference: Vec::new(),
             destination: remote.destination(),
             remote: remote.clone(),
         })
@@ -100,8 +103,6 @@ impl CommandLine {
 pub struct Settings {
     /// What replaces what ssh would inherit from this process's environment.
     pub environment: Vec<(&'static str, OsString)>,
-    /// Whether the fastest cipher may be asked for where the user has chosen none.
-    pub prefer_cipher: bool,
     /// Whether to pass on everything that ssh says.
     pub verbose: bool,
 }
@@ -111,10 +112,7 @@ pub struct Settings {
 /// Takes as long as ssh takes to authenticate, prompts included; dropping the future ends ssh.
 pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session, ConnectError> {
     let mut command = Command::new(&line.program);
-    command.args(&line.options).envs(settings.environment.iter().cloned());
-    if settings.prefer_cipher {
-        command.args(cipher::preference(line, &settings.environment).await);
-    }
+    command.args(&line.options).args(&line.preference).envs(settings.environment.iter().cloned());
     command.arg(&line.destination).arg(bootstrap::remote_command());
     tracing::info!("running {} {} {}", line.program, line.options.join(" "), line.destination);
     let mut process = spawn(command, &line.program)?;

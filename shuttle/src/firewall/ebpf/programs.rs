@@ -211,20 +211,31 @@ impl Programs {
 /// The program that exempts the sockets of one cgroup, attached while this lives.
 #[derive(Debug)]
 pub(super) struct Exemption {
-    _object: Ebpf,
+    object: Ebpf,
 }
 
 impl Exemption {
-    /// Attaches the program to `cgroup`.
-    pub(super) fn attach(cgroup: &OwnedFd) -> Result<Self, Error> {
-        const NAME: &str = "exempt";
-        let mut object = Settings::default().load(false, false).map_err(object_failed)?;
-        let program = object.program_mut(NAME).ok_or_else(|| missing(NAME))?;
-        let failed = |error| program_failed(NAME, "Linux 5.7", &error);
-        let program = <&mut CgroupSock>::try_from(program).map_err(failed)?;
-        program.load().map_err(failed)?;
-        program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
-        Ok(Self { _object: object })
+    const NAME: &str = "exempt";
+
+    /// Loads the program; it is attached to nothing yet.
+    pub(super) fn load() -> Result<Self, Error> {
+        let mut exemption = Self { object: Settings::default().load(false, false).map_err(object_failed)? };
+        exemption.program()?.load().map_err(Self::failed)?;
+        Ok(exemption)
+    }
+
+    /// Attaches it to `cgroup`: from now on new sockets there are exempt.
+    pub(super) fn attach(&mut self, cgroup: &OwnedFd) -> Result<(), Error> {
+        self.program()?.attach(cgroup, CgroupAttachMode::Single).map(drop).map_err(Self::failed)
+    }
+
+    fn program(&mut self) -> Result<&mut CgroupSock, Error> {
+        let program = self.object.program_mut(Self::NAME).ok_or_else(|| missing(Self::NAME))?;
+        program.try_into().map_err(Self::failed)
+    }
+
+    fn failed(error: ProgramError) -> Error {
+        program_failed(Self::NAME, "Linux 5.7", &error)
     }
 }
 
