@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Method,
-    ebpf::{Capture, Enclosure, Prepared, Started},
+    ebpf::{Capture, Enclosure, Loader, Prepared, Started},
     wire::{self, Request, Response, VERSION},
 };
 use crate::plan::Plan;
@@ -60,7 +60,14 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
     // A signal that is received here no longer ends the process.
     let _ignored: [Signal; 2] = [signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
     let mut requests = receive_requests(stream.try_clone()?);
-    let mut helper = Helper { client, greeted: false, enclosure: None, prepared: None, capture: None };
+    let mut helper = Helper {
+        client,
+        greeted: false,
+        loader: Loader::default(),
+        enclosure: None,
+        prepared: None,
+        capture: None,
+    };
     let ended = loop {
         tokio::select! {
             request = requests.recv() => match request {
@@ -106,6 +113,7 @@ async fn local_changed(capture: &mut Option<Capture>) {
 struct Helper {
     client: i32,
     greeted: bool,
+    loader: Loader,
     enclosure: Option<Enclosure>,
     prepared: Option<Prepared>,
     capture: Option<Capture>,
@@ -138,7 +146,8 @@ impl Helper {
         if self.enclosure.is_some() {
             return Err("the client is enclosed already".to_owned());
         }
-        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
+        self.enclosure =
+            Some(Enclosure::new(&mut self.loader, self.client).map_err(|error| error.to_string())?);
         Ok(Response::Enclosed)
     }
 
@@ -146,7 +155,10 @@ impl Helper {
         if self.prepared.is_some() || self.capture.is_some() {
             return Err("a capture is prepared already".to_owned());
         }
-        self.prepared = Some(Capture::prepare(plan, log).await.map_err(|error| error.to_string())?);
+        // Nothing is loaded after this, and what the loader knows is many megabytes.
+        let mut loader = std::mem::take(&mut self.loader);
+        let prepared = Capture::prepare(&mut loader, plan, log).await;
+        self.prepared = Some(prepared.map_err(|error| error.to_string())?);
         Ok(Response::Prepared)
     }
 

@@ -5,7 +5,7 @@ use std::{io, thread};
 use super::{
     Error,
     cgroup::{Cgroup, sweep},
-    programs::Exemption,
+    programs::{Exemption, Loader},
 };
 
 /// A bypass cgroup with its program attached. Kept until the last: without it, ssh would be captured.
@@ -19,7 +19,7 @@ pub(crate) struct Enclosure {
 
 impl Enclosure {
     /// Moves the process `pid` into a new child of its own cgroup; the limits on that cgroup hold on.
-    pub(crate) fn new(pid: i32) -> Result<Self, Error> {
+    pub(crate) fn new(loader: &mut Loader, pid: i32) -> Result<Self, Error> {
         match sweep() {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => tracing::debug!(?removed, "left by dead instances"),
@@ -28,7 +28,7 @@ impl Enclosure {
         let parent = Cgroup::root()?.of_process(pid)?;
         let cgroup = parent.make_bypass(pid)?;
         let mut enclosure = Self { pid, parent, cgroup, exemption: None };
-        match enclosure.fill() {
+        match enclosure.fill(loader) {
             Ok(()) => Ok(enclosure),
             Err(error) => {
                 enclosure.undo();
@@ -38,9 +38,9 @@ impl Enclosure {
     }
 
     /// Moves the process in and loads the program, side by side: the one waits in the kernel, the other computes.
-    fn fill(&mut self) -> Result<(), Error> {
+    fn fill(&mut self, loader: &mut Loader) -> Result<(), Error> {
         let (moved, loaded) = thread::scope(|scope| {
-            let loaded = scope.spawn(Exemption::load);
+            let loaded = scope.spawn(|| Exemption::load(loader));
             (self.cgroup.add(self.pid), loaded.join())
         });
         moved.map_err(Error::system(format!("moving process {} into its bypass cgroup", self.pid)))?;

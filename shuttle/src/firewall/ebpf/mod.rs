@@ -29,6 +29,7 @@ pub(super) use self::{
     enclosure::Enclosure,
     local::Watch,
     netlink::{Netlink, purge},
+    programs::Loader,
 };
 use self::{
     listen::Listeners,
@@ -149,7 +150,7 @@ impl Prepared {
 
 impl Capture {
     /// Gets ready for [`Prepared::start`], which proves that this kernel takes the programs. On an error, nothing is left.
-    pub(super) async fn prepare(plan: &Plan, log: bool) -> Result<Prepared, Error> {
+    pub(super) async fn prepare(loader: &mut Loader, plan: &Plan, log: bool) -> Result<Prepared, Error> {
         let entries = compile(&plan.rules)?;
         let netlink = Netlink::open()?;
         purge(&netlink).await?;
@@ -158,7 +159,7 @@ impl Capture {
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
         let settings = Settings::new(slot, families, tun.index, listeners.any());
-        let mut programs = Programs::load(&settings, log)?;
+        let mut programs = Programs::load(loader, &settings, log)?;
         programs.set_listeners(&listeners)?;
         programs.replace_rules(only(families, entries))?;
         Ok(Prepared { programs, netlink, slot, families, tun, listeners, note })
