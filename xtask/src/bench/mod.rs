@@ -62,6 +62,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 
 /// Release builds: what a user runs.
 pub(crate) fn build_programs() -> Result<()> {
+    packages::add_musl();
     run_program(cargo().args(["build", "--release", "--bins", "-p", "shuttle", "-p", "shuttle-tests"]))
 }
 

@@ -23,7 +23,8 @@ pub(crate) fn markdown(link: Link, columns: &[Column]) -> String {
     let mut table =
         format!("\n### {}\n\n| | {} |\n", link.name(), cells(&|column| column.peer.name().into()));
     table += &format!("|---|{}\n", "---:|".repeat(columns.len()));
-    for metric in METRICS {
+    let measured = |metric: &&str| columns.iter().any(|column| column.median(metric).is_some());
+    for metric in METRICS.into_iter().filter(measured) {
         table +=
             &format!("| {metric} | {} |\n", cells(&|column| column.median(metric).map_or("-".into(), short)));
     }
