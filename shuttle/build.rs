@@ -2,10 +2,18 @@
 //!
 //! The agent is this same package with the `agent` feature alone, linked statically. Its build is a cargo of its own
 //! with a target directory of its own, since cargo has no way to say that one program embeds another.
+//!
+//! What `ssh/bootstrap` needs to send it is made here too: compressed, and with the sums that the remote machine checks.
 
 use std::env;
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use sha2::{Digest, Sha256};
 
 /// What the agent is made of; a change elsewhere need not build it again.
 const AGENT_SOURCES: [&str; 7] =
@@ -19,20 +27,47 @@ fn main() {
     for source in AGENT_SOURCES {
         println!("cargo::rerun-if-changed={source}");
     }
-    let agent = build_agent();
+    let out = PathBuf::from(variable("OUT_DIR"));
+    let agent = build_agent(&out.join("agent"));
+    let program = fs::read(&agent).unwrap_or_else(|error| panic!("{}: {error}", agent.display()));
+    let compressed = out.join("agent.gz");
+    compress(&program, &compressed).unwrap_or_else(|error| panic!("{}: {error}", compressed.display()));
     println!("cargo::rustc-env=SHUTTLE_AGENT={}", agent.display());
+    println!("cargo::rustc-env=SHUTTLE_AGENT_GZIP={}", compressed.display());
+    println!("cargo::rustc-env=SHUTTLE_AGENT_SUMS={}", sums(&program));
 }
 
-fn build_agent() -> PathBuf {
-    let out = PathBuf::from(variable("OUT_DIR")).join("agent");
-    // Rust's GNU targets link statically too: nothing but the toolchain that builds the client is needed.
+/// The target that makes the smaller agent, of those that the toolchain can link statically by itself.
+fn agent_target() -> String {
     let target = variable("TARGET");
+    // musl is a third of glibc, but its Rust target must have been installed.
+    let musl = target.replace("-linux-gnu", "-linux-musl");
+    match standard_library(&musl) {
+        Some(library) => {
+            println!("cargo::rerun-if-changed={}", library.display());
+            musl
+        }
+        None => target,
+    }
+}
+
+/// Where the toolchain keeps its standard library for `target`, if it has one.
+fn standard_library(target: &str) -> Option<PathBuf> {
+    let asked =
+        Command::new(variable("RUSTC")).args(["--print", "target-libdir", "--target", target]).output();
+    let library = PathBuf::from(String::from_utf8(asked.ok()?.stdout).ok()?.trim());
+    let mut files = fs::read_dir(&library).ok()?.flatten();
+    files.any(|file| file.file_name().to_string_lossy().starts_with("libstd-")).then_some(library)
+}
+
+fn build_agent(out: &Path) -> PathBuf {
+    let target = agent_target();
     let manifest = Path::new(&variable("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     let mut cargo = Command::new(variable("CARGO"));
     cargo
         .args(["build", "--quiet", "--no-default-features", "--features", "agent", "--bin", "shuttle-agent"])
         .args(["--profile", "agent", "--target", &target, "--target-dir"])
-        .arg(&out)
+        .arg(out)
         .arg("--manifest-path")
         .arg(manifest)
         // Clippy and coverage wrap the compiler of the outer build; the agent is the same under each.
@@ -45,6 +80,31 @@ fn build_agent() -> PathBuf {
     let status = cargo.status().unwrap_or_else(|error| panic!("cargo can't be run for the agent: {error}"));
     assert!(status.success(), "the agent for {target} doesn't build: {status}");
     out.join(target).join("agent").join("shuttle-agent")
+}
+
+fn compress(program: &[u8], path: &Path) -> std::io::Result<()> {
+    let mut gzip = GzEncoder::new(fs::File::create(path)?, Compression::best());
+    gzip.write_all(program)?;
+    gzip.finish().map(drop)
+}
+
+/// `LENGTH SHA256 CRC`, as docs/protocol.md has them.
+fn sums(program: &[u8]) -> String {
+    let sha256: String = Sha256::digest(program).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{} {sha256} {}", program.len(), posix_crc(program))
+}
+
+/// What POSIX cksum prints first: the CRC of the bytes and of their count, generator 0x04c11db7, most significant
+/// bit first, complemented.
+fn posix_crc(bytes: &[u8]) -> u32 {
+    let length = bytes.len().to_le_bytes();
+    let significant = length.len() - length.iter().rev().take_while(|byte| **byte == 0).count();
+    let feed = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ (u32::from(*byte) << 24), |crc, _| {
+            if crc & 0x8000_0000 == 0 { crc << 1 } else { (crc << 1) ^ 0x04c1_1db7 }
+        })
+    };
+    !bytes.iter().chain(&length[..significant]).fold(0, feed)
 }
 
 fn variable(name: &str) -> String {

@@ -51,6 +51,14 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     Ok(())
 }
 
+/// Adds the target for which the agent is smaller; shuttle builds without it too.
+pub(crate) fn add_musl() {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    if output(Command::new("rustup").args(["target", "add", &target])).is_err() {
+        eprintln!("without the Rust target {target}: the agent will be larger");
+    }
+}
+
 /// The lab makes network namespaces: only root may.
 fn ensure_root() -> Result<()> {
     let id = output(Command::new("id").arg("-u"))?;

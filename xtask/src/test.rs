@@ -13,6 +13,7 @@ const WHOLE: [&str; 3] = ["--workspace", "--exclude", "shuttle-ebpf"];
 
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     packages::install(packages::LAB)?;
+    packages::add_musl();
     crate::run::run(cargo().args(["build", "--bins"]).args(WHOLE))?;
     let mut tests = cargo();
     tests.args(["test", "--no-fail-fast"]).args(WHOLE).arg("--").args(filter);

@@ -20,7 +20,7 @@ use crate::cli::Tunnel;
 use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
-use crate::ssh::{self, CommandLine, ConnectError, LaneCount, Session, Settings, Stderr};
+use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
 use identity::Identity;
 use lanes::{Opener, Wanted};
@@ -56,22 +56,29 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::debug!("the limit on descriptors stays as it is: {error}");
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let settings = Settings {
+        environment: identity.environment(),
+        prefer_cipher: !tunnel.no_cipher_preference,
+        share: tunnel.lanes != LaneCount::Exactly(NonZeroU8::MIN),
+        verbose: tunnel.verbose > 0,
+    };
+    // ssh is only asked for its configuration as yet, while the helper encloses this process.
+    let remote = line.map(|line| {
+        let extras = runtime.block_on(Extras::find(&line, &settings));
+        (line, extras)
+    });
+    helper.settle()?;
     // While a signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
     let plan = match tunnel.plan() {
         Ok(plan) => plan,
         Err(error) => return Ok(usage(&error)),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    helper.prepare(&plan)?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let settings = Settings {
-            environment: identity.environment(),
-            prefer_cipher: !tunnel.no_cipher_preference,
-            share: tunnel.lanes != LaneCount::Exactly(NonZeroU8::MIN),
-            verbose: tunnel.verbose > 0,
-        };
         let session = tokio::select! {
-            session = connect(line, &settings) => match session {
+            session = connect(remote, &settings) => match session {
                 Ok(session) => session,
                 Err(_) if signals.follow().await => return Ok(ExitCode::SUCCESS),
                 Err(error) => return Err(error.into()),
@@ -83,7 +90,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             Ok(tunnel) => tunnel,
             Err(end) => return end.report().await,
         };
-        let captured = helper.capture(&plan)?;
+        let captured = helper.capture()?;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
         tunnel.orders.send(Order::Listen(listeners));
         eprintln!("shuttle: connected; capturing by {}", captured.description);
@@ -105,9 +112,12 @@ fn usage(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-async fn connect(line: Option<CommandLine>, settings: &Settings) -> Result<Session, ConnectError> {
-    match line {
-        Some(line) => ssh::connect(&line, settings).await,
+async fn connect(
+    remote: Option<(CommandLine, Extras)>,
+    settings: &Settings,
+) -> Result<Session, ConnectError> {
+    match remote {
+        Some((line, extras)) => ssh::connect(&line, extras, settings).await,
         None => ssh::local_agent(),
     }
 }

@@ -36,7 +36,12 @@ pub struct Handle {
     stream: UnixStream,
     helper: Child,
     log: bool,
+    /// The answer that was not waited for yet.
+    owed: Option<Fits>,
 }
+
+/// Whether an answer is one to the question.
+type Fits = fn(&Response) -> bool;
 
 /// What [`Handle::capture`] started.
 #[derive(Debug)]
@@ -100,7 +105,7 @@ impl Handle {
         let (stream, theirs) =
             UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
         let (helper, program) = spawn_helper(theirs.into())?;
-        let mut handle = Self { stream, helper, log: false };
+        let mut handle = Self { stream, helper, log: false, owed: None };
         let theirs = match handle.ask(&Request::Hello { version: VERSION }) {
             Ok((Response::Hello { version }, _)) => version,
             Ok(_) => return Err(Error::Confused),
@@ -121,21 +126,29 @@ impl Handle {
         }
     }
 
-    /// Whether [`capture`](Self::capture) loads the programs that log each decision to the helper's stderr.
+    /// Whether [`prepare`](Self::prepare) loads the programs that log each decision to the helper's stderr.
     pub fn log_programs(&mut self, on: bool) {
         self.log = on;
     }
 
-    /// Puts this process into a cgroup whose new sockets are never captured. Children started later inherit it;
-    /// sockets that exist already keep what they have. Call it before starting ssh.
+    /// Has this process put into a cgroup whose new sockets are never captured. Children started later inherit it;
+    /// sockets that exist already keep what they have. It is done once [`settle`](Self::settle) says so: before ssh
+    /// may be started.
     pub fn enclose(&mut self) -> Result<(), Error> {
-        self.expect(&Request::Enclose, |response| matches!(response, Response::Enclosed))
+        self.begin(&Request::Enclose, |response| matches!(response, Response::Enclosed))
     }
 
-    /// Starts capturing; on an error nothing is captured. Once for each handle.
-    pub fn capture(&mut self, plan: &Plan) -> Result<Captured, Error> {
-        let request = Request::Capture { plan: plan.clone(), log: self.log };
-        let (Response::Captured { method, v4, v6, description }, descriptors) = self.ask(&request)? else {
+    /// Has all made ready that capturing needs, which takes the helper some hundredths of a second; nothing is captured.
+    /// Doesn't wait: what fails is said by [`capture`](Self::capture). Once for each handle.
+    pub fn prepare(&mut self, plan: &Plan) -> Result<(), Error> {
+        let request = Request::Prepare { plan: plan.clone(), log: self.log };
+        self.begin(&request, |response| matches!(response, Response::Prepared))
+    }
+
+    /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
+    pub fn capture(&mut self) -> Result<Captured, Error> {
+        let answer = self.ask(&Request::Capture)?;
+        let (Response::Captured { method, v4, v6, description }, descriptors) = answer else {
             return Err(Error::Confused);
         };
         let mut listeners = descriptors.into_iter().map(TcpListener::from);
@@ -147,17 +160,32 @@ impl Handle {
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist
     /// keep their way.
     pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<(), Error> {
-        self.expect(&Request::Replace { rules }, |response| matches!(response, Response::Replaced))
+        self.begin(&Request::Replace { rules }, |response| matches!(response, Response::Replaced))?;
+        self.settle()
     }
 
-    /// Asks for what has no result.
-    fn expect(&mut self, request: &Request, fits: fn(&Response) -> bool) -> Result<(), Error> {
-        let (response, _) = self.ask(request)?;
+    /// Asks for what has no result, and doesn't wait for the answer.
+    fn begin(&mut self, request: &Request, fits: Fits) -> Result<(), Error> {
+        self.settle()?;
+        wire::send(&self.stream, request, &[]).map_err(Error::Gone)?;
+        self.owed = Some(fits);
+        Ok(())
+    }
+
+    /// Waits until the helper has done what it was asked for last.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        let Some(fits) = self.owed.take() else { return Ok(()) };
+        let (response, _) = self.receive()?;
         if fits(&response) { Ok(()) } else { Err(Error::Confused) }
     }
 
     fn ask(&mut self, request: &Request) -> Result<(Response, Vec<OwnedFd>), Error> {
+        self.settle()?;
         wire::send(&self.stream, request, &[]).map_err(Error::Gone)?;
+        self.receive()
+    }
+
+    fn receive(&self) -> Result<(Response, Vec<OwnedFd>), Error> {
         match wire::receive(&self.stream).map_err(Error::Gone)? {
             (Response::Failed { message }, _) => Err(Error::Failed(message)),
             answer => Ok(answer),

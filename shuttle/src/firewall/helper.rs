@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Method,
-    ebpf::{Capture, Enclosure, Started},
+    ebpf::{Capture, Enclosure, Loader, Prepared, Started},
     wire::{self, Request, Response, VERSION},
 };
 use crate::plan::Plan;
@@ -60,7 +60,14 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
     // A signal that is received here no longer ends the process.
     let _ignored: [Signal; 2] = [signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
     let mut requests = receive_requests(stream.try_clone()?);
-    let mut helper = Helper { client, greeted: false, enclosure: None, capture: None };
+    let mut helper = Helper {
+        client,
+        greeted: false,
+        loader: Loader::default(),
+        enclosure: None,
+        prepared: None,
+        capture: None,
+    };
     let ended = loop {
         tokio::select! {
             request = requests.recv() => match request {
@@ -106,7 +113,9 @@ async fn local_changed(capture: &mut Option<Capture>) {
 struct Helper {
     client: i32,
     greeted: bool,
+    loader: Loader,
     enclosure: Option<Enclosure>,
+    prepared: Option<Prepared>,
     capture: Option<Capture>,
 }
 
@@ -120,8 +129,9 @@ impl Helper {
             }
             _ if !self.greeted => Err("the client did not say hello".to_owned()),
             Request::Enclose => self.enclose(),
-            Request::Capture { plan, log } => {
-                let result = self.start(&plan, log).await;
+            Request::Prepare { plan, log } => self.prepare(&plan, log).await,
+            Request::Capture => {
+                let result = self.start().await;
                 result.map(|it| captured(started.insert(it)))
             }
             Request::Replace { rules } => self.replace(&rules),
@@ -136,15 +146,25 @@ impl Helper {
         if self.enclosure.is_some() {
             return Err("the client is enclosed already".to_owned());
         }
-        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
+        self.enclosure =
+            Some(Enclosure::new(&mut self.loader, self.client).map_err(|error| error.to_string())?);
         Ok(Response::Enclosed)
     }
 
-    async fn start(&mut self, plan: &Plan, log: bool) -> Result<Started, String> {
-        if self.capture.is_some() {
-            return Err("it is capturing already".to_owned());
+    async fn prepare(&mut self, plan: &Plan, log: bool) -> Result<Response, String> {
+        if self.prepared.is_some() || self.capture.is_some() {
+            return Err("a capture is prepared already".to_owned());
         }
-        let (capture, started) = Capture::start(plan, log).await.map_err(|error| error.to_string())?;
+        // Nothing is loaded after this, and what the loader knows is many megabytes.
+        let mut loader = std::mem::take(&mut self.loader);
+        let prepared = Capture::prepare(&mut loader, plan, log).await;
+        self.prepared = Some(prepared.map_err(|error| error.to_string())?);
+        Ok(Response::Prepared)
+    }
+
+    async fn start(&mut self) -> Result<Started, String> {
+        let prepared = self.prepared.take().ok_or("no capture is prepared")?;
+        let (capture, started) = prepared.start().await.map_err(|error| error.to_string())?;
         self.capture = Some(capture);
         Ok(started)
     }

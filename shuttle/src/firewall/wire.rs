@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Both ends are one program, but an upgrade can come between their starts.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Above a plan of 200,000 rules, below what would trouble the machine.
 const MAX_LENGTH: u32 = 32 << 20;
@@ -34,13 +34,15 @@ pub enum Request {
     },
     /// Put the client and its later children beyond capture.
     Enclose,
-    /// Start capturing.
-    Capture {
+    /// Get everything ready that capturing needs, and capture nothing yet.
+    Prepare {
         /// What to capture.
         plan: Plan,
         /// Whether to load the programs that log (see `Handle::log_programs`).
         log: bool,
     },
+    /// Start capturing what was prepared.
+    Capture,
     /// Replace the rules of the running capture at one stroke.
     Replace {
         /// The new rules, all of them.
@@ -58,6 +60,8 @@ pub enum Response {
     },
     /// Answers `Enclose`.
     Enclosed,
+    /// Answers `Prepare`.
+    Prepared,
     /// Answers `Capture`; the listeners' descriptors come along, IPv4 first.
     Captured {
         /// The method in use.

@@ -126,14 +126,45 @@ impl Settings {
     }
 }
 
+/// What ssh is asked for besides what the user asks it for.
+#[derive(Debug, Default)]
+pub struct Extras {
+    /// A cipher.
+    options: Vec<String>,
+    /// That its connection can be shared.
+    control: Option<Control>,
+}
+
+impl Extras {
+    /// Finds out by `ssh -G` what may be asked for; nothing is connected to.
+    pub async fn find(line: &CommandLine, settings: &Settings) -> Self {
+        let prefer_cipher = settings.prefer_cipher && cipher::has_aes();
+        if !line.is_openssh() || !prefer_cipher && !settings.share {
+            return Self::default();
+        }
+        let default =
+            async { if prefer_cipher { Config::read(line, &["-F", "none"], settings).await } else { None } };
+        let (in_effect, default) = tokio::join!(Config::read(line, &[], settings), default);
+        let control = match &in_effect {
+            Some(config) if settings.share && config.has_control_path => Some(Control::Theirs),
+            Some(_) if settings.share => Control::ours(settings.home().as_deref()),
+            Some(_) | None => None,
+        };
+        Self { options: cipher::preference(in_effect.as_ref(), default.as_ref()), control }
+    }
+}
+
 /// Connects, and starts the agent on the other side.
 ///
 /// Takes as long as ssh takes to authenticate, prompts included; dropping the future ends ssh.
-pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session, ConnectError> {
-    let (options, control) = own_options(line, settings).await;
+pub async fn connect(
+    line: &CommandLine,
+    extras: Extras,
+    settings: &Settings,
+) -> Result<Session, ConnectError> {
     let mut command = Command::new(&line.program);
-    command.args(&line.options).args(&options).envs(settings.environment.iter().cloned());
-    if let Some(control) = &control {
+    command.args(&line.options).args(&extras.options).envs(settings.environment.iter().cloned());
+    if let Some(control) = &extras.control {
         command.args(control.master_options());
     }
     command.arg(&line.destination).arg(bootstrap::remote_command());
@@ -145,9 +176,9 @@ pub async fn connect(line: &CommandLine, settings: &Settings) -> Result<Session,
             stderr.connected();
             let lanes = Lanes {
                 line: line.clone(),
-                options,
+                options: extras.options,
                 environment: settings.environment.clone(),
-                control: control.map(Arc::new),
+                control: extras.control.map(Arc::new),
                 verbose: settings.verbose,
             };
             Ok(Session { pipes, process, stderr, lanes: Some(lanes), name: "the ssh connection" })
@@ -170,23 +201,6 @@ pub fn local_agent() -> Result<Session, ConnectError> {
     let stderr = Stderr::relay(process.child().stderr.take(), true);
     let pipes = bootstrap::pipes(process.child()).map_err(BootstrapError::Io)?;
     Ok(Session { pipes, process, stderr, lanes: None, name: "the local agent" })
-}
-
-/// What ssh is asked for besides what the user asks it for: a cipher, and that its connection can be shared.
-async fn own_options(line: &CommandLine, settings: &Settings) -> (Vec<String>, Option<Control>) {
-    let prefer_cipher = settings.prefer_cipher && cipher::has_aes();
-    if !line.is_openssh() || !prefer_cipher && !settings.share {
-        return (Vec::new(), None);
-    }
-    let default =
-        async { if prefer_cipher { Config::read(line, &["-F", "none"], settings).await } else { None } };
-    let (in_effect, default) = tokio::join!(Config::read(line, &[], settings), default);
-    let control = match &in_effect {
-        Some(config) if settings.share && config.has_control_path => Some(Control::Theirs),
-        Some(_) if settings.share => Control::ours(settings.home().as_deref()),
-        Some(_) | None => None,
-    };
-    (cipher::preference(in_effect.as_ref(), default.as_ref()), control)
 }
 
 fn spawn(mut command: Command, program: &str) -> Result<Process, ConnectError> {

@@ -34,14 +34,18 @@ impl Process {
     }
 
     /// Ends it: asks by SIGTERM, and kills half a second later.
+    ///
+    /// Asks again and again: ssh that has just prompted for a password only takes note of a signal, and then waits for
+    /// the password all the same.
     pub fn end(&mut self) {
         // None once its end has been taken note of.
         let Some(pid) = self.0.id().and_then(|pid| pid.try_into().ok()) else { return };
-        if kill(Pid::from_raw(pid), Signal::SIGTERM).is_err() {
-            return;
-        }
         const STEP: Duration = Duration::from_millis(5);
-        for _ in 0..LIMIT.as_millis() / STEP.as_millis() {
+        const STEPS_A_SIGNAL: u128 = 10;
+        for step in 0..LIMIT.as_millis() / STEP.as_millis() {
+            if step % STEPS_A_SIGNAL == 0 && kill(Pid::from_raw(pid), Signal::SIGTERM).is_err() {
+                return;
+            }
             match self.0.try_wait() {
                 Ok(None) => sleep(STEP),
                 Ok(Some(_)) | Err(_) => return,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use shuttle::{
-    firewall::handle::{Captured, Handle},
+    firewall::handle::{Captured, Error, Handle},
     plan::{Families, Plan, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
@@ -57,9 +57,15 @@ pub(crate) fn everything() -> Plan {
 }
 
 /// A helper that captures, and a proxy behind its listeners.
+/// Prepares and captures.
+pub(crate) fn capture(handle: &mut Handle, plan: &Plan) -> Result<Captured, Error> {
+    handle.prepare(plan)?;
+    handle.capture()
+}
+
 pub(crate) fn start(plan: &Plan) -> (Handle, Captured) {
     let mut handle = Handle::spawn().expect("a helper");
-    let captured = handle.capture(plan).expect("capture");
+    let captured = capture(&mut handle, plan).expect("capture");
     for listener in [&captured.listener4, &captured.listener6].into_iter().flatten() {
         serve(listener.try_clone().expect("a listener"), proxy);
     }
@@ -160,7 +166,7 @@ fn bypass_cgroup() {
     let before = cgroup();
     let (mut handle, _captured) = start(&everything());
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    handle.enclose().expect("enclose");
+    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
     for (how, destination) in
         [(How::Plain, "10.99.0.1:7"), (How::Plain, "[fd99::1]:7"), (How::Mapped, "10.99.0.1:7")]
     {
@@ -169,7 +175,7 @@ fn bypass_cgroup() {
     let script = "exec 3<>/dev/tcp/10.99.0.1/7; cat <&3";
     let child = std::process::Command::new("bash").args(["-c", script]).output().expect("bash");
     assert_eq!(String::from_utf8_lossy(&child.stdout), "world", "a child inherits it");
-    let error = handle.enclose().expect_err("twice");
+    let error = handle.enclose().and_then(|()| handle.settle()).expect_err("twice");
     assert_eq!(error.to_string(), "the client is enclosed already");
     drop(handle);
     assert_eq!(cgroup(), before, "back where it was");
@@ -189,7 +195,7 @@ fn closed_listeners() {
     let _world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));
     let mut handle = Handle::spawn().expect("a helper");
-    drop(handle.capture(&everything()).expect("capture"));
+    drop(capture(&mut handle, &everything()).expect("capture"));
     // The helper closes its copies just after it has sent them.
     let refused = || ask(How::Plain, address("[fd99::1]:7")) == "ConnectionRefused";
     assert_eventually("an IPv6 connection is refused", refused);
@@ -246,7 +252,7 @@ fn logging_programs() {
     let _world = World::new();
     let mut handle = Handle::spawn().expect("a helper");
     handle.log_programs(true);
-    let captured = handle.capture(&everything()).expect("capture");
+    let captured = capture(&mut handle, &everything()).expect("capture");
     serve(captured.listener4.expect("an IPv4 listener"), proxy);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
 }
@@ -278,8 +284,9 @@ fn without_ipv6() {
 fn errors_are_named() {
     let _world = World::new();
     let before = network_state();
-    let error =
-        |plan: &Plan| Handle::spawn().expect("a helper").capture(plan).expect_err("impossible").to_string();
+    let error = |plan: &Plan| {
+        capture(&mut Handle::spawn().expect("a helper"), plan).expect_err("impossible").to_string()
+    };
     let mut backwards = everything();
     backwards.rules[0].ports = Ports { first: 2, last: 1 };
     assert_eq!(error(&backwards), "0.0.0.0/8: the port range 2-1 ends before it begins");

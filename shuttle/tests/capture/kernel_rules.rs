@@ -11,7 +11,10 @@ use shuttle::{
 use shuttle_common::rule::{Ports, Rule, Verdict, decide};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{cases::rule, lab::ip};
+use crate::{
+    cases::{capture, rule},
+    lab::ip,
+};
 
 const BOTH: Families = Families { v4: true, v6: true };
 /// How many random sets of rules; each starts a helper.
@@ -32,7 +35,7 @@ pub(crate) fn equal_the_reference() {
         let rules: Vec<_> = (0..random.below(24)).map(|_| random.rule()).collect();
         let mut handle = Handle::spawn().expect("a helper");
         let plan = Plan { rules: rules.clone(), families: BOTH };
-        drop(handle.capture(&plan).unwrap_or_else(|error| panic!("seed {seed}: {error}: {rules:?}")));
+        drop(capture(&mut handle, &plan).unwrap_or_else(|error| panic!("seed {seed}: {error}: {rules:?}")));
         for address in edges(&rules) {
             for port in [1, 79, 80, 81, 83, 65535] {
                 let want = decide(&rules, address, port);
@@ -54,7 +57,7 @@ pub(crate) fn every_kind_of_socket() {
     enter_nowhere();
     let mut handle = Handle::spawn().expect("a helper");
     let rules = vec![rule("0.0.0.0/0", Verdict::Capture), rule("::/0", Verdict::Capture)];
-    drop(handle.capture(&Plan { rules, families: BOTH }).expect("capture"));
+    drop(capture(&mut handle, &Plan { rules, families: BOTH }).expect("capture"));
     let rows = [
         (Type::STREAM, 0, CAPTURE),
         (Type::STREAM, 0xca6c, 0xca6c | CAPTURE),

@@ -18,8 +18,12 @@ use super::peers::Peer;
 /// Figures by name, the unit in the name; or why there is none.
 pub(crate) type Figures = BTreeMap<&'static str, Result<f64, String>>;
 
+/// From exec until shuttle captures, or until ssh has run a command.
+pub(crate) const START: &str = "from exec to ready, ms";
+
 /// The figures in the order of the table.
-pub(crate) const METRICS: [&str; 21] = [
+pub(crate) const METRICS: [&str; 22] = [
+    START,
     "1 flow down, Mbit/s",
     "1 flow up, Mbit/s",
     "8 flows down, Mbit/s",
@@ -51,6 +55,8 @@ pub(crate) struct Effort {
     connects: usize,
     idle: usize,
     stall: f64,
+    /// How often each is started for one figure.
+    pub(crate) starts: usize,
 }
 
 impl Effort {
@@ -58,8 +64,10 @@ impl Effort {
     pub(crate) fn new(link: Link, quick: bool) -> Effort {
         let bulk = if link.shape().is_some() { 10.0 } else { 4.0 };
         match quick {
-            true => Effort { bulk: bulk / 2.0, round_trips: 1.0, connects: 500, idle: 200, stall: 2.0 },
-            false => Effort { bulk, round_trips: 3.0, connects: 3_000, idle: 1_000, stall: 5.0 },
+            true => {
+                Effort { bulk: bulk / 2.0, round_trips: 1.0, connects: 500, idle: 200, stall: 2.0, starts: 5 }
+            }
+            false => Effort { bulk, round_trips: 3.0, connects: 3_000, idle: 1_000, stall: 5.0, starts: 11 },
         }
     }
 }
@@ -71,13 +79,13 @@ type Part<'a> = (fn(&On<'a>) -> Result<Vec<f64>>, &'static [usize]);
 pub(crate) fn all<'a>(lab: &'a Lab, peer: Peer, effort: Effort) -> Figures {
     // Memory first: later, growth would hide in what earlier measurements left allocated.
     let parts: [Part<'a>; 7] = [
-        (On::idle_memory, &[17, 18]),
-        (On::stalled, &[19, 20]),
-        (On::single_flows, &[0, 1, 13, 14, 15, 16]),
-        (On::many_flows, &[2, 3]),
-        (On::idle_round_trips, &[4, 5]),
-        (On::loaded, &[6, 7, 8, 9]),
-        (On::connects, &[10, 11, 12]),
+        (On::idle_memory, &[18, 19]),
+        (On::stalled, &[20, 21]),
+        (On::single_flows, &[1, 2, 14, 15, 16, 17]),
+        (On::many_flows, &[3, 4]),
+        (On::idle_round_trips, &[5, 6]),
+        (On::loaded, &[7, 8, 9, 10]),
+        (On::connects, &[11, 12, 13]),
     ];
     let (on, mut figures) = (On { lab, peer, effort }, Figures::new());
     for (part, metrics) in parts {

@@ -3,6 +3,7 @@
 mod measure;
 pub(crate) mod peers;
 mod report;
+mod start;
 
 use std::process::Command;
 use std::time::Duration;
@@ -28,6 +29,9 @@ pub(crate) struct Bench {
     /// Shorter measurements, once.
     #[arg(long)]
     quick: bool,
+    /// Only how long each takes to start.
+    #[arg(long)]
+    start_only: bool,
     /// How often each is measured; the table has the medians.
     #[arg(long)]
     runs: Option<usize>,
@@ -58,6 +62,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 
 /// Release builds: what a user runs.
 pub(crate) fn build_programs() -> Result<()> {
+    packages::add_musl();
     run_program(cargo().args(["build", "--release", "--bins", "-p", "shuttle", "-p", "shuttle-tests"]))
 }
 
@@ -74,16 +79,22 @@ fn measure_link(link: Link, bench: &Bench) -> Result<Vec<Column>> {
     for number in 0..bench.runs.unwrap_or(if bench.quick { 1 } else { 3 }) {
         for column in &mut columns {
             eprintln!("{} {} run {}", link.name(), column.peer.name(), number + 1);
-            let figures = measure_peer(&lab, column.peer, Effort::new(link, bench.quick));
+            let figures = measure_peer(&lab, column.peer, Effort::new(link, bench.quick), bench.start_only);
             column.runs.push(figures.map_err(|error| format!("{error:#}")));
         }
     }
     Ok(columns)
 }
 
-fn measure_peer(lab: &Lab, peer: Peer, effort: Effort) -> Result<Figures> {
+fn measure_peer(lab: &Lab, peer: Peer, effort: Effort, start_only: bool) -> Result<Figures> {
+    let start = start::measure(lab, peer, effort.starts).map_err(|error| format!("{error:#}")).transpose();
+    let start = start.map(|start| (measure::START, start));
+    if start_only {
+        return Ok(start.into_iter().collect());
+    }
     let running = peer.start(lab)?;
-    let figures = measure::all(lab, peer, effort);
+    let mut figures = measure::all(lab, peer, effort);
+    figures.extend(start);
     running.stop(lab)?;
     // What one peer leaves must not serve the next.
     let left = lab.wait_clean(Duration::from_secs(10))?;

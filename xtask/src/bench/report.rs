@@ -9,8 +9,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use shuttle_tests::Link;
 
-use super::Column;
-use super::measure::METRICS;
+use super::measure::{METRICS, START};
+use super::peers::Peer;
+use super::{Column, start};
 use crate::run::{output, root};
 
 /// The medians of `link`, a column a peer, and the reasons for what is missing.
@@ -22,15 +23,29 @@ pub(crate) fn markdown(link: Link, columns: &[Column]) -> String {
     let mut table =
         format!("\n### {}\n\n| | {} |\n", link.name(), cells(&|column| column.peer.name().into()));
     table += &format!("|---|{}\n", "---:|".repeat(columns.len()));
-    for metric in METRICS {
+    let measured = |metric: &&str| columns.iter().any(|column| column.median(metric).is_some());
+    for metric in METRICS.into_iter().filter(measured) {
         table +=
             &format!("| {metric} | {} |\n", cells(&|column| column.median(metric).map_or("-".into(), short)));
     }
+    table += &start_goal(link, &columns).unwrap_or_default();
     let reasons: Vec<_> = columns.iter().flat_map(|column| column.reasons()).collect();
     if !reasons.is_empty() {
         table += &format!("\nMissing:\n{}", reasons.concat());
     }
     table
+}
+
+/// Whether shuttle starts as soon after ssh as it is meant to.
+fn start_goal(link: Link, columns: &[&Column]) -> Option<String> {
+    let median = |peer| columns.iter().find(|column| column.peer == peer)?.median(START);
+    let (ssh, shuttle) = (median(Peer::Ssh)?, median(Peer::Shuttle)?);
+    let goal = start::goal(link, ssh)?;
+    let word = if shuttle <= goal { "kept" } else { "MISSED" };
+    Some(format!(
+        "\nStart: {shuttle:.0} ms, {:.0} after ssh; {goal:.0} are allowed: {word}.\n",
+        shuttle - ssh
+    ))
 }
 
 /// Everything measured, into `bench-results/<date>.json`.

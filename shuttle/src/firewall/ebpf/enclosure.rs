@@ -1,9 +1,11 @@
 //! The bypass cgroup: holds the client, its ssh and whatever those start, whose connections are never captured.
 
+use std::{io, thread};
+
 use super::{
     Error,
     cgroup::{Cgroup, sweep},
-    programs::Exemption,
+    programs::{Exemption, Loader},
 };
 
 /// A bypass cgroup with its program attached. Kept until the last: without it, ssh would be captured.
@@ -12,12 +14,12 @@ pub(crate) struct Enclosure {
     pid: i32,
     parent: Cgroup,
     cgroup: Cgroup,
-    exemption: Exemption,
+    exemption: Option<Exemption>,
 }
 
 impl Enclosure {
     /// Moves the process `pid` into a new child of its own cgroup; the limits on that cgroup hold on.
-    pub(crate) fn new(pid: i32) -> Result<Self, Error> {
+    pub(crate) fn new(loader: &mut Loader, pid: i32) -> Result<Self, Error> {
         match sweep() {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => tracing::debug!(?removed, "left by dead instances"),
@@ -25,15 +27,29 @@ impl Enclosure {
         }
         let parent = Cgroup::root()?.of_process(pid)?;
         let cgroup = parent.make_bypass(pid)?;
-        let exemption = Exemption::attach(&cgroup.0)?;
-        let enclosure = Self { pid, parent, cgroup, exemption };
-        match enclosure.cgroup.add(pid) {
+        let mut enclosure = Self { pid, parent, cgroup, exemption: None };
+        match enclosure.fill(loader) {
             Ok(()) => Ok(enclosure),
             Err(error) => {
                 enclosure.undo();
-                Err(Error::system(format!("moving process {pid} into its bypass cgroup"))(error))
+                Err(error)
             }
         }
+    }
+
+    /// Moves the process in and loads the program, side by side: the one waits in the kernel, the other computes.
+    fn fill(&mut self, loader: &mut Loader) -> Result<(), Error> {
+        let (moved, loaded) = thread::scope(|scope| {
+            let loaded = scope.spawn(|| Exemption::load(loader));
+            (self.cgroup.add(self.pid), loaded.join())
+        });
+        moved.map_err(Error::system(format!("moving process {} into its bypass cgroup", self.pid)))?;
+        let panicked =
+            |_| Error::system("loading the program that exempts it")(io::Error::other("it panicked"));
+        let mut exemption = loaded.map_err(panicked)??;
+        exemption.attach(&self.cgroup.0)?;
+        self.exemption = Some(exemption);
+        Ok(())
     }
 
     /// Moves what lives in the cgroup to where it came from, and removes it. Goes on at an error: a cgroup that

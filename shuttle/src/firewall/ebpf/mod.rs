@@ -29,6 +29,7 @@ pub(super) use self::{
     enclosure::Enclosure,
     local::Watch,
     netlink::{Netlink, purge},
+    programs::Loader,
 };
 use self::{
     listen::Listeners,
@@ -94,6 +95,20 @@ impl Error {
     }
 }
 
+/// All that a capture needs but what captures: a listener that nothing leads to, programs that are not attached, routes
+/// that no rule leads to. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    programs: Programs,
+    netlink: Netlink,
+    slot: Slot,
+    families: Families,
+    tun: Tun,
+    listeners: Listeners,
+    /// What of the plan this host can't do.
+    note: String,
+}
+
 /// A running capture. Links, programs and the TUN device end with this process, however it ends; [`undo`](Self::undo)
 /// also removes the policy rules, which are inert without them.
 #[derive(Debug)]
@@ -107,7 +122,7 @@ pub(super) struct Capture {
     _tun: Tun,
 }
 
-/// What [`Capture::start`] hands out beside the capture itself.
+/// What [`Prepared::start`] hands out beside the capture itself.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) listener4: Option<TcpListener>,
@@ -115,10 +130,27 @@ pub(super) struct Started {
     pub(super) description: String,
 }
 
-impl Capture {
+impl Prepared {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
-    pub(super) async fn start(plan: &Plan, log: bool) -> Result<(Self, Started), Error> {
+    pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
+        let Self { programs, netlink, slot, families, tun, listeners, note } = self;
+        // Watched before the first look, so that no change falls between.
+        let watch = Watch::open()?;
+        let mut capture = Capture { programs, netlink, slot, families, watch, _tun: tun };
+        if let Err(error) = capture.engage().await {
+            capture.undo().await;
+            return Err(error);
+        }
+        let description = format!("ebpf: mark bit {:#x}, routing table {}{note}", slot.bit(), slot.table());
+        let Listeners { v4, v6 } = listeners;
+        Ok((capture, Started { listener4: v4, listener6: v6, description }))
+    }
+}
+
+impl Capture {
+    /// Gets ready for [`Prepared::start`], which proves that this kernel takes the programs. On an error, nothing is left.
+    pub(super) async fn prepare(loader: &mut Loader, plan: &Plan, log: bool) -> Result<Prepared, Error> {
         let entries = compile(&plan.rules)?;
         let netlink = Netlink::open()?;
         purge(&netlink).await?;
@@ -127,19 +159,10 @@ impl Capture {
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
         let settings = Settings::new(slot, families, tun.index, listeners.any());
-        let mut programs = Programs::load(&settings, log)?;
+        let mut programs = Programs::load(loader, &settings, log)?;
         programs.set_listeners(&listeners)?;
         programs.replace_rules(only(families, entries))?;
-        // Watched before the first look, so that no change falls between.
-        let watch = Watch::open()?;
-        let mut capture = Self { programs, netlink, slot, families, watch, _tun: tun };
-        if let Err(error) = capture.engage().await {
-            capture.undo().await;
-            return Err(error);
-        }
-        let description = format!("ebpf: mark bit {:#x}, routing table {}{note}", slot.bit(), slot.table());
-        let Listeners { v4, v6 } = listeners;
-        Ok((capture, Started { listener4: v4, listener6: v6, description }))
+        Ok(Prepared { programs, netlink, slot, families, tun, listeners, note })
     }
 
     async fn engage(&mut self) -> Result<(), Error> {
@@ -170,7 +193,7 @@ impl Capture {
         Ok(())
     }
 
-    /// Undoes `start` in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
+    /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
         let Self { programs, netlink, slot, families, watch, _tun: tun } = self;
         // Detaches.

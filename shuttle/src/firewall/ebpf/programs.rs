@@ -41,6 +41,28 @@ static LOGGING: &[u8] = aya::include_bytes_aligned!(concat!(
 /// The two sets of rule maps, IPv4 and IPv6.
 const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];
 
+/// What loads objects. aya reads all of the kernel's types for one, 5 MB of them, which takes longer than all the rest
+/// of a start: so there is one for this process, made when it is first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Loader(Option<EbpfLoader<'static>>);
+
+impl Loader {
+    fn load(&mut self, settings: &Settings, log: bool, knows_ingress: bool) -> Result<Ebpf, aya::EbpfError> {
+        let tun = if knows_ingress { settings.tun } else { 0 };
+        // As long-lived as the loader; there are two or three for a process.
+        let settings: &'static Settings = Box::leak(Box::new(Settings { tun, ..*settings }));
+        self.0
+            .get_or_insert_with(EbpfLoader::new)
+            .override_global("CAPTURE_BIT", &settings.capture_bit, true)
+            .override_global("BYPASS_BIT", &BYPASS_BIT, true)
+            .override_global("NETNS_COOKIE", &settings.netns_cookie, true)
+            .override_global("SOURCE4", &settings.source4, true)
+            .override_global("SOURCE6", &settings.source6, true)
+            .override_global("TUN", &settings.tun, true)
+            .load(if log { LOGGING } else { QUIET })
+    }
+}
+
 /// The values of the programs' globals.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Settings {
@@ -65,18 +87,6 @@ impl Settings {
         }
         settings
     }
-
-    fn load(&self, log: bool, knows_ingress: bool) -> Result<Ebpf, aya::EbpfError> {
-        let tun = if knows_ingress { self.tun } else { 0 };
-        EbpfLoader::new()
-            .override_global("CAPTURE_BIT", &self.capture_bit, true)
-            .override_global("BYPASS_BIT", &BYPASS_BIT, true)
-            .override_global("NETNS_COOKIE", &self.netns_cookie, true)
-            .override_global("SOURCE4", &self.source4, true)
-            .override_global("SOURCE6", &self.source6, true)
-            .override_global("TUN", &tun, true)
-            .load(if log { LOGGING } else { QUIET })
-    }
 }
 
 /// The loaded programs. Detached on drop.
@@ -92,11 +102,11 @@ pub(super) struct Programs {
 
 impl Programs {
     /// Loads all programs that capture, which proves that this kernel takes them; attaches none.
-    pub(super) fn load(settings: &Settings, log: bool) -> Result<Self, Error> {
-        let mut object = settings.load(log, true).map_err(object_failed)?;
+    pub(super) fn load(loader: &mut Loader, settings: &Settings, log: bool) -> Result<Self, Error> {
+        let mut object = loader.load(settings, log, true).map_err(object_failed)?;
         if sk_lookup(&mut object)?.load().is_err() {
             // Before Linux 5.17 the program cannot see the ingress interface.
-            object = settings.load(log, false).map_err(object_failed)?;
+            object = loader.load(settings, log, false).map_err(object_failed)?;
             sk_lookup(&mut object)?.load().map_err(|error| program_failed("steer", "Linux 5.9", &error))?;
         }
         for name in ["connect4", "connect6"] {
@@ -211,20 +221,32 @@ impl Programs {
 /// The program that exempts the sockets of one cgroup, attached while this lives.
 #[derive(Debug)]
 pub(super) struct Exemption {
-    _object: Ebpf,
+    object: Ebpf,
 }
 
 impl Exemption {
-    /// Attaches the program to `cgroup`.
-    pub(super) fn attach(cgroup: &OwnedFd) -> Result<Self, Error> {
-        const NAME: &str = "exempt";
-        let mut object = Settings::default().load(false, false).map_err(object_failed)?;
-        let program = object.program_mut(NAME).ok_or_else(|| missing(NAME))?;
-        let failed = |error| program_failed(NAME, "Linux 5.7", &error);
-        let program = <&mut CgroupSock>::try_from(program).map_err(failed)?;
-        program.load().map_err(failed)?;
-        program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
-        Ok(Self { _object: object })
+    const NAME: &str = "exempt";
+
+    /// Loads the program; it is attached to nothing yet.
+    pub(super) fn load(loader: &mut Loader) -> Result<Self, Error> {
+        let object = loader.load(&Settings::default(), false, false).map_err(object_failed)?;
+        let mut exemption = Self { object };
+        exemption.program()?.load().map_err(Self::failed)?;
+        Ok(exemption)
+    }
+
+    /// Attaches it to `cgroup`: from now on new sockets there are exempt.
+    pub(super) fn attach(&mut self, cgroup: &OwnedFd) -> Result<(), Error> {
+        self.program()?.attach(cgroup, CgroupAttachMode::Single).map(drop).map_err(Self::failed)
+    }
+
+    fn program(&mut self) -> Result<&mut CgroupSock, Error> {
+        let program = self.object.program_mut(Self::NAME).ok_or_else(|| missing(Self::NAME))?;
+        program.try_into().map_err(Self::failed)
+    }
+
+    fn failed(error: ProgramError) -> Error {
+        program_failed(Self::NAME, "Linux 5.7", &error)
     }
 }
 

@@ -6,14 +6,49 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
 use super::*;
 
+/// What a program of coreutils says of `bytes`.
+fn sum(tool: &str, bytes: &[u8]) -> String {
+    let mut child =
+        Command::new(tool).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("coreutils are there");
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    said.split(' ').next().unwrap().to_owned()
+}
+
+/// The line before an upload in `form` of what unpacks to `program`.
+fn header(form: &str, sent: usize, program: &[u8]) -> String {
+    let (sha256, crc) = (sum("sha256sum", program), sum("cksum", program));
+    format!("{form} {sent} {} {sha256} {crc}\n", program.len())
+}
+
 #[test]
-fn crc_is_cksums() {
-    // As coreutils' cksum prints them.
-    for (bytes, crc) in [(&b""[..], 4_294_967_295), (b"hello", 3_287_646_509), (&[0; 70_000], 1_774_371_287)]
-    {
-        assert_eq!(posix_crc(bytes), crc, "{} bytes", bytes.len());
+fn the_agents_sums_are_those_of_the_remote_tools() {
+    for agent in AGENTS {
+        let (program, compressed) = (agent.bytes(Form::Raw), agent.bytes(Form::Gzip));
+        assert_eq!(agent.header(Form::Raw), header("raw", program.len(), program));
+        assert_eq!(agent.header(Form::Gzip), header("gzip", compressed.len(), program));
+    }
+}
+
+#[test]
+fn a_hello_says_machine_form_and_host() {
+    for (line, form, machine, host) in [
+        (
+            "gzip Linux x86_64 3c8f net:[4026531840]",
+            Some(Form::Gzip),
+            "Linux x86_64",
+            "3c8f net:[4026531840]",
+        ),
+        ("raw FreeBSD amd64", Some(Form::Raw), "FreeBSD amd64", ""),
+        ("Linux x86_64", None, "", ""),
+    ] {
+        let expected = form.map(|form| Hello { form, machine: machine.into(), host: host.into() });
+        assert_eq!(Hello::parse(line).ok(), expected, "{line}");
     }
 }
 
@@ -38,65 +73,111 @@ fn noise_is_skipped() {
 fn program() -> Vec<u8> {
     let mut program =
         b"#!/bin/sh\ntest \"$1\" = --check && exit 0\nrm -rf \"$1\"\necho runs\nexit\n".to_vec();
-    program.resize(200_000, b'#');
+    // Nothing that gzip makes much smaller; and not a line of the script.
+    let mut state = 1_u32;
+    program.extend(
+        std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .take(200_000),
+    );
     program
 }
 
-/// What the script answers to an upload of `sent` bytes that is not followed by an end, on a machine that has `tools`
-/// alone and may write `blocks` of 512 bytes to a file; and how many files it leaves.
-fn answer(tools: &[&str], blocks: &str, sent: usize) -> (Vec<String>, usize) {
+/// A remote machine, and what is sent to it.
+struct Remote<'a> {
+    /// All that it has.
+    tools: &'a [&'a str],
+    /// How many blocks of 512 bytes it may write to a file: stands for a full disk.
+    blocks: &'a str,
+    form: &'a str,
+    /// What unpacks to [`program`], whole or not.
+    sent: &'a [u8],
+    /// What the header says of its length.
+    length: usize,
+}
+
+/// What the script answers to an upload that is not followed by an end unless it is cut short, after its hello; and how
+/// many files it leaves.
+fn answer(remote: &Remote) -> (Vec<String>, usize) {
     let place = tempfile::tempdir().unwrap();
     let (bin, tmp) = (place.path().join("bin"), place.path().join("tmp"));
     for dir in [&bin, &tmp] {
         fs::create_dir(dir).unwrap();
     }
-    for tool in tools {
+    for tool in remote.tools {
         let found =
             ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(tool)).into_iter().find(|tool| tool.exists());
         symlink(found.expect(tool), bin.join(tool)).unwrap();
     }
     let mut shell = Command::new("/bin/sh");
-    // The limit on a file's size stands for a full disk.
     let limited = r#"trap "" XFSZ; ulimit -f "$1"; exec /bin/sh -c "$2""#;
-    shell.args(["-c", limited, "sh", blocks, SCRIPT]).env_clear().env("PATH", &bin).env("TMPDIR", &tmp);
-    let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let program = program();
+    shell.args(["-c", limited, "sh", remote.blocks, SCRIPT]).env_clear();
+    shell.env("PATH", &bin).env("TMPDIR", &tmp).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
     let mut stdin = shell.stdin.take().unwrap();
-    let sha256: String = Sha256::digest(&program).iter().map(|byte| format!("{byte:02x}")).collect();
     // It may end before it has read everything.
-    drop(writeln!(stdin, "{} {sha256} {}", program.len(), posix_crc(&program)));
-    drop(stdin.write_all(&program[..sent]));
-    let open = (sent == program.len()).then_some(stdin);
-    let lines = BufReader::new(shell.stdout.take().unwrap()).lines().map_while(Result::ok).skip(2).collect();
+    drop(stdin.write_all(header(remote.form, remote.length, &program()).as_bytes()));
+    drop(stdin.write_all(remote.sent));
+    let open = (remote.sent.len() == remote.length).then_some(stdin);
+    let lines = BufReader::new(shell.stdout.take().unwrap()).lines().map_while(Result::ok).skip(1).collect();
     drop(open);
     shell.wait().unwrap();
     (lines, fs::read_dir(tmp).unwrap().count())
 }
 
+/// The program as gzip makes it: still larger than a pipe.
+fn packed() -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+    gzip.write_all(&program()).unwrap();
+    gzip.finish().unwrap()
+}
+
 const POSIX: [&str; 7] = ["uname", "mkdir", "chmod", "rm", "wc", "dd", "cksum"];
+
+/// Optional tools, blocks, what is sent, the length announced, and the lines that answer.
+type Case<'a> = (&'a [&'a str], &'a str, &'a [u8], usize, &'a [&'a str]);
 
 /// Each case ends, says what is wrong, and leaves nothing.
 #[test]
 fn script_answers_whatever_is_missing() {
-    let whole = program().len();
-    let started = ["shuttle-start", "runs"].as_slice();
-    let cases: [(&[&str], &str, usize, &[&str]); 8] = [
-        (&["mktemp", "head", "sha256sum"], "unlimited", whole, started),
-        (&["head", "sha256sum"], "unlimited", whole, started),
-        (&["mktemp", "sha256sum"], "unlimited", whole, started),
-        (&[], "unlimited", whole, started),
-        (&["mktemp", "head", "sha256sum"], "100", whole, &["shuttle-failed damaged"]),
-        (&["mktemp", "sha256sum"], "100", whole, &["shuttle-failed damaged"]),
-        (&["mktemp", "head", "sha256sum"], "unlimited", 70_000, &["shuttle-failed damaged"]),
-        (&[], "unlimited", 70_000, &["shuttle-failed damaged"]),
+    const ALL: &[&str] = &["mktemp", "head", "sha256sum"];
+    const PACKED: &[&str] = &["mktemp", "head", "sha256sum", "gzip"];
+    let (raw, packed) = (program(), packed());
+    let mut changed = packed.clone();
+    changed[packed.len() / 2] ^= 1;
+    let (started, damaged) = (["shuttle-start", "runs"].as_slice(), ["shuttle-failed damaged"].as_slice());
+    let cases: [Case; 14] = [
+        (ALL, "unlimited", &raw, raw.len(), started),
+        (&["head", "sha256sum"], "unlimited", &raw, raw.len(), started),
+        (&["mktemp", "sha256sum"], "unlimited", &raw, raw.len(), started),
+        (&[], "unlimited", &raw, raw.len(), started),
+        (ALL, "100", &raw, raw.len(), damaged),
+        (&["mktemp", "sha256sum"], "100", &raw, raw.len(), damaged),
+        (ALL, "unlimited", &raw[..70_000], raw.len(), damaged),
+        (&[], "unlimited", &raw[..70_000], raw.len(), damaged),
+        (PACKED, "unlimited", &packed, packed.len(), started),
+        (&["gzip"], "unlimited", &packed, packed.len(), started),
+        (PACKED, "300", &packed, packed.len(), damaged),
+        (&["gzip"], "100", &packed, packed.len(), damaged),
+        (PACKED, "unlimited", &packed[..70_000], packed.len(), damaged),
+        (PACKED, "unlimited", &changed, packed.len(), damaged),
     ];
-    for (more, blocks, sent, expected) in cases {
-        let (lines, left) = answer(&[&POSIX, more].concat(), blocks, sent);
-        assert_eq!(lines, expected, "{more:?}, {blocks} blocks, {sent} bytes");
-        assert_eq!(left, 0, "{more:?}, {blocks} blocks, {sent} bytes");
+    for (more, blocks, sent, length, expected) in cases {
+        let form = if more.contains(&"gzip") { "gzip" } else { "raw" };
+        let tools = [&POSIX, more].concat();
+        let (lines, left) = answer(&Remote { tools: &tools, blocks, form, sent, length });
+        let what = format!("{more:?}, {blocks} blocks, {} of {length} bytes", sent.len());
+        let hello = Hello::parse(lines[0].strip_prefix(HELLO.trim_start()).unwrap()).unwrap();
+        assert_eq!(Some(hello.form), Form::from_name(form), "{what}");
+        assert_eq!(lines[1..], *expected, "{what}");
+        assert_eq!(left, 0, "{what}");
     }
-    let without = POSIX.into_iter().filter(|tool| *tool != "cksum").collect::<Vec<_>>();
-    assert_eq!(answer(&without, "unlimited", whole), (vec!["shuttle-failed unchecked".to_owned()], 0));
+    let tools = POSIX.into_iter().filter(|tool| *tool != "cksum").collect::<Vec<_>>();
+    let remote = Remote { tools: &tools, blocks: "unlimited", form: "raw", sent: &raw, length: raw.len() };
+    let (lines, left) = answer(&remote);
+    assert_eq!((&lines[1..], left), (["shuttle-failed unchecked".to_owned()].as_slice(), 0));
 }
 
 #[tokio::test]
