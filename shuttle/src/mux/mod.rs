@@ -18,6 +18,7 @@ mod credit;
 mod decode;
 mod event;
 mod frame;
+mod inbox;
 mod lane;
 mod local;
 mod outgoing;
@@ -34,10 +35,10 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use credit::INITIAL_WINDOW;
 pub use event::{Event, Grant, ProtocolError, Reason, Side, StreamId, Target};
 pub use frame::{FrameError, VERSION};
 
+use credit::Budget;
 use frame::{Frame, Hello};
 use lane::Lane;
 use schedule::Schedule;
@@ -59,6 +60,8 @@ pub struct Mux {
     side: Side,
     lane: Lane,
     streams: HashMap<StreamId, Stream>,
+    /// What all of them may be sent together.
+    budget: Budget,
     schedule: Schedule,
     /// Frames other than DATA, in order, which go before any DATA.
     control: VecDeque<Frame>,
@@ -75,11 +78,12 @@ pub struct Mux {
 impl Mux {
     /// An end whose first frame is its HELLO.
     pub fn new(side: Side, now: Instant) -> Self {
-        let hello = Hello { version: VERSION, initial_credit: INITIAL_WINDOW };
+        let hello = Hello { version: VERSION, initial_credit: credit::FLOOR };
         let mut mux = Self {
             side,
             lane: Lane::new(now),
             streams: HashMap::new(),
+            budget: Budget::default(),
             schedule: Schedule::default(),
             control: VecDeque::new(),
             scratch: Vec::new(),
@@ -97,6 +101,13 @@ impl Mux {
         self.scratch.clear();
         frame.encode(&mut self.scratch);
         self.lane.out.push(&self.scratch);
+    }
+
+    /// Removes a stream that is over. False: there is no such stream.
+    fn forget(&mut self, stream: StreamId) -> bool {
+        let Some(state) = self.streams.remove(&stream) else { return false };
+        state.window.release(&mut self.budget);
+        true
     }
 
     /// Streams that are open.

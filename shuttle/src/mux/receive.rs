@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::credit::ReceiveWindow;
 use super::decode::Item;
 use super::frame::Frame;
-use super::stream::{Arrival, Stream};
-use super::{Event, INITIAL_WINDOW, LANE, Mux, ProtocolError, Side, StreamId, Target};
+use super::inbox::Arrival;
+use super::stream::Stream;
+use super::{Event, LANE, Mux, ProtocolError, Side, StreamId, Target};
 
 impl Mux {
     /// Takes the next event from the front of `input`, bytes of the lane; `None` once `input` is used up.
@@ -90,8 +92,7 @@ impl Mux {
                 return Ok(Some(Event::Arrived { stream }));
             }
             Frame::Reset { stream, reason } => {
-                let known = self.streams.remove(&stream).is_some();
-                return Ok(known.then_some(Event::Reset { stream, reason }));
+                return Ok(self.forget(stream).then_some(Event::Reset { stream, reason }));
             }
         }
         Ok(None)
@@ -107,7 +108,9 @@ impl Mux {
         if self.side == Side::Client || self.contains(stream) {
             return Err(ProtocolError::Open);
         }
-        self.streams.insert(stream, Stream::new(credit, INITIAL_WINDOW, now));
+        // What it may be sent beyond the first credit of HELLO, OPENED says.
+        let window = ReceiveWindow::new(&mut self.budget, now);
+        self.streams.insert(stream, Stream::new(credit, window));
         Ok(Event::Open { stream, target })
     }
 
