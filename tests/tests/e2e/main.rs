@@ -3,6 +3,7 @@
 mod capture;
 mod endings;
 mod failures;
+mod memory;
 mod privilege;
 mod transfer;
 
