@@ -4,8 +4,9 @@
 //! allowed it must take, and keep while its reader is slow: so a window is no longer than its stream needs, and all
 //! windows of a mux share one budget.
 //!
-//! A window follows what its reader takes in one round trip, as dynamic right-sizing does (Feng and others, 2001; in
-//! Linux tcp_rcv_space_adjust). A reader that has stopped therefore never gets more than it had.
+//! A window follows what arrives in one round trip and is taken, as dynamic right-sizing does (Feng and others, 2001;
+//! in Linux tcp_rcv_space_adjust). Arrival is what counts, since it comes at the path's rate: a reader that has
+//! stopped and goes on takes all that waits in an instant, which says nothing of the path.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,11 @@ const FOR_NEW: u64 = BUDGET / 4;
 /// A new stream takes this share of what is left of that part.
 const NEW_SHARE: u64 = 16;
 
-/// The longest window of a reader that may be just filling the kernel's buffers …
-const MOST_UNPROVEN: u64 = 8 * MIB;
+/// The longest window of a reader that may be just filling the kernel's buffers: with what a lane keeps for itself it
+/// costs 8 MiB …
+const MOST_UNPROVEN: u64 = 6 * MIB;
 /// … until it has taken this much: more than both socket buffers hold by default (tcp_wmem 4 MiB, tcp_rmem 6 MiB).
-const PROVEN: u64 = 16 * MIB;
+const PROVEN: u64 = 12 * MIB;
 
 /// A new limit is told after this much at the latest, so that little of a long window goes unused.
 const TOLD_AFTER: u64 = 256 * 1024;
@@ -66,13 +68,13 @@ pub(super) struct ReceiveWindow {
     round: Round,
 }
 
-/// One round trip of a reader, in which it is measured what it takes.
+/// One round trip of a stream, in which it is measured what arrives.
 #[derive(Debug)]
 struct Round {
     since: Instant,
-    /// What had been consumed then.
+    /// What had arrived then.
     from: u64,
-    /// What it took in the round trip before.
+    /// What arrived in the round trip before.
     before: u64,
 }
 
@@ -96,18 +98,19 @@ impl ReceiveWindow {
         self.limit - self.consumed
     }
 
-    /// The reader took `length` bytes. Returns the new limit when it is worth telling the far side: once a quarter of
+    /// The reader took `length` bytes of the `received` first ones of the stream. Returns the new limit when it is worth telling the far side: once a quarter of
     /// the window is used, or less of a long one.
     pub(super) fn consume(
         &mut self,
         length: u64,
+        received: u64,
         round_trip: Duration,
         budget: &mut Budget,
         now: Instant,
     ) -> Option<u64> {
         self.consumed += length;
         debug_assert!(self.consumed <= self.limit);
-        self.measure(round_trip.max(LEAST_ROUND), budget, now);
+        self.measure(received, round_trip.max(LEAST_ROUND), budget, now);
         self.settle(budget);
         let window = self.window.min(self.affordable(budget));
         if self.outstanding() > window - (window / 4).min(TOLD_AFTER) {
@@ -123,22 +126,22 @@ impl ReceiveWindow {
         budget.granted -= self.granted;
     }
 
-    /// Fits the window to twice what the reader takes in a round trip, and to twice by how much that grows: half of it
+    /// Fits the window to twice what arrives in a round trip, and to twice by how much that grows: half of it
     /// is on its way while the credit for the rest is, and a sender that is being let go doubles its rate.
     ///
     /// Growth counts at once, since the sender may wait for it; the window shrinks by and by.
-    fn measure(&mut self, round_trip: Duration, budget: &Budget, now: Instant) {
+    fn measure(&mut self, received: u64, round_trip: Duration, budget: &Budget, now: Instant) {
         let round = &mut self.round;
         let elapsed = now.saturating_duration_since(round.since);
         let (whole, part) = (elapsed.as_nanos().max(round_trip.as_nanos()), round_trip.as_nanos());
-        let taken = (u128::from(self.consumed - round.from) * part / whole) as u64;
-        let needed = 2 * (taken + taken.saturating_sub(round.before));
-        let wanted = needed.min(most(taken, self.consumed)).max(budget.newcomer());
+        let arrived = (u128::from(received - round.from) * part / whole) as u64;
+        let needed = 2 * (arrived + arrived.saturating_sub(round.before));
+        let wanted = needed.min(most(arrived, self.consumed)).max(budget.newcomer());
         self.window = self.window.max(wanted);
         if elapsed >= round_trip {
             let rounds = (whole / part).min(DECAY);
             self.window -= (u128::from(self.window - wanted) * rounds / DECAY) as u64;
-            *round = Round { since: now, from: self.consumed, before: taken };
+            *round = Round { since: now, from: received, before: arrived };
         }
     }
 
@@ -156,9 +159,9 @@ impl ReceiveWindow {
     }
 }
 
-/// The longest window of a reader that has `consumed` bytes, of late `taken` in a round trip.
-fn most(taken: u64, consumed: u64) -> u64 {
-    if consumed < PROVEN { MOST_UNPROVEN } else { MOST_UNPROVEN.max(taken + taken / 2) }
+/// The longest window of a reader that has `consumed` bytes, with `arrived` in a round trip of late.
+fn most(arrived: u64, consumed: u64) -> u64 {
+    if consumed < PROVEN { MOST_UNPROVEN } else { MOST_UNPROVEN.max(arrived + arrived / 2) }
 }
 
 #[cfg(test)]

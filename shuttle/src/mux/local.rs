@@ -89,7 +89,8 @@ impl Mux {
     fn consumed(&mut self, stream: StreamId, length: usize, now: Instant) {
         let round_trip = self.lane.pacing.round_trip();
         if let Some(state) = self.streams.get_mut(&stream)
-            && let Some(limit) = state.window.consume(length as u64, round_trip, &mut self.budget, now)
+            && let Some(limit) =
+                state.window.consume(length as u64, state.received(), round_trip, &mut self.budget, now)
         {
             self.control.push_back(Frame::Credit { stream, limit });
         }

@@ -106,6 +106,11 @@ impl Stream {
         self.inbox.drain(length);
     }
 
+    /// The offset before which every byte has arrived.
+    pub(super) fn received(&self) -> u64 {
+        self.inbox.received()
+    }
+
     /// Whether the local end has taken every byte there will be.
     pub(super) fn at_end(&self) -> bool {
         self.end == Some(self.inbox.received()) && self.inbox.ready().is_empty()
