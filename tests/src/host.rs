@@ -127,6 +127,11 @@ impl Host {
         all.into_iter().filter(|process| !loads.contains(process) && process.0 != self.holder.id()).collect()
     }
 
+    /// Memory of the programs under test, in KiB: resident and not shared with a file.
+    pub fn tools_memory(&self) -> u64 {
+        self.tool_processes().into_iter().filter_map(|process| process.memory().ok()).sum()
+    }
+
     /// The root of this host's cgroup tree, as the machine sees it.
     pub fn cgroup_root(&self) -> &Path {
         self.cgroup.path()

@@ -14,6 +14,7 @@ mod host;
 mod lab;
 pub mod leftovers;
 pub mod link;
+mod load;
 pub mod process;
 pub mod shuttle;
 mod sshd;
@@ -24,6 +25,7 @@ pub use accounts::User;
 pub use host::Host;
 pub use lab::{Lab, Options};
 pub use link::Link;
+pub use load::Load;
 pub use shuttle::{CONNECTED, Identity, Role, Run, Shuttle};
 pub use sshd::Server;
 

@@ -19,6 +19,7 @@ use crate::sys;
 ///
 /// `home` is the directory that the bootstrap made to hold this program: it is removed first of all.
 pub fn run(home: Option<&Path>) -> Result<(), End> {
+    sys::return_freed_memory();
     // The hard limit may be the soft one; then that is how many streams there can be.
     drop(sys::raise_descriptor_limit());
     if let Some(home) = home {

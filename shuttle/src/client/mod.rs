@@ -53,6 +53,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     helper.enclose()?;
     identity.assume()?;
     // From here on nothing is privileged, so the network's bytes may be looked at.
+    sys::return_freed_memory();
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::debug!("the limit on descriptors stays as it is: {error}");
     }

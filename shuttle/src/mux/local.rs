@@ -2,17 +2,19 @@
 
 use std::time::Instant;
 
+use super::credit::ReceiveWindow;
 use super::frame::Frame;
 use super::stream::Stream;
-use super::{INITIAL_WINDOW, Mux, Reason, StreamId, Target};
+use super::{Mux, Reason, StreamId, Target};
 
 impl Mux {
     /// Opens a stream to `target`. Its first bytes may follow at once.
     pub fn open(&mut self, target: Target, now: Instant) -> StreamId {
         let stream = self.free_id();
-        let credit = INITIAL_WINDOW;
+        let window = ReceiveWindow::new(&mut self.budget, now);
+        let credit = window.limit();
         let send_limit = self.greeted.map_or(0, |hello| hello.initial_credit);
-        self.streams.insert(stream, Stream::new(send_limit, credit, now));
+        self.streams.insert(stream, Stream::new(send_limit, window));
         self.tell(Frame::Open { stream, target, credit });
         stream
     }
@@ -59,8 +61,8 @@ impl Mux {
 
     /// The stream's socket is broken or was never connected: the stream is gone, and the far side told.
     pub fn reset(&mut self, stream: StreamId, reason: Reason) {
-        if let Some(state) = self.streams.remove(&stream) {
-            self.control.push_back((state.lane, Frame::Reset { stream, reason }));
+        if let Some(lane) = self.forget(stream) {
+            self.control.push_back((lane, Frame::Reset { stream, reason }));
         }
     }
 
@@ -88,7 +90,8 @@ impl Mux {
     fn consumed(&mut self, stream: StreamId, length: usize, now: Instant) {
         let round_trip = self.pacing.round_trip();
         if let Some(state) = self.streams.get_mut(&stream)
-            && let Some(limit) = state.window.consume(length as u64, round_trip, now)
+            && let Some(limit) =
+                state.window.consume(length as u64, state.received(), round_trip, &mut self.budget, now)
         {
             self.tell(Frame::Credit { stream, limit });
         }
@@ -109,7 +112,7 @@ impl Mux {
 
     fn forget_if_over(&mut self, stream: StreamId) {
         if self.streams.get(&stream).is_some_and(Stream::is_over) {
-            self.streams.remove(&stream);
+            self.forget(stream);
         }
     }
 

@@ -19,6 +19,7 @@ mod credit;
 mod decode;
 mod event;
 mod frame;
+mod inbox;
 mod lane;
 mod lanes;
 mod local;
@@ -36,10 +37,10 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use credit::INITIAL_WINDOW;
 pub use event::{Door, Event, Grant, LaneId, ProtocolError, Reason, Side, StreamId, Target};
 pub use frame::{FrameError, VERSION};
 
+use credit::Budget;
 use frame::{Frame, Hello};
 use lanes::Lanes;
 use pacing::Pacing;
@@ -61,6 +62,8 @@ pub struct Mux {
     /// Limits the bytes in flight.
     pacing: Pacing,
     streams: HashMap<StreamId, Stream>,
+    /// What all of them may be sent together.
+    budget: Budget,
     schedule: Schedule,
     /// Frames other than DATA and their lanes, in order; they go before any DATA.
     control: VecDeque<(LaneId, Frame)>,
@@ -86,6 +89,7 @@ impl Mux {
             lanes: Lanes::new(now),
             pacing: Pacing::new(now),
             streams: HashMap::new(),
+            budget: Budget::default(),
             schedule: Schedule::default(),
             control: VecDeque::new(),
             scratch: Vec::new(),
@@ -113,7 +117,7 @@ impl Mux {
     }
 
     fn greet(&mut self, lane: LaneId) {
-        let hello = Hello { version: VERSION, initial_credit: INITIAL_WINDOW };
+        let hello = Hello { version: VERSION, initial_credit: credit::FLOOR };
         self.put(lane, &Frame::Hello { lane: lane.0, hello });
     }
 
@@ -146,6 +150,13 @@ impl Mux {
     /// lanes, to the client alone: an agent tells its client by itself.
     pub fn take_narrow(&mut self) -> bool {
         std::mem::take(&mut self.narrow)
+    }
+
+    /// Removes a stream that is over. `None`: there is no such stream. Else the lane that took its last bytes.
+    fn forget(&mut self, stream: StreamId) -> Option<LaneId> {
+        let state = self.streams.remove(&stream)?;
+        state.window.release(&mut self.budget);
+        Some(state.lane)
     }
 
     /// Streams that are open.

@@ -6,8 +6,10 @@ use super::frame::{frame_length, is_of_lane};
 
 /// Bytes of one segment: room for several DATA frames, so that one write carries them.
 const SEGMENT: usize = 512 * 1024;
-/// Unused segments that are kept for reuse.
+/// Unused segments that are kept for reuse while others are in use …
 const SPARE_SEGMENTS: usize = 8;
+/// … and when one is enough for what is in flight.
+const IDLE_SPARES: usize = 1;
 
 /// A queue of bytes with three marks: acknowledged, written, end. All offsets count from the lane's first byte.
 ///
@@ -143,6 +145,9 @@ impl Outgoing {
             if let Some(first) = self.segments.pop_front() {
                 self.recycle(first.bytes);
             }
+        }
+        if self.segments.len() == 1 {
+            self.spare.truncate(IDLE_SPARES);
         }
         if self.acked == self.end {
             self.rewind();

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::credit::ReceiveWindow;
 use super::decode::Item;
 use super::frame::{Frame, Hello};
+use super::inbox::Arrival;
 use super::lane::Lane;
-use super::stream::{Arrival, Stream};
-use super::{Event, INITIAL_WINDOW, LaneId, Mux, ProtocolError, Side, StreamId, Target};
+use super::stream::Stream;
+use super::{Event, LaneId, Mux, ProtocolError, Side, StreamId, Target};
 
 impl Mux {
     /// Takes the next event from the front of `input`, bytes of `lane`; `None` once `input` is used up.
@@ -93,8 +95,7 @@ impl Mux {
                 return Ok(Some(Event::Arrived { stream }));
             }
             Frame::Reset { stream, reason } => {
-                let known = self.streams.remove(&stream).is_some();
-                return Ok(known.then_some(Event::Reset { stream, reason }));
+                return Ok(self.forget(stream).map(|_| Event::Reset { stream, reason }));
             }
         }
         Ok(None)
@@ -126,7 +127,9 @@ impl Mux {
         if self.side == Side::Client || self.contains(stream) || stream > StreamId::MOST {
             return Err(ProtocolError::Open);
         }
-        let mut state = Stream::new(credit, INITIAL_WINDOW, now);
+        // What it may be sent beyond the first credit of HELLO, OPENED says.
+        let window = ReceiveWindow::new(&mut self.budget, now);
+        let mut state = Stream::new(credit, window);
         state.known = true;
         self.streams.insert(stream, state);
         Ok(Event::Open { stream, target })

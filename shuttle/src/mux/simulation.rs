@@ -1,7 +1,9 @@
 //! Two ends over a simulated path: a rate, a delay, and a queue in front of them that swallows whatever it is given,
 //! as the pipes, ssh's window and the buffers of TCP do.
 
-use std::collections::VecDeque;
+mod stalled;
+
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -68,15 +70,18 @@ struct Simulated {
     mux: Mux,
     /// Streams that always have bytes to send.
     bulk: Vec<StreamId>,
-    /// Bytes received, by stream.
+    /// Bytes that its programs took, by stream.
     got: HashMap<StreamId, u64>,
+    /// Streams whose programs take nothing.
+    stalled: HashSet<StreamId>,
     /// One small message to be sent on a stream of its own.
     message: Option<StreamId>,
 }
 
 impl Simulated {
     fn new(side: Side, now: Instant) -> Self {
-        Self { mux: Mux::new(side, now), bulk: Vec::new(), got: HashMap::new(), message: None }
+        let (got, stalled) = (HashMap::new(), HashSet::new());
+        Self { mux: Mux::new(side, now), bulk: Vec::new(), got, stalled, message: None }
     }
 
     fn transmit(&mut self, path: &mut Path, now: Instant) {
@@ -118,8 +123,9 @@ impl Simulated {
                 Event::Open { stream, .. } => self.mux.opened(stream),
                 Event::Arrived { stream } => self.drain(stream, now),
                 Event::Data { stream, bytes } => {
-                    *self.got.entry(stream).or_default() += bytes.len() as u64;
-                    self.mux.take(stream, bytes, bytes.len(), now);
+                    let taken = if self.stalled.contains(&stream) { 0 } else { bytes.len() };
+                    *self.got.entry(stream).or_default() += taken as u64;
+                    self.mux.take(stream, bytes, taken, now);
                 }
                 Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
                 Event::Reset { .. } | Event::Goaway { .. } => panic!("{event:?}"),

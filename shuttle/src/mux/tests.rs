@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::credit::{FLOOR, ReceiveWindow};
 use super::decode::{Decoder, Item};
 use super::frame::{DATA_HEADER, Frame, Hello, VERSION, encode_data_header};
-use super::stream::Arrival;
+use super::inbox::Arrival;
 use super::*;
 
 fn target() -> Target {
@@ -334,7 +335,7 @@ proptest! {
         pieces in prop::collection::vec((0usize..4000, 1usize..1500), 0..40),
     ) {
         let whole = pattern(1, length);
-        let mut stream = Stream::new(0, 1 << 20, Instant::now());
+        let mut stream = Stream::new(0, ReceiveWindow::new(&mut Budget::default(), Instant::now()));
         let mut got: Vec<u8> = Vec::new();
         let every = (0..length).step_by(500).map(|start| (start, 500));
         for (start, size) in pieces.into_iter().chain(every) {
@@ -361,9 +362,10 @@ fn a_stalled_reader_stops_its_own_stream_only() {
     for _ in 0..200 {
         pair.exchange(usize::MAX);
     }
-    assert_eq!(pair.client.mux.streams[&stalled].inbox().len() as u64, INITIAL_WINDOW);
+    let window = pair.client.mux.streams[&stalled].window.outstanding();
+    assert_eq!(pair.client.mux.streams[&stalled].inbox().len() as u64, window);
     let held = pair.agent.to_send[&stalled].len();
-    assert_eq!(held as u64, 10_000_000 - INITIAL_WINDOW, "the sender keeps the rest");
+    assert_eq!(held as u64, 10_000_000 - window, "the sender keeps the rest");
 
     pair.replies = vec![b"quick".to_vec()];
     let other = pair.client.mux.open(target(), pair.now);
@@ -439,7 +441,7 @@ fn silence_is_asked_after_and_then_given_up() {
     let start = mux.deadline() - PING_AFTER;
     mux.tick(start + PING_AFTER).unwrap();
     mux.prepare(start + PING_AFTER);
-    assert!(mux.unwritten(LaneId::FIRST).len() > 0, "a PING");
+    assert!(!mux.unwritten(LaneId::FIRST).is_empty(), "a PING");
     assert_eq!(mux.deadline(), start + PING_AFTER + DEAD_AFTER);
     assert_eq!(mux.tick(mux.deadline()), Err(ProtocolError::Silent));
 }
@@ -451,7 +453,8 @@ fn breaches_end_the_session() {
     let open = frame(Frame::Open { stream: StreamId(1), target: target(), credit: 0 });
     let fin = |end| frame(Frame::Fin { stream: StreamId(1), end });
     let hello = frame(Frame::Hello { lane: 0, hello: Hello { version: VERSION, initial_credit: 0 } });
-    let window = INITIAL_WINDOW;
+    let window = ReceiveWindow::new(&mut Budget::default(), Instant::now()).limit();
+    assert!(window >= FLOOR);
     for (what, bytes, error) in [
         ("data beyond the credit", [open.clone(), data(window, 1)].concat(), ProtocolError::Credit),
         (

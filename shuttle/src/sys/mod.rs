@@ -36,6 +36,17 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Has large pieces of memory go back to the system as soon as they are freed. glibc, having freed one, would put
+/// others of its size, up to 32 MiB, where what lies after them keeps them (M_MMAP_THRESHOLD in mallopt(3)).
+pub fn return_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const LARGE: libc::c_int = 128 * 1024;
+        // SAFETY: mallopt takes two integers. Refused, it changes nothing.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    }
+}
+
 /// Raises the soft limit on open descriptors to the hard one: every stream holds a descriptor.
 pub fn raise_descriptor_limit() -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

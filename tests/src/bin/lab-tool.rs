@@ -77,10 +77,16 @@ enum Tool {
     },
     /// Short connections to the echo service.
     Connects { address: SocketAddr, total: usize, at_once: usize },
-    /// Idle connections, until standard input ends.
+    /// Idle connections, until standard input ends. Each line of it asks how many still echo.
     Hold { address: SocketAddr, count: usize },
     /// A reader that never reads, until standard input ends.
     Stall {
+        address: SocketAddr,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
+    /// Sends without end to the echo service and never reads, until standard input ends.
+    Flood {
         address: SocketAddr,
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
@@ -119,13 +125,14 @@ fn main() -> Result<()> {
         }
         Tool::Connects { address, total, at_once } => print(&connects::run(address, total, at_once)),
         Tool::Hold { address, count } => keep(hold::idle(address, count)?),
+        Tool::Flood { address, seconds } => keep(hold::flood(address, Duration::from_secs_f64(seconds))?),
         Tool::Stall { address, seconds } => keep(hold::stalled(address, Duration::from_secs_f64(seconds))?),
     }
 }
 
 fn keep(held: Vec<std::net::TcpStream>) -> Result<()> {
     print(&hold::Held { count: held.len() })?;
-    hold::until_end_of_input(held)
+    hold::until_end_of_input(held, |held| print(&hold::Held { count: hold::alive(held) }))
 }
 
 fn print(result: &impl Serialize) -> Result<()> {

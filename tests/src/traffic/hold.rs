@@ -1,31 +1,58 @@
 //! Connections that stay: idle ones, and one whose reader stalls. Each ends when standard input does.
 
-use std::io::{Read, Write, stdin};
+use std::io::{BufRead, Read, Write, stdin};
 use std::net::{SocketAddr, TcpStream};
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// Printed once the connections stand.
+/// Connections that are opened, or used, at the same time.
+const AT_ONCE: usize = 32;
+
+/// Printed once the connections stand, and again after each line of standard input.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Held {
-    /// How many.
+    /// How many echo.
     pub count: usize,
 }
 
 /// Opens `count` connections to the echo service, each used once so that it stands on the far side too.
 pub fn idle(echo: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
-    (0..count).map(|number| open(echo).with_context(|| format!("connection {number}"))).collect()
+    let (next, opened) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let worker = || -> Result<()> {
+        while next.fetch_add(1, Ordering::Relaxed) < count {
+            let mut stream = TcpStream::connect(echo).context("connect")?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            use_once(&mut stream).context("the first echo")?;
+            opened.lock().expect("no worker panics").push(stream);
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+    })?;
+    Ok(opened.into_inner().expect("no worker panics"))
 }
 
-fn open(echo: SocketAddr) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect(echo)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+/// How many of `held` still echo.
+pub fn alive(held: &mut [TcpStream]) -> usize {
+    let share = held.len().div_ceil(AT_ONCE).max(1);
+    let count = |streams: &mut [TcpStream]| streams.iter_mut().filter_map(|one| use_once(one).ok()).count();
+    thread::scope(|scope| {
+        let workers: Vec<_> =
+            held.chunks_mut(share).map(|streams| scope.spawn(move || count(streams))).collect();
+        workers.into_iter().map(|worker| worker.join().expect("no worker panics")).sum()
+    })
+}
+
+fn use_once(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])?;
-    Ok(stream)
+    stream.read_exact(&mut [0])
 }
 
 /// Asks the source service for bytes and reads none; returns when `time` for every buffer to fill has passed.
@@ -35,9 +62,24 @@ pub fn stalled(source: SocketAddr, time: Duration) -> Result<Vec<TcpStream>> {
     Ok(vec![stream])
 }
 
-/// Keeps `held` until standard input ends.
-pub fn until_end_of_input(held: Vec<TcpStream>) -> Result<()> {
-    stdin().read_to_end(&mut Vec::new())?;
-    drop(held);
+/// Sends to the echo service for `time` and reads nothing: the service's reader stops as well, once nobody takes what
+/// it answers.
+pub fn flood(echo: SocketAddr, time: Duration) -> Result<Vec<TcpStream>> {
+    let mut stream = TcpStream::connect(echo)?;
+    let started = Instant::now();
+    stream.set_write_timeout(Some(time))?;
+    while started.elapsed() < time && stream.write(&[0; 64 << 10]).is_ok() {}
+    Ok(vec![stream])
+}
+
+/// Keeps `held` until standard input ends, and calls `asked` with them at each line of it.
+pub fn until_end_of_input(
+    mut held: Vec<TcpStream>,
+    asked: impl Fn(&mut [TcpStream]) -> Result<()>,
+) -> Result<()> {
+    for line in stdin().lock().lines() {
+        line?;
+        asked(&mut held)?;
+    }
     Ok(())
 }

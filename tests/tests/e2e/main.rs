@@ -4,6 +4,7 @@ mod capture;
 mod endings;
 mod failures;
 mod lanes;
+mod memory;
 mod privilege;
 mod transfer;
 

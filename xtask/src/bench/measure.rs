@@ -1,17 +1,16 @@
 //! What is measured of each peer.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use shuttle_tests::process::Process;
 use shuttle_tests::traffic::bulk::Rate;
 use shuttle_tests::traffic::connects::Connects;
+use shuttle_tests::traffic::hold::Held;
 use shuttle_tests::traffic::rtt::Loaded;
 use shuttle_tests::traffic::{Spread, port};
-use shuttle_tests::{Host, Lab, Link};
+use shuttle_tests::{Host, Lab, Link, Load};
 
 use super::peers::Peer;
 
@@ -21,31 +20,57 @@ pub(crate) type Figures = BTreeMap<&'static str, Result<f64, String>>;
 /// From exec until shuttle captures, or until ssh has run a command.
 pub(crate) const START: &str = "from exec to ready, ms";
 
-/// The figures in the order of the table.
-pub(crate) const METRICS: [&str; 22] = [
-    START,
-    "1 flow down, Mbit/s",
-    "1 flow up, Mbit/s",
-    "8 flows down, Mbit/s",
-    "8 flows up, Mbit/s",
-    "idle round trip p50, ms",
-    "idle round trip p99, ms",
-    "round trip p50 under 4 flows down, ms",
-    "bulk meanwhile down, Mbit/s",
-    "round trip p50 under 4 flows up, ms",
-    "bulk meanwhile up, Mbit/s",
-    "connect+echo, 32 at once, 1/s",
-    "connect+echo p50, ms",
-    "connect+echo lost",
-    "CPU of the tool, client, s/GB",
-    "CPU of the tool, server, s/GB",
-    "CPU of ssh, client, s/GB",
-    "CPU of sshd, server, s/GB",
-    "memory an idle connection, client, KiB",
-    "memory an idle connection, server, KiB",
-    "memory for a stalled reader, client, MiB",
-    "memory for a stalled reader, server, MiB",
+/// A measurement, and the figures that it returns.
+type Part = (fn(&On) -> Result<Vec<f64>>, &'static [&'static str]);
+
+/// What is measured, in the order of the table. Memory first: later, growth would hide in what earlier measurements left
+/// allocated.
+const PARTS: [Part; 7] = [
+    (
+        |on| on.held(),
+        &[
+            "memory an idle connection, client, KiB",
+            "memory an idle connection, server, KiB",
+            "connect+echo p50 beside 100 held, ms",
+            "connect+echo p50 beside all held, ms",
+        ],
+    ),
+    (
+        |on| on.stalled(),
+        &["memory for a stalled reader, client, MiB", "memory for a stalled reader, server, MiB"],
+    ),
+    (
+        |on| on.single_flows(),
+        &[
+            "1 flow down, Mbit/s",
+            "1 flow up, Mbit/s",
+            "CPU of the tool, client, s/GB",
+            "CPU of the tool, server, s/GB",
+            "CPU of ssh, client, s/GB",
+            "CPU of sshd, server, s/GB",
+        ],
+    ),
+    (|on| on.many_flows(), &["8 flows down, Mbit/s", "8 flows up, Mbit/s"]),
+    (|on| on.idle_round_trips(), &["idle round trip p50, ms", "idle round trip p99, ms"]),
+    (
+        |on| on.loaded(),
+        &[
+            "round trip p50 under 4 flows down, ms",
+            "bulk meanwhile down, Mbit/s",
+            "round trip p50 under 4 flows up, ms",
+            "bulk meanwhile up, Mbit/s",
+        ],
+    ),
+    (|on| on.connects(), &["connect+echo, 32 at once, 1/s", "connect+echo p50, ms", "connect+echo lost"]),
 ];
+
+/// The figures in the order of the table.
+pub(crate) fn metrics() -> impl Iterator<Item = &'static str> {
+    [START].into_iter().chain(PARTS.iter().flat_map(|(_, metrics)| metrics.iter().copied()))
+}
+
+/// Connections held when the first are timed beside them.
+const FEW: usize = 100;
 
 /// How long and how many.
 #[derive(Clone, Copy)]
@@ -64,35 +89,27 @@ impl Effort {
     pub(crate) fn new(link: Link, quick: bool) -> Effort {
         let bulk = if link.shape().is_some() { 10.0 } else { 4.0 };
         match quick {
-            true => {
-                Effort { bulk: bulk / 2.0, round_trips: 1.0, connects: 500, idle: 200, stall: 2.0, starts: 5 }
-            }
-            false => Effort { bulk, round_trips: 3.0, connects: 3_000, idle: 1_000, stall: 5.0, starts: 11 },
+            true => Effort {
+                bulk: bulk / 2.0,
+                round_trips: 1.0,
+                connects: 500,
+                idle: 1_000,
+                stall: 2.0,
+                starts: 5,
+            },
+            false => Effort { bulk, round_trips: 3.0, connects: 3_000, idle: 10_000, stall: 5.0, starts: 11 },
         }
     }
 }
 
-/// A measurement, and the places in [`METRICS`] of the values it returns.
-type Part<'a> = (fn(&On<'a>) -> Result<Vec<f64>>, &'static [usize]);
-
 /// Every metric of a running peer; one that fails does not keep the others.
-pub(crate) fn all<'a>(lab: &'a Lab, peer: Peer, effort: Effort) -> Figures {
-    // Memory first: later, growth would hide in what earlier measurements left allocated.
-    let parts: [Part<'a>; 7] = [
-        (On::idle_memory, &[18, 19]),
-        (On::stalled, &[20, 21]),
-        (On::single_flows, &[1, 2, 14, 15, 16, 17]),
-        (On::many_flows, &[3, 4]),
-        (On::idle_round_trips, &[5, 6]),
-        (On::loaded, &[7, 8, 9, 10]),
-        (On::connects, &[11, 12, 13]),
-    ];
+pub(crate) fn all(lab: &Lab, peer: Peer, effort: Effort) -> Figures {
     let (on, mut figures) = (On { lab, peer, effort }, Figures::new());
-    for (part, metrics) in parts {
+    for (part, metrics) in PARTS {
         let values = part(&on).map_err(|error| format!("{error:#}"));
         for (place, metric) in metrics.iter().enumerate() {
             let value = values.as_ref().map(|values| values[place]).map_err(Clone::clone);
-            figures.insert(METRICS[*metric], value);
+            figures.insert(metric, value);
         }
     }
     figures
@@ -152,36 +169,39 @@ impl On<'_> {
         Ok(vec![connects.per_second, connects.time.p50_us as f64 / 1e3, connects.lost as f64])
     }
 
-    fn idle_memory(&self) -> Result<Vec<f64>> {
-        let count = self.effort.idle.to_string();
-        let grown = self.memory_growth(&["hold", &self.at(port::ECHO), &count])?;
-        Ok(grown.map(|kib| kib / self.effort.idle as f64).to_vec())
+    /// What connections that stand cost, and new ones beside them.
+    fn held(&self) -> Result<Vec<f64>> {
+        let hold = |count: usize| Load::start(self.lab, &["hold", &self.at(port::ECHO), &count.to_string()]);
+        let connect = || -> Result<f64> {
+            let connects: Connects = self.lab.measure(&["connects", &self.at(port::ECHO), "200", "1"])?;
+            Ok(connects.time.p50_us as f64 / 1e3)
+        };
+        let before = self.memory();
+        let mut few = hold(FEW)?;
+        let _few: Held = few.answer()?;
+        let beside_few = connect()?;
+        let mut rest = hold(self.effort.idle - FEW)?;
+        let _rest: Held = rest.answer()?;
+        let grown = self.growth(before).map(|kib| kib / self.effort.idle as f64);
+        Ok([grown.to_vec(), vec![beside_few, connect()?]].concat())
     }
 
     fn stalled(&self) -> Result<Vec<f64>> {
-        let seconds = self.effort.stall.to_string();
-        let grown = self.memory_growth(&["stall", &self.at(port::SOURCE), "--seconds", &seconds])?;
-        Ok(grown.map(|kib| kib / 1024.0).to_vec())
+        let (before, seconds) = (self.memory(), self.effort.stall.to_string());
+        let mut load = Load::start(self.lab, &["stall", &self.at(port::SOURCE), "--seconds", &seconds])?;
+        let _stalled: Held = load.answer()?;
+        Ok(self.growth(before).map(|kib| kib / 1024.0).to_vec())
     }
 
-    /// How much the programs of the client and the server grow until the load prints its line, in KiB.
-    fn memory_growth(&self, load: &[&str]) -> Result<[f64; 2]> {
-        let memory = || [&self.lab.client, &self.lab.server].map(memory_of_tools);
-        let before = memory();
-        let mut command = self.lab.client.command(self.lab.program("lab-tool")?);
-        let mut child = command.args(load).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-        let after = memory();
-        drop(child.stdin.take());
-        let status = child.wait()?;
-        ensure!(status.success() && !line.is_empty(), "lab-tool {load:?}: {status}");
-        Ok([0, 1].map(|side| after[side] as f64 - before[side] as f64))
+    /// KiB of the programs of the client and of the server.
+    fn memory(&self) -> [f64; 2] {
+        [&self.lab.client, &self.lab.server].map(|host: &Host| host.tools_memory() as f64)
     }
-}
 
-fn memory_of_tools(host: &Host) -> u64 {
-    host.tool_processes().into_iter().filter_map(|process| process.memory().ok()).sum()
+    fn growth(&self, before: [f64; 2]) -> [f64; 2] {
+        let after = self.memory();
+        [0, 1].map(|side| after[side] - before[side])
+    }
 }
 
 /// Processor seconds used so far: the tool and ssh on the client, the tool and sshd on the server.

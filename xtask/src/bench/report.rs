@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use shuttle_tests::Link;
 
-use super::measure::{METRICS, START};
+use super::measure::{START, metrics};
 use super::peers::Peer;
 use super::{Column, start};
 use crate::run::{output, root};
@@ -24,7 +24,7 @@ pub(crate) fn markdown(link: Link, columns: &[Column]) -> String {
         format!("\n### {}\n\n| | {} |\n", link.name(), cells(&|column| column.peer.name().into()));
     table += &format!("|---|{}\n", "---:|".repeat(columns.len()));
     let measured = |metric: &&str| columns.iter().any(|column| column.median(metric).is_some());
-    for metric in METRICS.into_iter().filter(measured) {
+    for metric in metrics().filter(measured) {
         table +=
             &format!("| {metric} | {} |\n", cells(&|column| column.median(metric).map_or("-".into(), short)));
     }
@@ -93,7 +93,7 @@ impl Column {
     }
 
     fn json(&self) -> Value {
-        let values: BTreeMap<_, _> = METRICS.iter().map(|metric| (*metric, self.values(metric))).collect();
+        let values: BTreeMap<_, _> = metrics().map(|metric| (metric, self.values(metric))).collect();
         json!({ "link": self.link.name(), "peer": self.peer.name(), "values": values, "missing": self.reasons() })
     }
 }

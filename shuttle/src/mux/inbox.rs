@@ -1,0 +1,237 @@
+//! What has arrived for a stream's local end and waits there: in order, or ahead of its turn.
+//!
+//! Both lie in one ring, each byte in its place, so that a piece which arrives early is copied once and takes the
+//! room that its credit stands for, however it was cut or repeated.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::ProtocolError;
+
+/// Separate pieces that may wait for what belongs before them: more than a window has of the smallest chunks, every
+/// second of which is missing.
+const MOST_PIECES: usize = 8192;
+/// A ring of less isn't worth shrinking.
+const SMALL: usize = 64 * 1024;
+
+/// The bytes of one half, by offset, from the first that the local end has not taken.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    /// Every byte before this offset has arrived.
+    received: u64,
+    /// First `ready` bytes in order, up to `received`; then what is ahead, with anything in the gaps.
+    ring: VecDeque<u8>,
+    ready: usize,
+    /// What is ahead: where each piece begins and ends. They neither touch nor overlap.
+    ahead: BTreeMap<u64, u64>,
+}
+
+/// What an arriving piece is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Arrival<'a> {
+    /// In order, and the local end may take it at once: what it doesn't take is to be kept.
+    Next(&'a [u8]),
+    /// Put after other bytes that wait.
+    Kept,
+    /// Nothing new for the local end.
+    Nothing,
+}
+
+impl Inbox {
+    /// Takes in `bytes`, which begin at `offset` and end before `limit`: cuts off what has arrived before, keeps what
+    /// can't be taken at once.
+    pub(super) fn arrive<'a>(
+        &mut self,
+        offset: u64,
+        bytes: &'a [u8],
+        limit: u64,
+    ) -> Result<Arrival<'a>, ProtocolError> {
+        let end = offset + bytes.len() as u64;
+        debug_assert!(end <= limit);
+        if end <= self.received {
+            return Ok(Arrival::Nothing);
+        }
+        if offset > self.received {
+            self.put(self.ready + (offset - self.received) as usize, bytes, limit);
+            self.note(offset, end);
+            return if self.ahead.len() > MOST_PIECES {
+                Err(ProtocolError::Credit)
+            } else {
+                Ok(Arrival::Nothing)
+            };
+        }
+        let fresh = &bytes[(self.received - offset) as usize..];
+        if self.ring.is_empty() {
+            self.received = end;
+            return Ok(Arrival::Next(fresh));
+        }
+        self.put(self.ready, fresh, limit);
+        self.advance(end);
+        Ok(Arrival::Kept)
+    }
+
+    /// Keeps the end of the last [`Arrival::Next`].
+    pub(super) fn keep(&mut self, rest: &[u8], limit: u64) {
+        self.put(self.ready, rest, limit + rest.len() as u64);
+        self.ready += rest.len();
+    }
+
+    /// The offset before which every byte has arrived.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The offset after the last byte that has arrived, whatever is missing before it.
+    pub(super) fn furthest(&self) -> u64 {
+        self.ahead.last_key_value().map_or(self.received, |(_, end)| *end)
+    }
+
+    /// What waits in order, as far as it is contiguous.
+    pub(super) fn ready(&self) -> &[u8] {
+        let front = self.ring.as_slices().0;
+        &front[..front.len().min(self.ready)]
+    }
+
+    /// The local end took the first `length` bytes of what is ready.
+    pub(super) fn drain(&mut self, length: usize) {
+        debug_assert!(length <= self.ready);
+        self.ring.drain(..length);
+        self.ready -= length;
+        let (kept, held) = (self.ring.len(), self.ring.capacity());
+        if kept == 0 {
+            self.ring = VecDeque::new();
+        } else if held > SMALL && kept < held / 4 {
+            self.ring.shrink_to(2 * kept);
+        }
+    }
+
+    /// Copies `bytes` to their place in the ring, which never grows beyond what `limit` allows.
+    fn put(&mut self, place: usize, bytes: &[u8], limit: u64) {
+        let (end, before) = (place + bytes.len(), self.ring.len());
+        if end > self.ring.capacity() {
+            let most = self.ready as u64 + limit.saturating_sub(self.received);
+            let room = (2 * self.ring.capacity() as u64).min(most).max(end as u64) as usize;
+            self.ring.reserve_exact(room - before);
+        }
+        if place == before {
+            return self.ring.extend(bytes);
+        }
+        self.ring.resize(before.max(end), 0);
+        let (front, back) = self.ring.as_mut_slices();
+        let split = front.len().saturating_sub(place).min(bytes.len());
+        let (first, second) = bytes.split_at(split);
+        if !first.is_empty() {
+            front[place..place + split].copy_from_slice(first);
+        }
+        let begin = (place + split).saturating_sub(front.len());
+        back[begin..begin + second.len()].copy_from_slice(second);
+    }
+
+    /// Remembers that the bytes from `start` to `end` are here, ahead of their turn.
+    fn note(&mut self, mut start: u64, mut end: u64) {
+        if let Some((&known, &until)) = self.ahead.range(..start).next_back()
+            && until >= start
+        {
+            start = known;
+        }
+        while let Some((&known, &until)) = self.ahead.range(start..=end).next() {
+            self.ahead.remove(&known);
+            end = end.max(until);
+        }
+        self.ahead.insert(start, end);
+    }
+
+    /// Every byte before `end` is here, and whatever follows without a gap.
+    fn advance(&mut self, mut end: u64) {
+        while let Some(piece) = self.ahead.first_entry() {
+            if *piece.key() > end {
+                break;
+            }
+            end = end.max(piece.remove());
+        }
+        self.ready += (end - self.received) as usize;
+        self.received = end;
+    }
+
+    /// Bytes of memory that it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.ring.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A half whose bytes tell their offset.
+    fn byte(offset: u64) -> u8 {
+        (offset % 251) as u8
+    }
+
+    fn piece(start: u64, end: u64) -> Vec<u8> {
+        (start..end).map(byte).collect()
+    }
+
+    proptest! {
+        /// Pieces that come twice, overlap or overtake one another make the same bytes, whatever a reader leaves; and
+        /// what they take is never more than the credit they came by.
+        #[test]
+        fn bytes_come_out_in_order_and_within_the_credit(
+            steps in prop::collection::vec((0u64..4000, 1u64..600, 0usize..900), 1..200),
+        ) {
+            let (mut inbox, mut taken) = (Inbox::default(), 0);
+            let whole = [(0, 4000, 4000)].into_iter();
+            for (start, length, appetite) in steps.into_iter().chain(whole) {
+                let limit = taken + 4000;
+                let bytes = piece(start, (start + length).min(limit).max(start));
+                if let Arrival::Next(bytes) = inbox.arrive(start, &bytes, limit.max(start)).unwrap() {
+                    let now = bytes.len().min(appetite);
+                    prop_assert!(bytes[..now].iter().zip(taken..).all(|(got, offset)| *got == byte(offset)));
+                    inbox.keep(&bytes[now..], limit);
+                    taken += now as u64;
+                }
+                let mut hunger = appetite;
+                while hunger > 0 && !inbox.ready().is_empty() {
+                    let now = inbox.ready().len().min(hunger);
+                    prop_assert!(inbox.ready()[..now].iter().zip(taken..).all(|(got, offset)| *got == byte(offset)));
+                    inbox.drain(now);
+                    (taken, hunger) = (taken + now as u64, hunger - now);
+                }
+                prop_assert!(inbox.held() <= 4000, "{} bytes are held", inbox.held());
+            }
+            prop_assert!(inbox.received() >= 4000);
+        }
+    }
+
+    #[test]
+    fn what_is_drained_gives_its_memory_back() {
+        let mut inbox = Inbox::default();
+        let all = vec![1; 1 << 20];
+        inbox.arrive(0, &all, 1 << 20).unwrap();
+        inbox.keep(&all, 1 << 20);
+        while !inbox.ready().is_empty() {
+            inbox.drain(inbox.ready().len().min(10_000));
+            assert!(inbox.held() <= SMALL.max(4 * inbox.ready().len()), "{} held", inbox.held());
+        }
+        assert_eq!(inbox.held(), 0);
+    }
+
+    #[test]
+    fn pieces_ahead_are_joined_and_counted() {
+        let mut inbox = Inbox::default();
+        for start in (1..100_000).rev() {
+            inbox.arrive(start, &[0], 100_000).unwrap();
+        }
+        assert_eq!(inbox.ahead.len(), 1);
+        let limit = 4 * MOST_PIECES as u64;
+        let mut apart = Inbox::default();
+        let outcomes: Vec<_> = (1..)
+            .step_by(2)
+            .take(MOST_PIECES + 1)
+            .map(|start| apart.arrive(start, &[0], limit).is_ok())
+            .collect();
+        assert_eq!(outcomes.iter().position(|fine| !fine), Some(MOST_PIECES));
+    }
+}
