@@ -119,8 +119,9 @@ impl Mux {
             Some(at) => at + DEAD_AFTER,
             None => self.last_heard + PING_AFTER,
         };
-        match self.lane.ack_deadline() {
-            Some(ack) if writable => ack.min(silent),
+        let send = [self.lane.ack_deadline(), self.pacing.wakes()].into_iter().flatten().min();
+        match send {
+            Some(send) if writable => send.min(silent),
             Some(_) | None => silent,
         }
     }

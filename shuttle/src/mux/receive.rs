@@ -68,10 +68,9 @@ impl Mux {
                 self.greeted = Some(hello);
                 return Ok(Some(Event::Hello));
             }
-            Frame::Ack { lane: LANE, received, delay, hold } => {
-                let micros = |micros: u32| Duration::from_micros(micros.into());
+            Frame::Ack { lane: LANE, received, delay, hold: _ } => {
                 let acked = self.lane.on_ack(received)?;
-                self.pacing.on_ack(acked, (micros(delay), micros(hold)), now);
+                self.pacing.on_ack(acked, Duration::from_micros(delay.into()), now);
             }
             Frame::Ack { .. } => return Err(ProtocolError::Ack),
             Frame::Ping { token } => self.pong = Some(token),

@@ -9,6 +9,7 @@ use super::{Grant, LANE, LEAST_CHUNK, Mux};
 impl Mux {
     /// Puts everything but DATA that is due onto the lane.
     pub fn prepare(&mut self, now: Instant) {
+        self.pacing.tick(now);
         if let Some(token) = self.pong.take() {
             self.control.push_back(Frame::Pong { token });
         }
@@ -59,6 +60,7 @@ impl Mux {
             frame::encode_data_header(header, grant.stream, state.sent, length);
         }
         self.lane.out.commit(DATA_HEADER + length);
+        self.pacing.spend(DATA_HEADER + length);
         state.sent += length as u64;
         state.deficit -= length as i64;
     }

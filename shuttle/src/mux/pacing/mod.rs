@@ -5,9 +5,14 @@
 //! transport that paces and retransmits by itself, so it only limits the bytes in flight: to that product and a
 //! little more, which stands as a short queue and shows that the rate is still all there is.
 
+mod drip;
+mod estimate;
+
 use std::time::{Duration, Instant};
 
 use super::frame::MAX_DATA;
+use drip::Drip;
+use estimate::{Base, Bursts, Highest};
 
 /// Bytes in flight before anything is known of the path, and at the least: ten full TCP segments (RFC 6928).
 const LEAST_IN_FLIGHT: u64 = 16 * 1024;
@@ -29,6 +34,12 @@ const MOST_QUEUE: Duration = Duration::from_millis(3);
 const QUEUED_BURST: f64 = 12.0 * 1024.0;
 const MOST_BURST: Duration = Duration::from_millis(12);
 
+/// A burst counts for no more than what the path carries in so many shortest round trips: TCP holds bytes back for one
+/// after each loss, on the way there and on the way of the acknowledgements …
+const HOLES: u32 = 2;
+/// … or in this time, for bursts that have other causes.
+const LEAST_BURST: Duration = Duration::from_millis(20);
+
 /// In start-up the limit is this many times what the measured rate would need.
 const STARTUP_GAIN: f64 = 2.0;
 /// Start-up ends after this many round trips in which the rate grew by less than a quarter.
@@ -38,12 +49,11 @@ const STARTUP_ROUNDS: u32 = 3;
 const RATE_ROUNDS: u32 = 8;
 /// … but at least for this long.
 const LEAST_RATE_MEMORY: Duration = Duration::from_millis(300);
-/// When no round trip near the shortest was seen for this long, the queue is drained to look for it.
-const BASE_MEMORY: Duration = Duration::from_secs(10);
-/// … or for this many of them.
-const BASE_ROUNDS: u32 = 50;
-/// How far the limit falls meanwhile.
+/// How far the limit falls while the queue is drained …
 const DRAIN_GAIN: f64 = 0.5;
+
+/// … and for how many shortest round trips once it has: one for what departs then to be acknowledged, and as much for the wait for others.
+const DRAIN_ROUND_TRIPS: u32 = 2;
 
 /// A payload takes the path at most about this long, so that nothing waits long behind it.
 const CHUNK_TIME: Duration = Duration::from_millis(2);
@@ -55,6 +65,8 @@ pub(super) struct Departure {
     at: Instant,
     delivered: u64,
     delivered_at: Instant,
+    /// When the newest bytes departed that had been acknowledged.
+    since: Instant,
     /// There was less to send than the limit allowed, so the rate is the application's, not the path's.
     starved: bool,
 }
@@ -74,31 +86,19 @@ pub(super) struct Pacing {
     delivered: u64,
     delivered_at: Instant,
     starved: bool,
-    rate: RateMemory,
+    /// When the newest bytes departed that have been acknowledged.
+    since: Instant,
+    /// Bytes a second.
+    rate: Highest,
+    bursts: Bursts,
     base: Option<Base>,
     smoothed: Option<Duration>,
-    /// The shortest round trip of late, and of the time before.
-    shortest: [Option<Duration>; 2],
-    shortest_since: Instant,
-    /// How long the far mux lets bytes wait for their acknowledgement.
-    hold: Duration,
     phase: Phase,
+    /// Bytes that may be in flight.
+    limit: u64,
+    drip: Drip,
     /// The round trip ends once bytes are acknowledged that departed after this many had been delivered.
     round_end: u64,
-}
-
-/// The shortest round trip.
-#[derive(Clone, Copy, Debug)]
-struct Base {
-    round_trip: Duration,
-    /// When one about as short was last seen.
-    seen: Instant,
-}
-
-impl Base {
-    fn memory(&self) -> Duration {
-        (BASE_ROUNDS * self.round_trip).max(BASE_MEMORY)
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -107,9 +107,11 @@ enum Phase {
     Startup { best: f64, flat_rounds: u32 },
     /// The rate is known.
     Steady,
-    /// The queue is being drained until the given time, and the shortest round trip of that time taken.
-    Drain { until: Instant, shortest: Option<Duration> },
+    /// The queue is being drained, and once it is, until the time given. The shortest round trip meanwhile is looked for.
+    Drain { until: Option<Instant>, shortest: Duration },
 }
+
+const DRAIN: Phase = Phase::Drain { until: None, shortest: Duration::MAX };
 
 impl Pacing {
     pub(super) fn new(now: Instant) -> Self {
@@ -117,13 +119,14 @@ impl Pacing {
             delivered: 0,
             delivered_at: now,
             starved: false,
-            rate: RateMemory::default(),
+            since: now,
+            rate: Highest::default(),
+            bursts: Bursts::new(now),
             base: None,
             smoothed: None,
-            shortest: [None; 2],
-            shortest_since: now,
-            hold: Duration::ZERO,
             phase: Phase::Startup { best: 0.0, flat_rounds: 0 },
+            limit: LEAST_IN_FLIGHT,
+            drip: Drip::new(now),
             round_end: 0,
         }
     }
@@ -132,12 +135,18 @@ impl Pacing {
     pub(super) fn depart(&mut self, in_flight: u64, now: Instant) -> Departure {
         if in_flight < IDLE {
             // Time that has passed says nothing about the path's rate.
-            self.delivered_at = now;
+            (self.delivered_at, self.since) = (now, now);
+        }
+        if let Phase::Drain { until: until @ None, .. } = &mut self.phase
+            && in_flight <= self.limit
+        {
+            *until = Some(now + DRAIN_ROUND_TRIPS * self.base.map_or(Duration::ZERO, |base| base.round_trip));
         }
         Departure {
             at: now,
             delivered: self.delivered,
             delivered_at: self.delivered_at,
+            since: self.since,
             starved: self.starved,
         }
     }
@@ -147,25 +156,28 @@ impl Pacing {
         self.starved = starved;
     }
 
-    /// Bytes have arrived. The far mux held the acknowledgement of the newest byte back for `delay`, of the oldest for `hold`.
-    pub(super) fn on_ack(
-        &mut self,
-        Acked { newly, last }: Acked,
-        (delay, hold): (Duration, Duration),
-        now: Instant,
-    ) {
+    /// Bytes have arrived. The far mux held the acknowledgement of the newest byte back for `delay`.
+    pub(super) fn on_ack(&mut self, Acked { newly, last }: Acked, delay: Duration, now: Instant) {
         self.delivered += newly;
         self.delivered_at = now;
-        let Some(last) = last else { return };
-        let round_trip = now.saturating_duration_since(last.at).saturating_sub(delay);
-        self.smoothed = Some(self.smoothed.map_or(round_trip, |smoothed| (7 * smoothed + round_trip) / 8));
-        self.hold = (7 * self.hold + hold) / 8;
-        let took = now.saturating_duration_since(last.delivered_at);
+        if let Some(last) = last {
+            self.since = last.at;
+            self.on_round_trip(now.saturating_duration_since(last.at).saturating_sub(delay), now);
+            self.on_rate(last, now);
+        }
+        let most = self.rate.get() * (HOLES * self.base_round_trip()).max(LEAST_BURST).as_secs_f64();
+        self.bursts.add(newly, (self.rate.get(), most), now, self.memory());
+        self.limit = self.allowed();
+        self.drip.set(self.limit, self.round_trip(), now);
+    }
+
+    fn on_rate(&mut self, last: Departure, now: Instant) {
+        // Acknowledgements that were held up and come together would make the rate look high, were it not for the time
+        // that the departures took.
+        let took = now.saturating_duration_since(last.delivered_at).max(last.at - last.since);
         let rate = (self.delivered - last.delivered) as f64 / took.as_secs_f64().max(1e-6);
-        self.on_round_trip(round_trip, now);
-        self.note_shortest(round_trip, now);
-        if !last.starved || rate > self.rate.best() {
-            self.rate.add(rate, now, self.rate_memory());
+        if !last.starved || rate > self.rate.get() {
+            self.rate.add(rate, now, self.memory());
         }
         if last.delivered >= self.round_end {
             self.round_end = self.delivered;
@@ -174,73 +186,44 @@ impl Pacing {
     }
 
     fn on_round_trip(&mut self, sample: Duration, now: Instant) {
-        match &mut self.base {
-            Some(base) if sample > base.round_trip + base.round_trip / 16 => {}
-            Some(base) => *base = Base { round_trip: base.round_trip.min(sample), seen: now },
-            None => self.base = Some(Base { round_trip: sample, seen: now }),
-        }
+        self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| (7 * smoothed + sample) / 8));
+        let base = self.base.get_or_insert(Base::new(sample, now));
+        base.add(sample, now);
         match &mut self.phase {
-            Phase::Drain { until, shortest } if now < *until => {
-                *shortest = Some(shortest.map_or(sample, |shortest| shortest.min(sample)));
+            Phase::Startup { .. } => {}
+            Phase::Steady if base.is_old(now) => self.phase = DRAIN,
+            Phase::Steady => {}
+            Phase::Drain { until, shortest } => {
+                *shortest = sample.min(*shortest);
+                if until.is_some_and(|until| now >= until) {
+                    base.renew(*shortest, now);
+                    self.phase = Phase::Steady;
+                }
             }
-            Phase::Drain { shortest, .. } => {
-                let round_trip = shortest.unwrap_or(sample);
-                self.base = Some(Base { round_trip, seen: now });
-                self.phase = Phase::Steady;
-            }
-            Phase::Steady if self.base.is_some_and(|base| now > base.seen + base.memory()) => {
-                // One round trip for the queue to drain, and one to measure.
-                let until = now + 2 * self.round_trip();
-                self.phase = Phase::Drain { until, shortest: None };
-            }
-            Phase::Steady | Phase::Startup { .. } => {}
         }
-    }
-
-    /// Keeps the shortest round trip of between one and two rate memories.
-    fn note_shortest(&mut self, sample: Duration, now: Instant) {
-        if now.saturating_duration_since(self.shortest_since) > self.rate_memory() {
-            self.shortest = [None, self.shortest[0]];
-            self.shortest_since = now;
-        }
-        let shortest = &mut self.shortest[0];
-        *shortest = Some(shortest.map_or(sample, |shortest| shortest.min(sample)));
-    }
-
-    /// How much the round trip varies while the queue does drain between: the path holds bytes back and lets them go
-    /// in bursts, as TCP does after a loss and Nagle's algorithm at the end of each write, and stays full only if that
-    /// much more is in flight. A standing queue, whose round trips are all long, is no such variation.
-    fn spread(&self) -> Duration {
-        let Some(shortest) = self.shortest.into_iter().flatten().min() else { return Duration::ZERO };
-        let standing = shortest.saturating_sub(self.base_round_trip());
-        let bound = 2 * self.queue();
-        if standing >= bound {
-            return Duration::ZERO;
-        }
-        let share = 1.0 - standing.as_secs_f64() / bound.as_secs_f64();
-        self.round_trip().saturating_sub(shortest).mul_f64(share)
     }
 
     /// The queue that is to be left standing.
     fn queue(&self) -> Duration {
         let share = (self.base_round_trip() / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE);
-        let burst = QUEUED_BURST / self.rate.best().max(1.0);
+        let burst = QUEUED_BURST / self.rate.get().max(1.0);
         share.max(Duration::from_secs_f64(burst).min(MOST_BURST))
     }
 
-    fn rate_memory(&self) -> Duration {
+    /// How long samples count.
+    fn memory(&self) -> Duration {
         (RATE_ROUNDS * self.base_round_trip()).max(LEAST_RATE_MEMORY)
     }
 
     fn on_round(&mut self, starved: bool) {
-        let rate = self.rate.best();
+        let rate = self.rate.get();
         if let Phase::Startup { best, flat_rounds } = &mut self.phase {
             if rate > 1.25 * *best {
                 (*best, *flat_rounds) = (rate, 0);
             } else if !starved {
                 *flat_rounds += 1;
                 if *flat_rounds == STARTUP_ROUNDS {
-                    self.phase = Phase::Steady;
+                    self.phase = DRAIN;
                 }
             }
         }
@@ -255,45 +238,46 @@ impl Pacing {
         self.base.map_or(Duration::ZERO, |base| base.round_trip)
     }
 
-    /// Bytes that may be in flight.
-    fn limit(&self) -> u64 {
-        let base = self.base_round_trip();
-        let queue = self.queue() + self.hold + self.spread();
-        let rate = self.rate.best();
-        let needed = match self.phase {
-            Phase::Startup { .. } => STARTUP_GAIN * rate * (base + queue).as_secs_f64(),
-            Phase::Steady => rate * (base + queue).as_secs_f64(),
-            Phase::Drain { .. } => DRAIN_GAIN * rate * base.as_secs_f64(),
+    fn allowed(&self) -> u64 {
+        let rate = self.rate.get();
+        let product = rate * self.base_round_trip().as_secs_f64();
+        let full = product + rate * self.queue().as_secs_f64() ;
+        let bursts = self.bursts.largest();
+        let allowed = match self.phase {
+            Phase::Startup { .. } => STARTUP_GAIN * full + bursts,
+            Phase::Steady => full + bursts,
+            Phase::Drain { .. } => DRAIN_GAIN * product,
         };
-        (needed as u64).clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
+        (allowed as u64).clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
+    }
+
+    /// Lets time pass before [`Self::room`] is asked for.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.drip.advance(now);
     }
 
     /// Bytes that may be added when `in_flight` are on their way, by a stream that was idle (`urgent`) or any.
     pub(super) fn room(&self, in_flight: u64, urgent: bool) -> u64 {
-        let limit = self.limit() + if urgent { URGENT } else { 0 };
-        limit.saturating_sub(in_flight)
+        match urgent {
+            true => (self.limit + URGENT).saturating_sub(in_flight),
+            false if self.drip.opens().is_some() => 0,
+            false => self.limit.saturating_sub(in_flight),
+        }
+    }
+
+    /// When there may be room again though nothing has been acknowledged.
+    pub(super) fn wakes(&self) -> Option<Instant> {
+        self.drip.opens().filter(|_| !self.starved)
+    }
+
+    /// Bytes are added.
+    pub(super) fn spend(&mut self, bytes: usize) {
+        self.drip.spend(bytes);
     }
 
     /// The longest payload of one DATA frame.
     pub(super) fn chunk(&self) -> usize {
-        let bytes = self.rate.best() * CHUNK_TIME.as_secs_f64();
+        let bytes = self.rate.get() * CHUNK_TIME.as_secs_f64();
         (bytes as usize).clamp(LEAST_CHUNK, MAX_DATA)
-    }
-}
-
-/// The highest of the rates of late, in bytes a second.
-///
-/// Samples are kept in falling order, each the highest since it was taken.
-#[derive(Debug, Default)]
-struct RateMemory(Vec<(Instant, f64)>);
-
-impl RateMemory {
-    fn add(&mut self, rate: f64, now: Instant, memory: Duration) {
-        self.0.retain(|(taken, known)| *known > rate && now.saturating_duration_since(*taken) < memory);
-        self.0.push((now, rate));
-    }
-
-    fn best(&self) -> f64 {
-        self.0.first().map_or(0.0, |(_, rate)| *rate)
     }
 }
