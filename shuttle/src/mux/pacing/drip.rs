@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-/// Bytes go this much faster than the limit is used up in one round trip, so that the limit goes on being what limits
-/// (as in Linux, `tcp_pacing_ca_ratio`).
+/// Bytes go this much faster than that, so that the limit goes on being what limits (Linux has 1.2 in its
+/// `tcp_pacing_ca_ratio`).
 const GAIN: f64 = 1.25;
-/// What may go at once, as time of the line.
-const BURST: Duration = Duration::from_millis(2);
+/// What may go at once, as time: what a driver's clock of milliseconds (epoll's) may be late.
+const BURST: Duration = Duration::from_millis(1);
 /// The longest of ssh's packets (CHAN_SES_PACKET_DEFAULT in OpenSSH's channels.h). ssh puts into one what is written at
 /// once, and the far ssh gives nothing of it away before its last byte has come. Where the line sends more than this
 /// during a burst it makes no difference.
@@ -30,10 +30,10 @@ impl Drip {
         Self { bytes: 0.0, at: now, speed: f64::INFINITY }
     }
 
-    /// From `now` on `limit` bytes may go in a `round_trip`.
-    pub(super) fn set(&mut self, limit: u64, round_trip: Duration, now: Instant) {
+    /// From `now` on it takes `time` to use up the `limit` of bytes in flight.
+    pub(super) fn set(&mut self, limit: u64, time: Duration, now: Instant) {
         self.advance(now);
-        self.speed = GAIN * limit as f64 / round_trip.as_secs_f64().max(1e-6);
+        self.speed = GAIN * limit as f64 / time.as_secs_f64().max(1e-6);
     }
 
     /// Lets time pass.

@@ -25,34 +25,39 @@ impl Highest {
 /// By how much acknowledgements come in bursts: how many bytes they tell of at once beyond what the rate explains
 /// (BBR's `extra_acked`). A path that holds bytes back and then lets go of them stays full meanwhile only if that
 /// much more is in flight. A queue that stands doesn't show here.
+///
+/// Unlike BBR's this is a mean, over the bytes: one pause of a busy machine shouldn't count as long as a path that
+/// always lets go in bursts.
 #[derive(Debug)]
 pub(super) struct Bursts {
     /// When acknowledgements began to run ahead of the rate, and the bytes they have told of since.
     since: Instant,
     told: u64,
-    highest: Highest,
+    mean: f64,
 }
 
 impl Bursts {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, told: 0, highest: Highest::default() }
+        Self { since: now, told: 0, mean: 0.0 }
     }
 
     /// An acknowledgement tells of `newly` bytes more, at a `rate` of so many a second. A burst counts for `most` bytes
-    /// at the most, and for as long as `memory`.
+    /// at the most, and for about as long as `memory`.
     pub(super) fn add(&mut self, newly: u64, (rate, most): (f64, f64), now: Instant, memory: Duration) {
         let explained = rate * now.saturating_duration_since(self.since).as_secs_f64();
-        let ahead = self.told as f64 - explained;
+        let mut ahead = self.told as f64 - explained;
         if ahead <= 0.0 {
-            (self.since, self.told) = (now, 0);
+            (self.since, self.told, ahead) = (now, 0, 0.0);
         }
         self.told += newly;
-        self.highest.add((ahead.max(0.0) + newly as f64).min(most), now, memory);
+        let burst = (ahead + newly as f64).min(most);
+        let share = newly as f64 / (rate * memory.as_secs_f64()).max(newly as f64).max(1.0);
+        self.mean += share * (burst - self.mean);
     }
 
-    /// The largest burst of late, in bytes.
-    pub(super) fn largest(&self) -> f64 {
-        self.highest.get()
+    /// The mean burst of late, in bytes.
+    pub(super) fn mean(&self) -> f64 {
+        self.mean
     }
 }
 

@@ -3,7 +3,8 @@
 //! The model is BBR's (draft-ietf-ccwg-bbr): the path has a rate and a shortest round trip, both measured by what the
 //! far mux acknowledges, and their product is what it holds without a queue. Unlike BBR this control sits above a
 //! transport that paces and retransmits by itself, so it only limits the bytes in flight: to that product and a
-//! little more, which stands as a short queue and shows that the rate is still all there is.
+//! reserve, which stands as a short queue, shows that the rate is still all there is, and lasts while the path holds bytes
+//! back.
 
 mod drip;
 mod estimate;
@@ -29,21 +30,19 @@ const QUEUE_SHARE: u32 = 5;
 const LEAST_QUEUE: Duration = Duration::from_millis(2);
 const MOST_QUEUE: Duration = Duration::from_millis(3);
 
-/// It is no shorter than what the transport below sends in one burst, bytes, as long as that takes no longer than
-/// this: on a slow line a shorter one would run dry between two bursts.
-const QUEUED_BURST: f64 = 12.0 * 1024.0;
-const MOST_BURST: Duration = Duration::from_millis(12);
-
-/// A burst counts for no more than what the path carries in so many shortest round trips: TCP holds bytes back for one
-/// after each loss, on the way there and on the way of the acknowledgements …
-const HOLES: u32 = 2;
-/// … or in this time, for bursts that have other causes.
-const LEAST_BURST: Duration = Duration::from_millis(20);
+/// What covers bursts is no longer than so many shortest round trips: TCP holds bytes back for one after each loss, more when
+/// the same is lost again, and does so on
+/// the way there and on the way of the acknowledgements.
+const HOLES: u32 = 3;
 
 /// In start-up the limit is this many times what the measured rate would need.
 const STARTUP_GAIN: f64 = 2.0;
-/// Start-up ends after this many round trips in which the rate grew by less than a quarter.
+/// Start-up ends after this many round trips in which the rate grew by less than …
 const STARTUP_ROUNDS: u32 = 3;
+/// … this one.
+const FLAT: f64 = 1.25;
+/// It begins anew when the rate has fallen, as TCP's does after a time-out, and this much of it has come back.
+const RECOVERY: f64 = 2.0;
 
 /// A measured rate counts for this many shortest round trips …
 const RATE_ROUNDS: u32 = 8;
@@ -51,8 +50,7 @@ const RATE_ROUNDS: u32 = 8;
 const LEAST_RATE_MEMORY: Duration = Duration::from_millis(300);
 /// How far the limit falls while the queue is drained …
 const DRAIN_GAIN: f64 = 0.5;
-
-/// … and for how many shortest round trips once it has: one for what departs then to be acknowledged, and as much for the wait for others.
+/// … and for how many shortest round trips then: what departs takes one, and what it waits for may take another.
 const DRAIN_ROUND_TRIPS: u32 = 2;
 
 /// A payload takes the path at most about this long, so that nothing waits long behind it.
@@ -86,7 +84,7 @@ pub(super) struct Pacing {
     delivered: u64,
     delivered_at: Instant,
     starved: bool,
-    /// When the newest bytes departed that have been acknowledged.
+    /// When the newest of the bytes departed that have been acknowledged.
     since: Instant,
     /// Bytes a second.
     rate: Highest,
@@ -105,9 +103,10 @@ pub(super) struct Pacing {
 enum Phase {
     /// The rate is being looked for.
     Startup { best: f64, flat_rounds: u32 },
-    /// The rate is known.
-    Steady,
-    /// The queue is being drained, and once it is, until the time given. The shortest round trip meanwhile is looked for.
+    /// The rate is known. `least` is its least since then.
+    Steady { least: f64 },
+    /// The queue is being drained, and the shortest round trip looked for. It ends at the time given, which is set once
+    /// the queue is drained.
     Drain { until: Option<Instant>, shortest: Duration },
 }
 
@@ -165,10 +164,9 @@ impl Pacing {
             self.on_round_trip(now.saturating_duration_since(last.at).saturating_sub(delay), now);
             self.on_rate(last, now);
         }
-        let most = self.rate.get() * (HOLES * self.base_round_trip()).max(LEAST_BURST).as_secs_f64();
+        let most = self.rate.get() * (HOLES * self.base_round_trip()).as_secs_f64();
         self.bursts.add(newly, (self.rate.get(), most), now, self.memory());
-        self.limit = self.allowed();
-        self.drip.set(self.limit, self.round_trip(), now);
+        self.set_limit(now);
     }
 
     fn on_rate(&mut self, last: Departure, now: Instant) {
@@ -191,13 +189,13 @@ impl Pacing {
         base.add(sample, now);
         match &mut self.phase {
             Phase::Startup { .. } => {}
-            Phase::Steady if base.is_old(now) => self.phase = DRAIN,
-            Phase::Steady => {}
+            Phase::Steady { .. } if base.is_old(now) => self.phase = DRAIN,
+            Phase::Steady { .. } => {}
             Phase::Drain { until, shortest } => {
                 *shortest = sample.min(*shortest);
                 if until.is_some_and(|until| now >= until) {
                     base.renew(*shortest, now);
-                    self.phase = Phase::Steady;
+                    self.phase = Phase::Steady { least: f64::INFINITY };
                 }
             }
         }
@@ -205,9 +203,7 @@ impl Pacing {
 
     /// The queue that is to be left standing.
     fn queue(&self) -> Duration {
-        let share = (self.base_round_trip() / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE);
-        let burst = QUEUED_BURST / self.rate.get().max(1.0);
-        share.max(Duration::from_secs_f64(burst).min(MOST_BURST))
+        (self.base_round_trip() / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE)
     }
 
     /// How long samples count.
@@ -217,15 +213,19 @@ impl Pacing {
 
     fn on_round(&mut self, starved: bool) {
         let rate = self.rate.get();
-        if let Phase::Startup { best, flat_rounds } = &mut self.phase {
-            if rate > 1.25 * *best {
-                (*best, *flat_rounds) = (rate, 0);
-            } else if !starved {
+        match &mut self.phase {
+            Phase::Startup { best, flat_rounds } if rate > FLAT * *best => (*best, *flat_rounds) = (rate, 0),
+            Phase::Startup { flat_rounds, .. } if !starved => {
                 *flat_rounds += 1;
                 if *flat_rounds == STARTUP_ROUNDS {
                     self.phase = DRAIN;
                 }
             }
+            Phase::Steady { least } if rate > RECOVERY * *least => {
+                self.phase = Phase::Startup { best: rate, flat_rounds: 0 };
+            }
+            Phase::Steady { least } => *least = rate.min(*least),
+            Phase::Startup { .. } | Phase::Drain { .. } => {}
         }
     }
 
@@ -238,17 +238,26 @@ impl Pacing {
         self.base.map_or(Duration::ZERO, |base| base.round_trip)
     }
 
-    fn allowed(&self) -> u64 {
-        let rate = self.rate.get();
-        let product = rate * self.base_round_trip().as_secs_f64();
-        let full = product + rate * self.queue().as_secs_f64() ;
-        let bursts = self.bursts.largest();
-        let allowed = match self.phase {
-            Phase::Startup { .. } => STARTUP_GAIN * full + bursts,
-            Phase::Steady => full + bursts,
-            Phase::Drain { .. } => DRAIN_GAIN * product,
+    /// How much more than a shortest round trip's bytes is to be in flight, as time.
+    fn reserve(&self) -> Duration {
+        let base = self.base_round_trip();
+        let burst = Duration::from_secs_f64(self.bursts.mean() / self.rate.get().max(1.0));
+        // Short bursts are much the same. Those about as long as a round trip come of losses, and some are twice the mean.
+        let part = burst.as_secs_f64() / base.as_secs_f64().max(1e-6);
+        burst.mul_f64(1.0 + part.min(1.0)).min(HOLES * base).max(self.queue())
+    }
+
+    fn set_limit(&mut self, now: Instant) {
+        let base = self.base_round_trip();
+        let full = base + self.reserve();
+        let time = match self.phase {
+            Phase::Startup { .. } => full.mul_f64(STARTUP_GAIN),
+            Phase::Steady { .. } => full,
+            Phase::Drain { .. } => base.mul_f64(DRAIN_GAIN),
         };
-        (allowed as u64).clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
+        let needed = (self.rate.get() * time.as_secs_f64()) as u64;
+        self.limit = needed.clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT);
+        self.drip.set(self.limit, full, now);
     }
 
     /// Lets time pass before [`Self::room`] is asked for.

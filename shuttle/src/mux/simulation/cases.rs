@@ -75,7 +75,14 @@ fn ms(ms: f64) -> Duration {
 struct Findings(Vec<String>);
 
 impl Findings {
-    fn check(&mut self, case: impl Display, share: f64, least_share: f64, delay: Duration, most_delay: Duration) {
+    fn check(
+        &mut self,
+        case: impl Display,
+        share: f64,
+        least_share: f64,
+        delay: Duration,
+        most_delay: Duration,
+    ) {
         eprintln!("{case}: {share:.3} of the rate, a message waits {delay:.1?}");
         if share < least_share || delay > most_delay {
             self.0.push(format!("{case}: {share:.3} (>= {least_share}), {delay:.1?} (<= {most_delay:.1?})"));
@@ -95,10 +102,11 @@ fn the_rate_is_found_and_the_queue_is_short() {
     for line in CLEAN {
         let mut world = World::new(line.wire(), 4);
         world.run(line.round_trips(30.0).max(ms(1000.0)));
-        let share = world.share(line.round_trips(20.0).max(line.sends(32.0 * 1024.0).clamp(ms(300.0), ms(1000.0))));
+        let share =
+            world.share(line.round_trips(20.0).max(line.sends(32.0 * 1024.0).clamp(ms(300.0), ms(1000.0))));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
-        // A message may find the largest chunk, one ACK's worth and the standing queue before it.
-        findings.check(line, share, 0.9, delay, ms(12.0) + line.sends(32.0));
+        // A message may find a chunk, an ACK's worth of bytes and the standing queue before it.
+        findings.check(line, share, 0.95, delay, ms(6.0) + line.sends(12.0));
     }
 }
 
@@ -111,7 +119,8 @@ fn a_path_that_loses_is_kept_full() {
         world.run(line.round_trips(30.0));
         let share = world.share(line.round_trips(60.0));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
-        findings.check(line, share, 0.9, delay, line.round_trips(3.0));
+        // A message waits for a hole of its own, and behind what is to last through holes.
+        findings.check(line, share, 0.8, delay, line.round_trips(4.0));
     }
 }
 
@@ -125,7 +134,7 @@ fn a_change_of_rate_is_followed() {
         world.run(ms(4000.0));
         let share = world.share(ms(1000.0));
         let delay = world.worst_message_delay(10, ms(20.0));
-        findings.check(format!("{before} to {after} Mbit/s"), share, 0.9, delay, ms(25.0));
+        findings.check(format!("{before} to {after} Mbit/s"), share, 0.95, delay, ms(12.0));
     }
 }
 

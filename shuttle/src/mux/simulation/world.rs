@@ -159,4 +159,3 @@ impl World {
         sorted[sorted.len() * 9 / 10]
     }
 }
-
