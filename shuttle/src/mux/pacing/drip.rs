@@ -27,7 +27,7 @@ pub(super) struct Drip {
 
 impl Drip {
     pub(super) fn new(now: Instant) -> Self {
-        Self { bytes: 0.0, at: now, speed: f64::INFINITY }
+        Self { bytes: 0.0, at: now, speed: f64::MAX }
     }
 
     /// From `now` on it takes `time` to use up the `limit` of bytes in flight.

@@ -30,10 +30,9 @@ const QUEUE_SHARE: u32 = 5;
 const LEAST_QUEUE: Duration = Duration::from_millis(2);
 const MOST_QUEUE: Duration = Duration::from_millis(3);
 
-/// What covers bursts is no longer than so many shortest round trips: TCP holds bytes back for one after each loss, more when
-/// the same is lost again, and does so on
+/// What covers bursts is no longer than so many shortest round trips: TCP holds bytes back for one after each loss, on
 /// the way there and on the way of the acknowledgements.
-const HOLES: u32 = 3;
+const HOLES: u32 = 2;
 
 /// In start-up the limit is this many times what the measured rate would need.
 const STARTUP_GAIN: f64 = 2.0;
