@@ -8,9 +8,10 @@ const GAIN: f64 = 1.25;
 /// What may go at once, as time: what a driver's clock of milliseconds (epoll's) may be late.
 const BURST: Duration = Duration::from_millis(1);
 /// The longest of ssh's packets (CHAN_SES_PACKET_DEFAULT in OpenSSH's channels.h). ssh puts into one what is written at
-/// once, and the far ssh gives nothing of it away before its last byte has come. Where the line sends more than this
-/// during a burst it makes no difference.
+/// once, and the far ssh gives nothing of it away before its last byte has come.
 const PACKET: f64 = 32.0 * 1024.0;
+/// Where one takes no longer than this, little is gained, and small packets cost processor time.
+const SHORT: Duration = Duration::from_millis(3);
 
 /// What may go at once, in bytes; it grows with time.
 ///
@@ -57,6 +58,6 @@ impl Drip {
     }
 
     fn matters(&self) -> bool {
-        self.speed * BURST.as_secs_f64() < PACKET
+        self.speed * SHORT.as_secs_f64() < PACKET
     }
 }

@@ -171,7 +171,9 @@ impl Pacing {
     fn on_rate(&mut self, last: Departure, now: Instant) {
         // Acknowledgements that were held up and come together would make the rate look high, were it not for the time
         // that the departures took.
-        let took = now.saturating_duration_since(last.delivered_at).max(last.at - last.since);
+        let took = now
+            .saturating_duration_since(last.delivered_at)
+            .max(last.at.saturating_duration_since(last.since));
         let rate = (self.delivered - last.delivered) as f64 / took.as_secs_f64().max(1e-6);
         if !last.starved || rate > self.rate.get() {
             self.rate.add(rate, now, self.memory());
