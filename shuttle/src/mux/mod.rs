@@ -176,7 +176,8 @@ impl Mux {
             None => self.last_heard + PING_AFTER,
         };
         let lanes = self.lanes.iter().filter(|(_, lane)| lane.writable);
-        lanes.filter_map(|(_, lane)| lane.ack_deadline()).fold(silent, Instant::min)
+        let acks = lanes.filter_map(|(_, lane)| lane.ack_deadline());
+        acks.chain(self.pacing.wakes()).fold(silent, Instant::min)
     }
 
     /// Lets time pass. Afterwards [`Self::prepare`] may have something to send.

@@ -70,11 +70,10 @@ impl Mux {
         match frame {
             Frame::Hello { lane, .. } if LaneId(lane) != from => return Err(ProtocolError::Greeting),
             Frame::Hello { hello, .. } => return Ok(Some(self.on_hello(from, hello))),
-            Frame::Ack { lane, received, delay, hold } => {
-                let micros = |micros: u32| Duration::from_micros(micros.into());
+            Frame::Ack { lane, received, delay, hold: _ } => {
                 let lane = self.lanes.get_mut(LaneId(lane)).ok_or(ProtocolError::Ack)?;
                 let acked = lane.on_ack(received)?;
-                self.pacing.on_ack(acked, (micros(delay), micros(hold)), now);
+                self.pacing.on_ack(acked, Duration::from_micros(delay.into()), now);
             }
             Frame::Ping { token } => self.pong = Some(token),
             Frame::Pong { .. } => {}

@@ -9,6 +9,7 @@ use super::{Grant, LEAST_CHUNK, LaneId, Mux, Side};
 impl Mux {
     /// Puts everything but DATA that is due onto the lanes.
     pub fn prepare(&mut self, now: Instant) {
+        self.pacing.tick(now);
         if let Some(token) = self.pong.take() {
             self.tell(Frame::Pong { token });
         }
@@ -83,6 +84,7 @@ impl Mux {
             frame::encode_data_header(header, grant.stream, state.sent, length);
         }
         lane.out.commit(DATA_HEADER + length);
+        self.pacing.spend(DATA_HEADER + length);
         state.lane = grant.lane;
         state.sent += length as u64;
         state.deficit -= length as i64;

@@ -1,7 +1,11 @@
 //! Readers that stop, and what that costs: memory, and the others' rate.
 
+use std::time::Duration;
+
+use super::super::StreamId;
 use super::super::credit::FLOOR;
-use super::*;
+use super::cases::{line, ms};
+use super::world::World;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -26,7 +30,7 @@ impl World {
 fn readers_that_stop_cost_little_and_slow_no_other_stream() {
     for (mbits, round_trip) in [(10.0, 40.0), (200.0, 50.0), (1000.0, 1.0), (400.0, 100.0)] {
         for (count, reads) in [(1, 0.0), (1, 3000.0), (8, 0.0), (8, 1000.0)] {
-            let mut world = World::new(mbits, ms(round_trip), 1);
+            let mut world = World::new(line(mbits, round_trip).wire(), 1);
             world.run(ms((30.0 * round_trip).max(1000.0)));
             let stopped: Vec<_> = (0..count).map(|_| world.stall(ms(reads))).collect();
             // Until their windows are full.

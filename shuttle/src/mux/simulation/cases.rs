@@ -1,0 +1,174 @@
+//! What must hold on which path.
+
+use std::fmt::{self, Display};
+use std::time::Duration;
+
+use super::path::Wire;
+use super::world::World;
+
+/// A wire by the figures that people know it by.
+#[derive(Clone, Copy)]
+pub(super) struct Line {
+    mbits: f64,
+    round_trip_ms: f64,
+    loss: f64,
+}
+
+pub(super) const fn line(mbits: f64, round_trip_ms: f64) -> Line {
+    Line { mbits, round_trip_ms, loss: 0.0 }
+}
+
+const fn lossy(mbits: f64, round_trip_ms: f64, loss: f64) -> Line {
+    Line { mbits, round_trip_ms, loss }
+}
+
+impl Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} Mbit/s, {} ms, loss {}", self.mbits, self.round_trip_ms, self.loss)
+    }
+}
+
+impl Line {
+    pub(super) fn wire(self) -> Wire {
+        Wire { rate: self.mbits * 1e6 / 8.0, delay: ms(self.round_trip_ms / 2.0), loss: self.loss }
+    }
+
+    /// How long the wire takes to send so many KiB.
+    fn sends(self, kib: f64) -> Duration {
+        ms(kib * 1024.0 * 8.0 / (self.mbits * 1e3))
+    }
+
+    fn round_trips(self, count: f64) -> Duration {
+        ms(count * self.round_trip_ms)
+    }
+}
+
+const CLEAN: [Line; 11] = [
+    line(1.0, 20.0),
+    line(1.0, 300.0),
+    line(10.0, 40.0),
+    line(30.0, 10.0),
+    line(100.0, 5.0),
+    line(100.0, 150.0),
+    line(200.0, 50.0),
+    line(300.0, 100.0),
+    line(1000.0, 1.0),
+    line(1000.0, 20.0),
+    line(10_000.0, 0.1),
+];
+
+const LOSSY: [Line; 6] = [
+    lossy(100.0, 50.0, 0.005),
+    lossy(100.0, 50.0, 0.0005),
+    lossy(20.0, 50.0, 0.005),
+    lossy(20.0, 200.0, 0.01),
+    lossy(50.0, 10.0, 0.02),
+    lossy(300.0, 30.0, 0.001),
+];
+
+pub(super) fn ms(ms: f64) -> Duration {
+    Duration::from_secs_f64(ms / 1000.0)
+}
+
+/// What a case has measured, held against its bounds once all have run.
+#[derive(Default)]
+struct Findings(Vec<String>);
+
+impl Findings {
+    fn check(
+        &mut self,
+        case: impl Display,
+        share: f64,
+        least_share: f64,
+        delay: Duration,
+        most_delay: Duration,
+    ) {
+        eprintln!("{case}: {share:.3} of the rate, a message waits {delay:.1?}");
+        if share < least_share || delay > most_delay {
+            self.0.push(format!("{case}: {share:.3} (>= {least_share}), {delay:.1?} (<= {most_delay:.1?})"));
+        }
+    }
+}
+
+impl Drop for Findings {
+    fn drop(&mut self) {
+        assert!(self.0.is_empty() || std::thread::panicking(), "{:#?}", self.0);
+    }
+}
+
+#[test]
+fn the_rate_is_found_and_the_queue_is_short() {
+    let mut findings = Findings::default();
+    for line in CLEAN {
+        let mut world = World::new(line.wire(), 4);
+        world.run(line.round_trips(30.0).max(ms(1000.0)));
+        let share =
+            world.share(line.round_trips(20.0).max(line.sends(32.0 * 1024.0).clamp(ms(300.0), ms(1000.0))));
+        let delay = world.worst_message_delay(20, line.round_trips(0.3));
+        // A message may find a chunk, an ACK's worth of bytes and the standing queue before it.
+        findings.check(line, share, 0.95, delay, ms(6.0) + line.sends(12.0));
+    }
+}
+
+/// TCP holds back all that follows a lost segment until it has come again.
+#[test]
+fn a_path_that_loses_is_kept_full() {
+    let mut findings = Findings::default();
+    for line in LOSSY {
+        let mut world = World::new(line.wire(), 4);
+        world.run(line.round_trips(30.0));
+        let share = world.share(line.round_trips(60.0));
+        let delay = world.worst_message_delay(20, line.round_trips(0.3));
+        // A message waits for a hole of its own, and behind what is to last through holes.
+        findings.check(line, share, 0.8, delay, line.round_trips(4.0));
+    }
+}
+
+#[test]
+fn a_change_of_rate_is_followed() {
+    let mut findings = Findings::default();
+    for (before, after) in [(200.0, 20.0), (20.0, 200.0), (10.0, 100.0), (1000.0, 50.0)] {
+        let mut world = World::new(line(before, 40.0).wire(), 2);
+        world.run(ms(2000.0));
+        world.up.set_rate(line(after, 40.0).wire().rate);
+        world.run(ms(4000.0));
+        let share = world.share(ms(1000.0));
+        let delay = world.worst_message_delay(10, ms(20.0));
+        findings.check(format!("{before} to {after} Mbit/s"), share, 0.95, delay, ms(12.0));
+    }
+}
+
+/// Lanes that are not needed do no harm.
+#[test]
+fn lanes_share_one_limit() {
+    let mut findings = Findings::default();
+    for line in [line(10.0, 40.0), line(200.0, 50.0), line(1000.0, 1.0)] {
+        let mut world = World::with_lanes(line.wire(), 4, 8);
+        world.run(line.round_trips(30.0).max(ms(1000.0)));
+        let share = world.share(ms(1000.0));
+        let delay = world.worst_message_delay(20, line.round_trips(0.3));
+        // Each lane may have a packet and an ACK's worth of its own.
+        findings.check(format!("{line}, 8 lanes"), share, 0.95, delay, ms(6.0) + line.sends(36.0));
+    }
+}
+
+#[test]
+fn bulk_streams_share_equally() {
+    for line in [line(10.0, 40.0), line(200.0, 50.0), line(1000.0, 1.0)] {
+        let mut world = World::new(line.wire(), 8);
+        world.run(ms(1000.0));
+        let before = world.got();
+        world.run(ms(3000.0));
+        let shares: Vec<u64> = world.got().iter().zip(before).map(|(after, before)| after - before).collect();
+        let index = fairness(&shares);
+        // At 1 Gbit/s some windows of credit stay at what they began with.
+        assert!(index >= 0.9, "{line}: Jain's index {index:.3} of {shares:?}");
+    }
+}
+
+/// Jain's index of how equal the streams' shares are: 1 when all have the same.
+fn fairness(shares: &[u64]) -> f64 {
+    let sum: f64 = shares.iter().map(|share| *share as f64).sum();
+    let squares: f64 = shares.iter().map(|share| (*share as f64).powi(2)).sum();
+    sum * sum / (shares.len() as f64 * squares)
+}

@@ -1,0 +1,160 @@
+//! One direction of a simulated path: ssh's packets in TCP's segments over a wire.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::super::LaneId;
+
+/// The longest of ssh's packets (CHAN_SES_PACKET_DEFAULT in OpenSSH's channels.h).
+const PACKET: usize = 32 * 1024;
+/// A segment on Ethernet.
+const LEAST_SEGMENT: usize = 1448;
+/// Bytes on their way before the lane blocks: pipes, ssh's window and TCP's buffers.
+const DEPTH: u64 = 4 << 20;
+
+/// What the wire does to each segment.
+#[derive(Clone, Copy)]
+pub(super) struct Wire {
+    /// Bytes a second.
+    pub(super) rate: f64,
+    /// One way.
+    pub(super) delay: Duration,
+    /// The share of segments that are lost.
+    pub(super) loss: f64,
+}
+
+/// What ssh sends at once, of one lane.
+pub(super) type Packet = (LaneId, Vec<u8>);
+
+/// A segment on the wire.
+struct Segment {
+    start: u64,
+    length: usize,
+    lost: bool,
+    arrives: Instant,
+}
+
+/// What is written goes into ssh's packets at once; a packet arrives once its last byte has, and every byte before
+/// it. TCP has twice what the wire holds on its way, and sends what was lost again one round trip later.
+pub(super) struct Path {
+    wire: Wire,
+    /// Whole packets, by their end.
+    packets: VecDeque<(u64, Packet)>,
+    /// Offsets: of what was written, what was sent at least once, and what has arrived in order.
+    written: u64,
+    sent: u64,
+    arrived: u64,
+    /// What has arrived after a hole: starts and ends.
+    islands: BTreeMap<u64, u64>,
+    /// On their way there, and then on the way back of what says so.
+    flying: VecDeque<Segment>,
+    reported: VecDeque<Segment>,
+    outstanding: usize,
+    /// Lost, and to be sent again.
+    again: VecDeque<(u64, usize)>,
+    /// When the wire has sent all that it was given.
+    free_at: Instant,
+    random: u64,
+}
+
+impl Path {
+    pub(super) fn new(wire: Wire, now: Instant) -> Self {
+        Self {
+            wire,
+            packets: VecDeque::new(),
+            written: 0,
+            sent: 0,
+            arrived: 0,
+            islands: BTreeMap::new(),
+            flying: VecDeque::new(),
+            reported: VecDeque::new(),
+            outstanding: 0,
+            again: VecDeque::new(),
+            free_at: now,
+            random: 0x9E37_79B9,
+        }
+    }
+
+    pub(super) fn wire(&self) -> Wire {
+        self.wire
+    }
+
+    pub(super) fn set_rate(&mut self, rate: f64) {
+        self.wire.rate = rate;
+    }
+
+    /// Bytes that it takes before it blocks.
+    pub(super) fn room(&self) -> usize {
+        (DEPTH - (self.written - self.sent)) as usize
+    }
+
+    pub(super) fn put(&mut self, lane: LaneId, bytes: &[u8]) {
+        for packet in bytes.chunks(PACKET) {
+            self.written += packet.len() as u64;
+            self.packets.push_back((self.written, (lane, packet.to_vec())));
+        }
+    }
+
+    /// Moves time on; returns what has arrived.
+    pub(super) fn advance(&mut self, now: Instant) -> Vec<Packet> {
+        while let Some(segment) = self.flying.pop_front_if(|segment| segment.arrives <= now) {
+            if !segment.lost {
+                self.arrive(segment.start, segment.start + segment.length as u64);
+            }
+            self.reported.push_back(segment);
+        }
+        let delay = self.wire.delay;
+        while let Some(segment) = self.reported.pop_front_if(|segment| segment.arrives + delay <= now) {
+            self.outstanding -= segment.length;
+            if segment.lost {
+                self.again.push_back((segment.start, segment.length));
+            }
+        }
+        self.send(now);
+        let mut whole = Vec::new();
+        while let Some((_, packet)) = self.packets.pop_front_if(|(end, _)| *end <= self.arrived) {
+            whole.push(packet);
+        }
+        whole
+    }
+
+    fn arrive(&mut self, start: u64, end: u64) {
+        self.islands.insert(start, end);
+        while let Some(island) = self.islands.first_entry().filter(|island| *island.key() <= self.arrived) {
+            self.arrived = self.arrived.max(island.remove());
+        }
+    }
+
+    fn send(&mut self, now: Instant) {
+        while self.outstanding < self.window() {
+            let Some((start, length)) = self.again.pop_front().or_else(|| self.fresh()) else { break };
+            self.free_at = self.free_at.max(now) + Duration::from_secs_f64(length as f64 / self.wire.rate);
+            self.outstanding += length;
+            let arrives = self.free_at + self.wire.delay;
+            let lost = self.loses();
+            self.flying.push_back(Segment { start, length, lost, arrives });
+        }
+    }
+
+    fn fresh(&mut self) -> Option<(u64, usize)> {
+        // At the least a fifth of a millisecond, so that high rates don't take for ever to simulate.
+        let most = ((self.wire.rate / 5000.0) as usize).clamp(LEAST_SEGMENT, PACKET);
+        let length = (self.written - self.sent).min(most as u64);
+        let start = self.sent;
+        self.sent += length;
+        (length > 0).then_some((start, length as usize))
+    }
+
+    fn window(&self) -> usize {
+        let product = self.wire.rate * 2.0 * self.wire.delay.as_secs_f64();
+        (2.0 * product) as usize + 10 * LEAST_SEGMENT
+    }
+
+    /// Xorshift: the same segments are lost in every run.
+    fn loses(&mut self) -> bool {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / ((1_u64 << 53) as f64) < self.wire.loss
+    }
+}

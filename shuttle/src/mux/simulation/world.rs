@@ -1,0 +1,191 @@
+//! Two muxes over two paths, and what their programs do.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::super::{Event, LaneId, Mux, Side, StreamId, Target};
+use super::path::{Packet, Path, Wire};
+
+/// What one end's programs do.
+pub(super) struct Simulated {
+    pub(super) mux: Mux,
+    lanes: u32,
+    /// Streams that always have bytes to send.
+    pub(super) bulk: Vec<StreamId>,
+    /// Bytes that its programs took, by stream.
+    got: HashMap<StreamId, u64>,
+    /// Streams whose programs take nothing.
+    pub(super) stalled: HashSet<StreamId>,
+    /// One small message to be sent on a stream of its own.
+    message: Option<StreamId>,
+}
+
+impl Simulated {
+    fn new(side: Side, now: Instant) -> Self {
+        let (got, stalled) = (HashMap::new(), HashSet::new());
+        Self { mux: Mux::new(side, now), lanes: 1, bulk: Vec::new(), got, stalled, message: None }
+    }
+
+    fn transmit(&mut self, path: &mut Path, now: Instant) {
+        self.mux.tick(now).unwrap();
+        loop {
+            self.mux.prepare(now);
+            while let Some(grant) = self.mux.grant() {
+                if self.bulk.contains(&grant.stream) {
+                    let length = self.mux.space(grant).len();
+                    self.mux.send(grant, length);
+                } else if self.message == Some(grant.stream) {
+                    self.message = None;
+                    self.mux.space(grant)[..64].fill(1);
+                    self.mux.send(grant, 64);
+                    self.mux.readable(grant.stream, false);
+                } else {
+                    self.mux.readable(grant.stream, false);
+                }
+            }
+            let before = path.room();
+            for lane in (0..self.lanes).map(LaneId) {
+                let bytes = self.mux.unwritten(lane);
+                let length = bytes.len().min(path.room());
+                if length > 0 {
+                    path.put(lane, &bytes[..length]);
+                    self.mux.wrote(lane, length, now);
+                }
+            }
+            if path.room() == before {
+                break;
+            }
+        }
+    }
+
+    fn receive(&mut self, (lane, bytes): Packet, now: Instant) {
+        let mut input = &bytes[..];
+        while let Some(event) = self.mux.receive(lane, &mut input, now).unwrap() {
+            match event {
+                Event::Open { stream, .. } => self.mux.opened(stream),
+                Event::Data { stream, bytes } => {
+                    let taken = if self.stalled.contains(&stream) { 0 } else { bytes.len() };
+                    *self.got.entry(stream).or_default() += taken as u64;
+                    self.mux.take(stream, bytes, taken, now);
+                }
+                Event::Arrived { stream } => self.drain(stream, now),
+                Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
+                Event::Reset { .. } | Event::Goaway { .. } => panic!("{event:?}"),
+            }
+        }
+    }
+
+    fn drain(&mut self, stream: StreamId, now: Instant) {
+        while !self.stalled.contains(&stream) && !self.mux.inbox(stream).is_empty() {
+            let length = self.mux.inbox(stream).len();
+            *self.got.entry(stream).or_default() += length as u64;
+            self.mux.drain(stream, length, now);
+        }
+    }
+}
+
+/// A client whose bulk streams send to an agent.
+pub(super) struct World {
+    now: Instant,
+    pub(super) client: Simulated,
+    pub(super) agent: Simulated,
+    pub(super) up: Path,
+    down: Path,
+    step: Duration,
+}
+
+impl World {
+    /// A client with so many `flows`, which begin two round trips after the session.
+    pub(super) fn new(wire: Wire, flows: usize) -> Self {
+        let windows = wire.rate * 2.0 * wire.delay.as_secs_f64() / (1 << 20) as f64;
+        Self::with_lanes(wire, flows, if windows > 1.0 { 8 } else { 1 })
+    }
+
+    /// The same, with so many lanes, which join at once.
+    pub(super) fn with_lanes(wire: Wire, flows: usize, lanes: u32) -> Self {
+        let now = Instant::now();
+        let path = || Path::new(wire, now);
+        let round_trip = 2 * wire.delay;
+        let step = (round_trip / 50).clamp(Duration::from_micros(20), Duration::from_micros(500));
+        let (client, agent) = (Simulated::new(Side::Client, now), Simulated::new(Side::Agent, now));
+        let mut world = Self { now, client, agent, up: path(), down: path(), step };
+        world.run(2 * round_trip + Duration::from_millis(20));
+        for lane in (1..lanes).map(LaneId) {
+            for end in [&mut world.client, &mut world.agent] {
+                end.mux.join(lane, world.now).unwrap();
+                end.lanes = lanes;
+            }
+        }
+        for _ in 0..flows {
+            let stream = world.open();
+            world.client.bulk.push(stream);
+        }
+        world
+    }
+
+    pub(super) fn open(&mut self) -> StreamId {
+        let stream = self.client.mux.open(Target(SocketAddr::from(([10, 0, 0, 1], 80))), self.now);
+        self.client.mux.readable(stream, true);
+        stream
+    }
+
+    pub(super) fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += self.step;
+        for piece in self.up.advance(self.now) {
+            self.agent.receive(piece, self.now);
+        }
+        for piece in self.down.advance(self.now) {
+            self.client.receive(piece, self.now);
+        }
+        self.client.transmit(&mut self.up, self.now);
+        self.agent.transmit(&mut self.down, self.now);
+    }
+
+    /// Bytes that each bulk stream has brought.
+    pub(super) fn got(&self) -> Vec<u64> {
+        self.client.bulk.iter().map(|stream| self.agent.got.get(stream).copied().unwrap_or(0)).collect()
+    }
+
+    fn total(&self) -> u64 {
+        self.agent.got.values().sum()
+    }
+
+    /// The share of the path's rate that the bulk streams get during `time`.
+    pub(super) fn share(&mut self, time: Duration) -> f64 {
+        let before = self.total();
+        self.run(time);
+        (self.total() - before) as f64 / (self.up.wire().rate * time.as_secs_f64())
+    }
+
+    /// How long a small message takes to arrive, beyond the path's own delay.
+    fn message_delay(&mut self) -> Duration {
+        let sent = self.now;
+        let stream = self.open();
+        self.client.message = Some(stream);
+        while !self.agent.got.contains_key(&stream) {
+            self.step();
+            assert!(self.now < sent + Duration::from_secs(20), "the message never arrives");
+        }
+        (self.now - sent).saturating_sub(self.up.wire().delay)
+    }
+
+    pub(super) fn worst_message_delay(&mut self, count: u32, pause: Duration) -> Duration {
+        let delays: Vec<_> = (0..count)
+            .map(|_| {
+                self.run(pause);
+                self.message_delay()
+            })
+            .collect();
+        let mut sorted = delays;
+        sorted.sort();
+        sorted[sorted.len() * 9 / 10]
+    }
+}
