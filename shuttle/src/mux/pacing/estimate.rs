@@ -22,6 +22,9 @@ impl Highest {
     }
 }
 
+/// What is left of the bursts' length when it is doubted. With 0.7 a queue that had spilt over went on doing so.
+const DOUBT: f64 = 0.5;
+
 /// By how much acknowledgements come in bursts: how many bytes they tell of at once beyond what the rate explains
 /// (BBR's `extra_acked`). A path that holds bytes back and then lets go of them stays full meanwhile only if that
 /// much more is in flight. A queue that stands doesn't show here.
@@ -44,15 +47,22 @@ impl Bursts {
     /// An acknowledgement tells of `newly` bytes more, at a `rate` of so many a second. A burst counts for `most` bytes
     /// at the most, and for about as long as `memory`.
     pub(super) fn add(&mut self, newly: u64, (rate, most): (f64, f64), now: Instant, memory: Duration) {
-        let explained = rate * now.saturating_duration_since(self.since).as_secs_f64();
-        let mut ahead = self.told as f64 - explained;
-        if ahead <= 0.0 {
+        let took = now.saturating_duration_since(self.since);
+        let mut ahead = self.told as f64 - rate * took.as_secs_f64();
+        // What runs ahead for longer than that is no burst: the rate is higher than it is taken for.
+        if ahead <= 0.0 || took > memory / 2 {
             (self.since, self.told, ahead) = (now, 0, 0.0);
         }
         self.told += newly;
         let burst = (ahead + newly as f64).min(most);
         let share = newly as f64 / (rate * memory.as_secs_f64()).max(newly as f64).max(1.0);
         self.mean += share * (burst - self.mean);
+    }
+
+    /// The queue has been drained: whatever the bursts came of may be over. What is put in flight for their sake can itself
+    /// fill the network's queue until it spills over, and so keep them coming.
+    pub(super) fn doubt(&mut self) {
+        self.mean *= DOUBT;
     }
 
     /// The mean burst of late, in bytes.

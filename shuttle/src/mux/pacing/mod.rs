@@ -161,7 +161,8 @@ impl Pacing {
         self.delivered += newly;
         self.delivered_at = now;
         if let Some(last) = last {
-            self.since = last.at;
+            // Lanes overtake one another.
+            self.since = self.since.max(last.at);
             self.on_round_trip(now.saturating_duration_since(last.at).saturating_sub(delay), now);
             self.on_rate(last, now);
         }
@@ -198,6 +199,7 @@ impl Pacing {
                 *shortest = sample.min(*shortest);
                 if until.is_some_and(|until| now >= until) {
                     base.renew(*shortest, now);
+                    self.bursts.doubt();
                     self.phase = Phase::Steady { least: f64::INFINITY };
                 }
             }
