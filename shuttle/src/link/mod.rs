@@ -116,7 +116,7 @@ impl Link {
         })
     }
 
-    /// Adds a lane, whose far end does the same with the same number. A number in use is refused.
+    /// Adds a lane, whose far end does the same with the same number. A number in use or too high is refused.
     pub fn join(&mut self, lane: LaneId, pipes: Pipes) -> io::Result<()> {
         self.mux.join(lane, now()).map_err(io::Error::other)?;
         if let Err(error) = pipes.register(self.poll.registry(), lane) {

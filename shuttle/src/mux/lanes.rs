@@ -37,12 +37,13 @@ impl Lanes {
         Self { first: Lane::new(now), further: BTreeMap::new() }
     }
 
-    /// Adds a lane; a number that is in use is refused.
-    pub(super) fn add(&mut self, id: LaneId, now: Instant) -> Result<&mut Lane, ProtocolError> {
-        if self.get(id).is_some() {
+    /// Adds a lane; a number that is in use or too high is refused.
+    pub(super) fn add(&mut self, id: LaneId, now: Instant) -> Result<(), ProtocolError> {
+        if id > LaneId::MOST || self.get(id).is_some() {
             return Err(ProtocolError::Lane);
         }
-        Ok(self.further.entry(id).or_insert_with(|| Lane::new(now)))
+        self.further.insert(id, Lane::new(now));
+        Ok(())
     }
 
     /// Takes out a lane other than the first.

@@ -139,3 +139,18 @@ fn bulk_goes_by_all_lanes_and_acknowledgements_are_never_in_the_way() {
         assert!(state.out.retained() < 64 * 1024, "ACKs of {lane:?} are kept for ever");
     }
 }
+
+#[test]
+fn a_number_in_use_or_too_high_is_refused() {
+    let now = Instant::now();
+    let mut mux = Mux::new(Side::Agent, now);
+    for (lane, outcome) in [
+        (LaneId::FIRST, Err(ProtocolError::Lane)),
+        (LaneId(1), Ok(())),
+        (LaneId(1), Err(ProtocolError::Lane)),
+        (LaneId::MOST, Ok(())),
+        (LaneId(LaneId::MOST.0 + 1), Err(ProtocolError::Lane)),
+    ] {
+        assert_eq!(mux.join(lane, now), outcome, "{lane:?}");
+    }
+}
