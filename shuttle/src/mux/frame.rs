@@ -108,18 +108,6 @@ impl Header {
     }
 }
 
-/// The length of the frame at the front of `bytes`, header included; `None` if that isn't all there.
-pub(super) fn frame_length(bytes: &[u8]) -> Option<usize> {
-    let [_, l0, l1, l2, ..] = bytes.first_chunk::<HEADER>()?;
-    Some(HEADER + u32::from_be_bytes([0, *l0, *l1, *l2]) as usize)
-}
-
-/// Whether a frame means something only on the lane that carries it.
-pub(super) fn is_of_lane(frame: &[u8]) -> bool {
-    let kind = frame.first().and_then(|number| Kind::from_wire(*number));
-    matches!(kind, Some(Kind::Hello | Kind::Ack))
-}
-
 /// Writes the header and offset of a DATA frame whose payload of `length` bytes follows.
 pub(super) fn encode_data_header(out: &mut [u8; DATA_HEADER], stream: StreamId, offset: u64, length: usize) {
     debug_assert!(length <= MAX_DATA);

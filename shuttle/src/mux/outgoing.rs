@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::frame::{frame_length, is_of_lane};
+use super::frame::{HEADER, Header, Kind};
 
 /// Bytes of one segment: room for several DATA frames, so that one write carries them.
 const SEGMENT: usize = 512 * 1024;
@@ -38,13 +38,14 @@ impl Segment {
         self.start + self.filled as u64
     }
 
-    /// Its frames, each with the offset of its end.
-    fn frames(&self) -> impl Iterator<Item = (u64, &[u8])> {
+    /// Its frames, each after its kind and the offset of its end.
+    fn frames(&self) -> impl Iterator<Item = (Option<Kind>, u64, &[u8])> {
         let mut rest = &self.bytes[..self.filled];
         std::iter::from_fn(move || {
-            let (frame, later) = rest.split_at_checked(frame_length(rest)?)?;
+            let header = Header::parse(*rest.first_chunk()?).ok()?;
+            let (frame, later) = rest.split_at_checked(HEADER + header.length)?;
             rest = later;
-            Some((self.end() - later.len() as u64, frame))
+            Some((header.kind, self.end() - later.len() as u64, frame))
         })
     }
 }
@@ -158,7 +159,8 @@ impl Outgoing {
     /// The frames that may not have arrived whole, each with its header, but for those that only concern this lane.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
         let frames = self.segments.iter().flat_map(Segment::frames);
-        frames.filter(|(end, frame)| *end > self.acked && !is_of_lane(frame)).map(|(_, frame)| frame)
+        let of_lane = |kind| matches!(kind, Some(Kind::Hello | Kind::Ack));
+        frames.filter(move |(kind, end, _)| *end > self.acked && !of_lane(*kind)).map(|(.., frame)| frame)
     }
 
     /// Uses the only segment from its beginning again once nothing in it is needed.
