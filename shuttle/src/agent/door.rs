@@ -80,13 +80,12 @@ impl Doorway {
 fn take_lane(stream: &UnixStream) -> io::Result<(LaneId, Pipes)> {
     let mut number = [0; 4];
     let (length, descriptors) = receive_with_descriptors(stream, &mut number)?;
-    let Ok([input, output]) = <[OwnedFd; 2]>::try_from(descriptors) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    if length != number.len() {
-        return Err(io::ErrorKind::InvalidData.into());
+    match <[OwnedFd; 2]>::try_from(descriptors) {
+        Ok([input, output]) if length == number.len() => {
+            Ok((LaneId(u32::from_be_bytes(number)), Pipes::new(input, output)?))
+        }
+        Ok(_) | Err(_) => Err(io::ErrorKind::InvalidData.into()),
     }
-    Ok((LaneId(u32::from_be_bytes(number)), Pipes::new(input, output)?))
 }
 
 /// Hands this process's stdin and stdout over as lane `number` of the agent whose door has `token`, and waits until the

@@ -157,10 +157,18 @@ fn this_host() -> Option<String> {
 /// Skips noise up to the hello, and returns what it says.
 async fn hello(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, BootstrapError> {
     // The script prints an empty line first; at the very beginning none is needed.
-    let mut heard = b"\n".to_vec();
+    listen(stdout, b"\n".to_vec(), find_machine).await
+}
+
+/// Reads on after what was `heard` until `find` has found what it looks for after a login script's noise.
+pub(super) async fn listen<T>(
+    stdout: &mut (impl AsyncRead + Unpin),
+    mut heard: Vec<u8>,
+    find: impl Fn(&[u8]) -> Option<T>,
+) -> Result<T, BootstrapError> {
     loop {
-        if let Some(machine) = find_machine(&heard) {
-            return Ok(machine);
+        if let Some(found) = find(&heard) {
+            return Ok(found);
         }
         if heard.len() > MOST_NOISE {
             return Err(BootstrapError::Noise);

@@ -2,8 +2,6 @@
 
 use std::process::Stdio;
 
-use tokio::process::Command;
-
 use super::{CommandLine, Settings};
 
 /// The settings in effect for a destination that matter here.
@@ -19,10 +17,9 @@ impl Config {
     /// Asks ssh, with `options` after those of the command line; `None` when ssh can't say, which it will explain itself
     /// later on.
     pub(super) async fn read(line: &CommandLine, options: &[&str], settings: &Settings) -> Option<Self> {
-        let mut command = Command::new(&line.program);
+        let mut command = line.command(&[], settings);
         // Of two -F the last one counts.
-        command.args(&line.options).arg("-G").args(options).arg(&line.destination);
-        command.envs(settings.environment.iter().cloned());
+        command.arg("-G").args(options).arg(&line.destination);
         let output =
             command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output().await.ok()?;
         output.status.success().then(|| Self::parse(&String::from_utf8_lossy(&output.stdout)))

@@ -13,7 +13,6 @@ mod remote;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 
 use tokio::process::Command;
 
@@ -93,6 +92,13 @@ impl CommandLine {
         })
     }
 
+    /// ssh with the user's options, which yield to those `before` them: of two values ssh takes the first.
+    fn command(&self, before: &[String], settings: &Settings) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(before).args(&self.options).envs(settings.environment.iter().cloned());
+        command
+    }
+
     /// What the user can type to see for themselves.
     fn by_hand(&self) -> String {
         let words = [&self.program].into_iter().chain(&self.options).chain([&self.destination]);
@@ -162,8 +168,8 @@ pub async fn connect(
     extras: Extras,
     settings: &Settings,
 ) -> Result<Session, ConnectError> {
-    let mut command = Command::new(&line.program);
-    command.args(&line.options).args(&extras.options).envs(settings.environment.iter().cloned());
+    let mut command = line.command(&[], settings);
+    command.args(&extras.options);
     if let Some(control) = &extras.control {
         command.args(control.master_options());
     }
@@ -174,13 +180,7 @@ pub async fn connect(
     match bootstrap::run(process.child()).await {
         Ok(pipes) => {
             stderr.connected();
-            let lanes = Lanes {
-                line: line.clone(),
-                options: extras.options,
-                environment: settings.environment.clone(),
-                control: extras.control.map(Arc::new),
-                verbose: settings.verbose,
-            };
+            let lanes = Lanes { line: line.clone(), extras, settings: settings.clone() };
             Ok(Session { pipes, process, stderr, lanes: Some(lanes), name: "the ssh connection" })
         }
         Err(BootstrapError::Ended { noise }) => {
