@@ -1,5 +1,6 @@
 //! Properties of the mux as a whole: what goes in at one end comes out at the other, whatever happens between.
 
+mod frames;
 mod lanes;
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,120 +10,13 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::credit::{FLOOR, ReceiveWindow};
-use super::decode::{Decoder, Item};
 use super::frame::{DATA_HEADER, Frame, Hello, VERSION, encode_data_header};
 use super::inbox::Arrival;
 use super::*;
+use frames::{Found, encode};
 
 fn target() -> Target {
     Target(SocketAddr::from(([10, 78, 0, 2], 80)))
-}
-
-fn any_frame() -> impl Strategy<Value = Frame> {
-    let stream = any::<u32>().prop_map(StreamId);
-    let reason = (0u8..6).prop_map(Reason::from_wire);
-    let address = prop_oneof![
-        any::<([u8; 4], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
-        any::<([u8; 16], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
-    ];
-    let hello = any::<u64>().prop_map(|initial_credit| Hello { version: VERSION, initial_credit });
-    prop_oneof![
-        (any::<u32>(), hello).prop_map(|(lane, hello)| Frame::Hello { lane, hello }),
-        any::<(u32, u64, u32, u32)>().prop_map(|(lane, received, delay, hold)| Frame::Ack {
-            lane,
-            received,
-            delay,
-            hold
-        }),
-        any::<u64>().prop_map(|token| Frame::Ping { token }),
-        any::<u64>().prop_map(|token| Frame::Pong { token }),
-        "[a-zäöü ]{0,300}".prop_map(|message| Frame::Goaway { message }),
-        any::<(u32, u128)>().prop_map(|(process, token)| Frame::Door { door: Door { process, token } }),
-        Just(Frame::Narrow),
-        (stream.clone(), address, any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
-            stream,
-            target: Target(target),
-            credit
-        }),
-        (stream.clone(), any::<u64>()).prop_map(|(stream, credit)| Frame::Opened { stream, credit }),
-        (stream.clone(), any::<u64>()).prop_map(|(stream, end)| Frame::Fin { stream, end }),
-        (stream.clone(), reason).prop_map(|(stream, reason)| Frame::Reset { stream, reason }),
-        (stream, any::<u64>()).prop_map(|(stream, limit)| Frame::Credit { stream, limit }),
-    ]
-}
-
-/// What a lane carries, as a decoder should report it, with neighbouring pieces joined.
-#[derive(Clone, Debug, PartialEq)]
-enum Found {
-    Frame(Frame),
-    Data(StreamId, u64, Vec<u8>),
-}
-
-fn any_found() -> impl Strategy<Value = Found> {
-    prop_oneof![
-        any_frame().prop_map(Found::Frame),
-        (any::<u32>(), 0u64..1 << 40, prop::collection::vec(any::<u8>(), 1..2000))
-            .prop_map(|(stream, offset, bytes)| Found::Data(StreamId(stream), offset, bytes)),
-    ]
-}
-
-fn encode(found: &Found) -> Vec<u8> {
-    let mut out = Vec::new();
-    match found {
-        Found::Frame(frame) => frame.encode(&mut out),
-        Found::Data(stream, offset, bytes) => {
-            let mut header = [0; DATA_HEADER];
-            encode_data_header(&mut header, *stream, *offset, bytes.len());
-            out.extend(header);
-            out.extend(bytes);
-        }
-    }
-    out
-}
-
-fn note(found: &mut Vec<Found>, item: Item<'_>) {
-    match (item, found.last_mut()) {
-        (Item::Frame(frame), _) => found.push(Found::Frame(frame)),
-        (Item::Data { stream, offset, bytes }, Some(Found::Data(last, start, sofar)))
-            if *last == stream && *start + sofar.len() as u64 == offset =>
-        {
-            sofar.extend(bytes);
-        }
-        (Item::Data { stream, offset, bytes }, _) => found.push(Found::Data(stream, offset, bytes.to_vec())),
-    }
-}
-
-proptest! {
-    /// Frames come back as they were, however the lane's bytes are cut.
-    #[test]
-    fn any_split_gives_the_same_frames(
-        frames in prop::collection::vec(any_found(), 1..20),
-        cuts in prop::collection::vec(1usize..400, 1..50),
-    ) {
-        let bytes: Vec<u8> = frames.iter().flat_map(encode).collect();
-        let mut decoder = Decoder::default();
-        let mut found = Vec::new();
-        let mut rest = &bytes[..];
-        for cut in cuts.into_iter().cycle() {
-            if rest.is_empty() {
-                break;
-            }
-            let (mut piece, later) = rest.split_at(cut.min(rest.len()));
-            rest = later;
-            while let Some(item) = decoder.next(&mut piece).unwrap() {
-                note(&mut found, item);
-            }
-        }
-        prop_assert_eq!(found, frames);
-    }
-
-    /// No bytes, whatever they are, make the decoder panic or hold on to more than one frame.
-    #[test]
-    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
-        let mut decoder = Decoder::default();
-        let mut input = &bytes[..];
-        while let Ok(Some(_)) = decoder.next(&mut input) {}
-    }
 }
 
 /// One end: a mux and the programs at its streams, each of which has bytes to send and takes what comes.

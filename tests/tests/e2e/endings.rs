@@ -1,18 +1,16 @@
 //! However a tunnel ends, nothing is captured afterwards and nothing stays.
 
-use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use shuttle_tests::process::{self, Process};
 use shuttle_tests::shuttle::{at_a_terminal, exit_code, send};
 use shuttle_tests::traffic::probe::{Outcome, Probe};
-use shuttle_tests::{Lab, Options, Role, Run, Shuttle};
+use shuttle_tests::{Lab, Load, Options, Role, Run, Shuttle};
 
-use crate::{END, TARGET, TARGET6, expect, nothing_stays};
+use crate::{END, TARGET, TARGET6, expect, nothing_stays, wait_until};
 
 const RUN: Run = Run {
     identity: shuttle_tests::Identity::Sudo,
@@ -36,15 +34,15 @@ const ENDINGS: [(&str, i32, End); 5] = [
 fn every_ending_resets_what_stands() -> Result<()> {
     for (how, _, end) in ENDINGS {
         let (lab, mut shuttle) = tunnel()?;
-        let mut standing = [TARGET, TARGET6].map(|target| Standing::new(&lab, target));
+        let mut standing = [TARGET, TARGET6].map(|target| Load::start(&lab, &["fate", target]));
         for connection in &mut standing {
             let connection = connection.as_mut().map_err(|error| anyhow::anyhow!("{how}: {error:#}"))?;
-            ensure!(connection.next_line()? == "\"standing\"", "{how}: no connection stands");
+            ensure!(connection.answer::<String>()? == "standing", "{how}: no connection stands");
         }
         end(&lab, &shuttle).context(how)?;
         for (connection, target) in standing.into_iter().zip([TARGET, TARGET6]) {
-            let fate = connection?.next_line()?;
-            ensure!(fate == "\"reset\"", "{how}: a connection met {fate}\n{}", shuttle.stderr());
+            let fate: String = connection?.answer()?;
+            ensure!(fate == "reset", "{how}: a connection met {fate}\n{}", shuttle.stderr());
             // Programs that come again at once may find shuttle still ending, and must not wait for what has ended.
             let again: Probe = lab.measure(&["probe", target])?;
             let outcomes = [Outcome::Direct, Outcome::Reset];
@@ -53,32 +51,6 @@ fn every_ending_resets_what_stands() -> Result<()> {
         shuttle.wait(END).context(how)?;
     }
     Ok(())
-}
-
-/// A program of the client with a captured connection.
-struct Standing {
-    program: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Standing {
-    fn new(lab: &Lab, target: &str) -> Result<Standing> {
-        let mut command = lab.client.command(lab.program("lab-tool")?);
-        let mut program = command.args(["fate", target]).stdout(Stdio::piped()).spawn()?;
-        let lines = BufReader::new(program.stdout.take().context("no output")?).lines();
-        Ok(Standing { program, lines })
-    }
-
-    fn next_line(&mut self) -> Result<String> {
-        Ok(self.lines.next().context("no more lines")??)
-    }
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        self.program.kill().ok();
-        self.program.wait().ok();
-    }
 }
 
 #[test]
@@ -156,7 +128,8 @@ fn ssh_killed_while_it_connects_leaves_no_file_behind() -> Result<()> {
     for millis in [0, 60, 120, 180, 240, 300, 400] {
         let lab = Lab::with(Options::default())?;
         let mut shuttle = Shuttle::start(&lab, RUN)?;
-        wait_for_ssh(&shuttle)?;
+        wait_until("shuttle starts ssh", || !shuttle.find(Role::Ssh).is_empty())
+            .with_context(|| shuttle.stderr())?;
         sleep(Duration::from_millis(millis));
         // Quick machines may be past the upload by then; a tunnel that stands must clean up as well.
         kill_all(shuttle.find(Role::Ssh)).with_context(|| shuttle.stderr())?;
@@ -187,13 +160,4 @@ fn agents(lab: &Lab) -> Vec<Process> {
         user.split_whitespace().next() == Some(&account) && !process.name().starts_with("sshd")
     };
     process::in_cgroup(lab.server.cgroup_root()).into_iter().filter(is_agent).collect()
-}
-
-fn wait_for_ssh(shuttle: &Shuttle) -> Result<()> {
-    let started = Instant::now();
-    while shuttle.find(Role::Ssh).is_empty() {
-        ensure!(started.elapsed() < END, "shuttle starts no ssh:\n{}", shuttle.stderr());
-        sleep(Duration::from_millis(2));
-    }
-    Ok(())
 }

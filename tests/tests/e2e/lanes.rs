@@ -1,7 +1,8 @@
 //! Several lanes: opened as asked for, sharing the load, lost without harm, and gone in the end.
 
-use std::time::{Duration, Instant};
-use std::{process::Stdio, thread::sleep};
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -9,20 +10,15 @@ use shuttle_tests::process::Process;
 use shuttle_tests::shuttle::{Role, send};
 use shuttle_tests::traffic::bulk::Rate;
 use shuttle_tests::traffic::exchange::Exchanged;
-use shuttle_tests::{Lab, Link, Options, Run, Server, Shuttle};
+use shuttle_tests::{Lab, Link, Load, Options, Run, Server, Shuttle};
 
-use crate::{END, with_tunnel};
+use crate::{END, wait_until, with_tunnel};
 
 const EXCHANGE: &[&str] = &["exchange", "10.78.0.2:7003", "33554432"];
 
 /// Waits until the client has said `count` times that a lane carries data.
 fn wait_for_lanes(shuttle: &Shuttle, count: usize) -> Result<()> {
-    let started = Instant::now();
-    while shuttle.stderr().matches("carries data").count() < count {
-        ensure!(started.elapsed() < END, "fewer than {count} lanes");
-        sleep(Duration::from_millis(10));
-    }
-    Ok(())
+    wait_until("all lanes carry data", || shuttle.stderr().matches("carries data").count() >= count)
 }
 
 /// The ssh processes of further lanes that share the first one's connection.
@@ -73,14 +69,12 @@ fn a_lost_lane_loses_nothing() -> Result<()> {
     let run = Run::remote(&["--method=ebpf", "-v", "--lanes", "4", "10.78.0.0/24"]);
     with_tunnel(Options::default(), run, |lab, shuttle| {
         wait_for_lanes(shuttle, 3)?;
-        let mut load = lab.client.command(lab.program("lab-tool")?);
-        let load = load.args(["exchange", "10.78.0.2:7003", "100663296"]).stdout(Stdio::piped()).spawn()?;
+        let mut load = Load::start(lab, &["exchange", "10.78.0.2:7003", "100663296"])?;
         for process in lane_processes(shuttle) {
             sleep(Duration::from_millis(100));
             send(process, Signal::SIGKILL)?;
         }
-        let output = load.wait_with_output()?;
-        ensure!(output.status.success(), "the exchange broke: {output:?}");
+        load.answer::<Exchanged>().context("the exchange broke")?;
         ensure!(shuttle.stderr().matches("the others carry on").count() == 3, "not every lane was lost");
         exchange(lab)
     })
@@ -91,12 +85,7 @@ fn a_server_that_gives_one_session_costs_nothing_but_the_speed() -> Result<()> {
     let options = || Options { server: Server::OneSession, ..Options::default() };
     let asked = Run::remote(&["--method=ebpf", "--lanes", "4", "10.78.0.0/24"]);
     with_tunnel(options(), asked, |lab, shuttle| {
-        let warned = || shuttle.stderr().contains("fewer lanes than asked for");
-        let started = Instant::now();
-        while !warned() && started.elapsed() < END {
-            sleep(Duration::from_millis(10));
-        }
-        ensure!(warned(), "nobody was told");
+        wait_until("the user is told", || shuttle.stderr().contains("fewer lanes than asked for"))?;
         exchange(lab)
     })?;
     let options = Options { link: Link::Fat, ..options() };
@@ -115,11 +104,7 @@ fn a_connection_that_the_user_shares_stays_the_users() -> Result<()> {
     let mut master = lab.client.tool(&lab.users.local, "ssh");
     master.args(["-M", "-N", "-S"]).arg(&shared).arg("shut-remote@server").stdin(Stdio::null());
     let mut master = master.spawn()?;
-    let started = Instant::now();
-    while !shared.exists() {
-        ensure!(started.elapsed() < END, "ssh shares nothing");
-        sleep(Duration::from_millis(10));
-    }
+    wait_until("ssh shares its connection", || shared.exists())?;
     let ssh = format!("ssh -S {}", shared.display());
     let args = ["--method=ebpf", "-v", "--lanes", "3", "-e", &ssh, "10.78.0.0/24"];
     let mut shuttle = Shuttle::connect(&lab, Run::remote(&args))?;

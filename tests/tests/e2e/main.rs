@@ -8,7 +8,8 @@ mod memory;
 mod privilege;
 mod transfer;
 
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -32,6 +33,16 @@ fn with_tunnel(options: Options, run: Run, check: impl FnOnce(&Lab, &Shuttle) ->
     checked?;
     ensure!(code == 0, "{run:?}: exit code {code} after Ctrl-C\n{}", shuttle.stderr());
     nothing_stays(&lab).with_context(|| format!("{run:?}"))
+}
+
+/// Waits until `what` has come about.
+fn wait_until(what: &str, mut has_come: impl FnMut() -> bool) -> Result<()> {
+    let started = Instant::now();
+    while !has_come() {
+        ensure!(started.elapsed() < END, "in vain: {what}");
+        sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Nothing is captured any more and nothing is left.
