@@ -70,8 +70,8 @@ impl Opener {
 
     fn open(&mut self, way: Way, count: usize) {
         let (Some(lanes), Some(door)) = (&self.lanes, self.door) else { return };
-        if way == Way::Shared && !lanes.can_share() {
-            return;
+        if way == Way::Shared && count > 0 && !lanes.can_share() {
+            return self.failed(LaneId(self.next), &LaneError::Unshared);
         }
         for _ in 0..count {
             let (lane, lanes) = (LaneId(self.next), lanes.clone());

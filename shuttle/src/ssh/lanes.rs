@@ -43,7 +43,7 @@ pub enum LaneError {
     #[error(transparent)]
     Start(#[from] ConnectError),
     /// The connection can't be shared.
-    #[error("this ssh connection can't be shared")]
+    #[error("sharing its connection takes OpenSSH's `ssh` and a private ~/.ssh or /run/user directory")]
     Unshared,
     /// ssh or the agent refused.
     #[error("{0}")]

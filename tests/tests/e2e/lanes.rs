@@ -82,13 +82,15 @@ fn a_lost_lane_loses_nothing() -> Result<()> {
 
 #[test]
 fn a_server_that_gives_one_session_costs_nothing_but_the_speed() -> Result<()> {
-    let options = || Options { server: Server::OneSession, ..Options::default() };
-    let asked = Run::remote(&["--method=ebpf", "--lanes", "4", "10.78.0.0/24"]);
-    with_tunnel(options(), asked, |lab, shuttle| {
-        wait_until("the user is told", || shuttle.stderr().contains("fewer lanes than asked for"))?;
-        exchange(lab)
-    })?;
-    let options = Options { link: Link::Fat, ..options() };
+    // Nor does an ssh that isn't known to be OpenSSH's.
+    for (server, ssh) in [(Server::OneSession, "ssh"), (Server::Plain, "env ssh")] {
+        let args = ["--method=ebpf", "--lanes", "4", "-e", ssh, "10.78.0.0/24"];
+        with_tunnel(Options { server, ..Options::default() }, Run::remote(&args), |lab, shuttle| {
+            wait_until("the user is told", || shuttle.stderr().contains("fewer lanes than asked for"))?;
+            exchange(lab)
+        })?;
+    }
+    let options = Options { link: Link::Fat, server: Server::OneSession, ..Options::default() };
     with_tunnel(options, Run::remote(&["--method=ebpf", "10.78.0.0/24"]), |lab, shuttle| {
         lab.measure::<Rate>(&["bulk", "10.78.0.2", "down", "--seconds", "4"])?;
         ensure!(shuttle.stderr().lines().count() == 1, "it isn't silent");
