@@ -73,9 +73,14 @@ impl Connection {
         }
     }
 
+    /// Whether a write may succeed.
+    pub(super) fn takes_bytes(&self) -> bool {
+        self.writable && self.established
+    }
+
     /// Writes as much as the socket takes, which may be nothing.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !self.writable || !self.established {
+        if !self.takes_bytes() {
             return Ok(0);
         }
         match self.socket.write(bytes) {

@@ -2,14 +2,17 @@
 
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 
 use mio::event::Event as Ready;
 
-use super::{End, Link, Role, now, reason};
-use crate::mux::{Event, Grant, LaneId};
+use super::{End, Link, READ_BUFFER, Role, now, reason};
+use crate::mux::{DATA_HEADER, Event, Grant, LaneId};
 
 /// Reads of a lane before others have a turn.
-const READS_PER_TURN: usize = 4;
+const READS_PER_TURN: usize = 8;
+/// Bytes of a payload that are worth a splice(2) of their own.
+const LEAST_SPLICED: usize = 32 * 1024;
 
 impl Link {
     /// Takes in the readiness of one end of a lane: of lane `token / 2` its input, or its output where `token` is odd.
@@ -55,6 +58,12 @@ impl Link {
                 // The far side may have said something last before it closed.
                 return if pipes.output_closed { self.lose(lane, role, End::Closed) } else { Ok(()) };
             }
+            if self.pass(lane) {
+                continue;
+            }
+            let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(()) };
+            let room = if std::mem::take(&mut pipes.expects_bulk) { DATA_HEADER } else { READ_BUFFER };
+            let buffer = &mut buffer[..room];
             let length = match pipes.input.read(buffer) {
                 Ok(0) => return self.lose(lane, role, End::Closed),
                 Ok(length) => length,
@@ -73,6 +82,21 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were moved.
+    fn pass(&mut self, lane: LaneId) -> bool {
+        let Some((stream, length)) = self.mux.passing(lane) else { return false };
+        let connection = self.connections.get(&stream).filter(|connection| connection.takes_bytes());
+        let (Some(pipes), Some(connection)) = (self.lanes.get_mut(&lane), connection) else { return false };
+        if length < LEAST_SPLICED {
+            return false;
+        }
+        let Some(moved) = pipes.splice(connection.socket.as_fd(), length) else { return false };
+        pipes.expects_bulk = moved == length;
+        self.mux.pass(lane, stream, moved, now());
+        self.end_if_due(stream);
+        true
     }
 
     /// A lane has ended: with the first one ends the link; what another one carried goes on over the first.

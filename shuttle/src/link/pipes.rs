@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
 
 use super::{lane_in, lane_out};
 use crate::mux::LaneId;
@@ -20,6 +22,10 @@ pub struct Pipes {
     pub(super) input: File,
     pub(super) output: File,
     pub(super) readable: bool,
+    /// Payloads can be moved from it to a socket within the kernel: until that has failed.
+    pub(super) can_splice: bool,
+    /// The last frame was moved so: of the next one only the header is to be read at first.
+    pub(super) expects_bulk: bool,
     /// The far side has closed its end.
     pub(super) read_closed: bool,
     /// The far side takes no more.
@@ -38,6 +44,8 @@ impl Pipes {
             input: input.into(),
             output: output.into(),
             readable: true,
+            can_splice: true,
+            expects_bulk: false,
             read_closed: false,
             output_closed: false,
         })
@@ -47,6 +55,23 @@ impl Pipes {
     pub(super) fn close_output(&mut self) {
         self.output_closed = true;
         self.readable = true;
+    }
+
+    /// Moves up to `length` bytes of the input to `socket`, without a copy (splice(2)). `None`: none could be moved; a read
+    /// tells why.
+    pub(super) fn splice(&mut self, socket: impl AsFd, length: usize) -> Option<usize> {
+        if !self.can_splice {
+            return None;
+        }
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+        match splice(&self.input, None, socket, None, length, flags) {
+            Ok(moved) => Some(moved).filter(|moved| *moved > 0),
+            Err(error) => {
+                // Neither end is a pipe: some servers give their sessions sockets.
+                self.can_splice &= error != Errno::EINVAL;
+                None
+            }
+        }
     }
 
     pub(super) fn register(&self, registry: &Registry, lane: LaneId) -> io::Result<()> {

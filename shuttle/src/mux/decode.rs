@@ -36,9 +36,7 @@ impl Decoder {
         loop {
             if let Some(payload) = &mut self.payload {
                 let Some(piece) = payload.take(input) else { return Ok(None) };
-                if payload.remaining == 0 {
-                    self.payload = None;
-                }
+                self.payload.take_if(|payload| payload.remaining == 0);
                 return Ok(Some(piece));
             }
             let Some(head) = self.gather::<HEADER>(input) else { return Ok(None) };
@@ -61,6 +59,19 @@ impl Decoder {
                 }
             }
         }
+    }
+
+    /// Whose payload comes next: its stream, the offset it goes on at, and the bytes that are still to come.
+    pub(super) fn payload(&self) -> Option<(StreamId, u64, usize)> {
+        self.payload.as_ref().map(|payload| (payload.stream, payload.offset, payload.remaining))
+    }
+
+    /// The next `length` bytes of that payload went another way.
+    pub(super) fn skip(&mut self, length: usize) {
+        if let Some(payload) = &mut self.payload {
+            payload.advance(length);
+        }
+        self.payload.take_if(|payload| payload.remaining == 0);
     }
 
     /// The first `N` bytes of the frame, once they are here.
@@ -98,8 +109,12 @@ impl Payload {
         let (bytes, rest) = input.split_at(length);
         *input = rest;
         let item = Item::Data { stream: self.stream, offset: self.offset, bytes };
+        self.advance(length);
+        Some(item)
+    }
+
+    fn advance(&mut self, length: usize) {
         self.offset = self.offset.wrapping_add(length as u64);
         self.remaining -= length;
-        Some(item)
     }
 }

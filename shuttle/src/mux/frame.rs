@@ -15,7 +15,7 @@ pub(super) const MAGIC: [u8; 8] = *b"shuttle\0";
 /// Bytes of the header.
 pub(super) const HEADER: usize = 8;
 /// Bytes of a DATA frame before its payload: the header and the offset.
-pub(super) const DATA_HEADER: usize = HEADER + 8;
+pub const DATA_HEADER: usize = HEADER + 8;
 /// The longest payload of one DATA frame.
 pub(super) const MAX_DATA: usize = 256 * 1024;
 /// The longest body of a frame other than DATA.

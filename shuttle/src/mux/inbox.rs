@@ -75,6 +75,17 @@ impl Inbox {
         self.ready += rest.len();
     }
 
+    /// Whether nothing waits, and the local end has had every byte before `offset`.
+    pub(super) fn is_clear(&self, offset: u64) -> bool {
+        self.received == offset && self.ring.is_empty()
+    }
+
+    /// `length` bytes went to the local end past a clear inbox.
+    pub(super) fn pass(&mut self, length: usize) {
+        debug_assert!(self.ring.is_empty());
+        self.received += length as u64;
+    }
+
     /// The offset before which every byte has arrived.
     pub(super) fn received(&self) -> u64 {
         self.received

@@ -11,6 +11,8 @@ use super::pacing::{Acked, Departure};
 
 /// An ACK is due once it covers this many bytes, whether they ask for it or not, …
 const ACK_BYTES: u64 = 16 * 1024;
+/// … but not sooner after the one before than this: each costs ssh a packet, …
+const ACK_GAP: Duration = Duration::from_micros(500);
 /// … or this many after a short while, …
 const ACK_SOME: u64 = 4 * 1024;
 const ACK_SOON: Duration = Duration::from_millis(2);
@@ -32,6 +34,7 @@ pub(super) struct Lane {
     received: u64,
     /// The last count that was acknowledged.
     acknowledged: u64,
+    acknowledged_at: Instant,
     /// When the first byte arrived that asks for an acknowledgement. ACK frames don't, or they would never end, until
     /// there are so many that their sender should know to forget them.
     unacknowledged_since: Option<Instant>,
@@ -51,6 +54,7 @@ impl Lane {
             decoder: Decoder::default(),
             received: 0,
             acknowledged: 0,
+            acknowledged_at: now,
             unacknowledged_since: None,
             arrived: now,
             departures: VecDeque::new(),
@@ -76,13 +80,14 @@ impl Lane {
 
     /// The ACK to send now, if one is due or `in_company` of other frames.
     pub(super) fn ack(&mut self, lane: u32, in_company: bool, now: Instant) -> Option<Frame> {
-        let many = self.received - self.acknowledged >= ACK_BYTES;
+        let many = self.received - self.acknowledged >= ACK_BYTES && now >= self.acknowledged_at + ACK_GAP;
         let due = self.ack_deadline().is_some_and(|deadline| in_company || deadline <= now);
         if !many && !due {
             return None;
         }
         let since = self.unacknowledged_since.take().unwrap_or(now);
         self.acknowledged = self.received;
+        self.acknowledged_at = now;
         let micros =
             |from| u32::try_from(now.saturating_duration_since(from).as_micros()).unwrap_or(u32::MAX);
         Some(Frame::Ack { lane, received: self.received, delay: micros(self.arrived), hold: micros(since) })

@@ -87,7 +87,7 @@ impl Mux {
         self.consumed(stream, length, now);
     }
 
-    fn consumed(&mut self, stream: StreamId, length: usize, now: Instant) {
+    pub(super) fn consumed(&mut self, stream: StreamId, length: usize, now: Instant) {
         let round_trip = self.pacing.round_trip();
         if let Some(state) = self.streams.get_mut(&stream)
             && let Some(limit) =

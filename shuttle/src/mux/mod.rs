@@ -38,7 +38,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 pub use event::{Door, Event, Grant, LaneId, ProtocolError, Reason, Side, StreamId, Target};
-pub use frame::{FrameError, VERSION};
+pub use frame::{DATA_HEADER, FrameError, VERSION};
 
 use credit::Budget;
 use frame::{Frame, Hello};

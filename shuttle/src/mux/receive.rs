@@ -45,6 +45,30 @@ impl Mux {
         Ok(None)
     }
 
+    /// The stream that the next bytes of `lane` are for, and how many, if they may go to its socket as they are: the
+    /// driver may move any number of them itself, and then say so by [`Self::pass`].
+    pub fn passing(&self, lane: LaneId) -> Option<(StreamId, usize)> {
+        let lane = self.lanes.get(lane).filter(|lane| lane.greeted)?;
+        let (stream, offset, length) = lane.decoder.payload()?;
+        self.streams.get(&stream)?.may_pass(offset, length).then_some((stream, length))
+    }
+
+    /// The socket took `length` bytes of what [`Self::passing`] told.
+    pub fn pass(&mut self, lane: LaneId, stream: StreamId, length: usize, now: Instant) {
+        self.last_heard = now;
+        self.pinged = None;
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.decoder.skip(length);
+            lane.took(length, now);
+            lane.elicit_ack(now);
+        }
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.known = true;
+            state.pass(length);
+        }
+        self.consumed(stream, length, now);
+    }
+
     fn on_data<'a>(
         &mut self,
         stream: StreamId,

@@ -88,6 +88,18 @@ impl Stream {
         self.inbox.arrive(offset, bytes, self.window.limit())
     }
 
+    /// Whether `length` bytes at `offset` may go to the local end unseen: it's their turn, and they keep to the credit.
+    pub(super) fn may_pass(&self, offset: u64, length: usize) -> bool {
+        let end = offset.saturating_add(length as u64);
+        let last = self.end.unwrap_or(u64::MAX).min(self.window.limit());
+        self.inbox.is_clear(offset) && end <= last
+    }
+
+    /// `length` bytes went that way.
+    pub(super) fn pass(&mut self, length: usize) {
+        self.inbox.pass(length);
+    }
+
     /// The far side's last byte is before `end`.
     pub(super) fn set_end(&mut self, end: u64) -> Result<(), ProtocolError> {
         if self.end.is_some_and(|known| known != end) || end < self.inbox.furthest() {

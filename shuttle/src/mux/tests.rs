@@ -89,6 +89,7 @@ impl End {
 
     fn receive_on(&mut self, lane: LaneId, bytes: &[u8], replies: &[Vec<u8>], now: Instant) {
         let mut input = bytes;
+        self.pass(lane, &mut input, now);
         while let Some(event) = self.mux.receive(lane, &mut input, now).unwrap() {
             match event {
                 Event::Open { stream, .. } => {
@@ -110,6 +111,20 @@ impl End {
                 Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
                 Event::Goaway { message } => panic!("{message}"),
             }
+            self.pass(lane, &mut input, now);
+        }
+    }
+
+    /// The agent's sockets get what they can without its being looked at, as splice(2) does it.
+    fn pass(&mut self, lane: LaneId, input: &mut &[u8], now: Instant) {
+        let passing = self.mux.passing(lane).filter(|_| self.mux.side == Side::Agent);
+        let Some((stream, length)) = passing else { return };
+        let (passed, rest) = input.split_at(length.min(input.len()).min(self.appetite));
+        self.got.entry(stream).or_default().extend(passed);
+        *input = rest;
+        if !passed.is_empty() {
+            self.mux.pass(lane, stream, passed.len(), now);
+            self.end_if_due(stream);
         }
     }
 
