@@ -69,6 +69,9 @@ pub(crate) fn metrics() -> impl Iterator<Item = &'static str> {
     [START].into_iter().chain(PARTS.iter().flat_map(|(_, metrics)| metrics.iter().copied()))
 }
 
+/// So many of them are of memory, which is the same in every run: the first run alone measures it.
+const OF_MEMORY: usize = 2;
+
 /// Connections held when the first are timed beside them.
 const FEW: usize = 100;
 
@@ -80,14 +83,17 @@ pub(crate) struct Effort {
     connects: usize,
     idle: usize,
     stall: f64,
-    /// How often each is started for one figure.
+    /// Whether to measure what is the same in every run.
+    first: bool,
+    /// How often each is started for one figure; how long that takes hardly varies either.
     pub(crate) starts: usize,
 }
 
 impl Effort {
     /// A link with delay needs time to reach its rate.
-    pub(crate) fn new(link: Link, quick: bool) -> Effort {
+    pub(crate) fn new(link: Link, quick: bool, first: bool) -> Effort {
         let bulk = if link.shape().is_some() { 10.0 } else { 4.0 };
+        let starts = |count| if first { count } else { 0 };
         match quick {
             true => Effort {
                 bulk: bulk / 2.0,
@@ -95,9 +101,18 @@ impl Effort {
                 connects: 500,
                 idle: 1_000,
                 stall: 2.0,
-                starts: 5,
+                first,
+                starts: starts(5),
             },
-            false => Effort { bulk, round_trips: 3.0, connects: 3_000, idle: 10_000, stall: 5.0, starts: 11 },
+            false => Effort {
+                bulk,
+                round_trips: 3.0,
+                connects: 3_000,
+                idle: 10_000,
+                stall: 5.0,
+                first,
+                starts: starts(11),
+            },
         }
     }
 }
@@ -105,7 +120,8 @@ impl Effort {
 /// Every metric of a running peer; one that fails does not keep the others.
 pub(crate) fn all(lab: &Lab, peer: Peer, effort: Effort) -> Figures {
     let (on, mut figures) = (On { lab, peer, effort }, Figures::new());
-    for (part, metrics) in PARTS {
+    let parts = PARTS.into_iter().skip(if effort.first { 0 } else { OF_MEMORY });
+    for (part, metrics) in parts {
         let values = part(&on).map_err(|error| format!("{error:#}"));
         for (place, metric) in metrics.iter().enumerate() {
             let value = values.as_ref().map(|values| values[place]).map_err(Clone::clone);

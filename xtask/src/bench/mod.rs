@@ -79,7 +79,8 @@ fn measure_link(link: Link, bench: &Bench) -> Result<Vec<Column>> {
     for number in 0..bench.runs.unwrap_or(if bench.quick { 1 } else { 3 }) {
         for column in &mut columns {
             eprintln!("{} {} run {}", link.name(), column.peer.name(), number + 1);
-            let figures = measure_peer(&lab, column.peer, Effort::new(link, bench.quick), bench.start_only);
+            let effort = Effort::new(link, bench.quick, number == 0);
+            let figures = measure_peer(&lab, column.peer, effort, bench.start_only);
             column.runs.push(figures.map_err(|error| format!("{error:#}")));
         }
     }
