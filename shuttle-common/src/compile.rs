@@ -4,7 +4,7 @@
 //! together decide. Prefixes are visited in order, each starting from its nearest covering prefix's decision: the
 //! time grows with the number of rules, not with its square.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -16,9 +16,9 @@ use crate::{
 /// The contents of the two rule maps: at most one entry a prefix.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
-    /// IPv4 prefixes; v4-mapped destinations use them too.
+    /// IPv4 prefixes in order; v4-mapped destinations use them too.
     pub v4: Vec<(Ipv4Net, PortSet)>,
-    /// IPv6 prefixes.
+    /// IPv6 prefixes in order.
     pub v6: Vec<(Ipv6Net, PortSet)>,
 }
 
@@ -92,6 +92,27 @@ impl Entries {
         }
     }
 
+    /// Whether connections to `port` of `address` are captured, as the kernel's map finds it.
+    pub fn captures(&self, address: IpAddr, port: u16) -> bool {
+        let ports = match address {
+            IpAddr::V4(address) => longest(32, |length| {
+                let network = Ipv4Net::new(address, length).ok()?.trunc();
+                let at = self.v4.binary_search_by_key(&(network.network(), length), |(it, _)| {
+                    (it.network(), it.prefix_len())
+                });
+                at.ok().and_then(|at| self.v4.get(at)).map(|(_, ports)| ports)
+            }),
+            IpAddr::V6(address) => longest(128, |length| {
+                let network = Ipv6Net::new(address, length).ok()?.trunc();
+                let at = self.v6.binary_search_by_key(&(network.network(), length), |(it, _)| {
+                    (it.network(), it.prefix_len())
+                });
+                at.ok().and_then(|at| self.v6.get(at)).map(|(_, ports)| ports)
+            }),
+        };
+        ports.is_some_and(|ports| ports.contains(port))
+    }
+
     /// The entries' keys and values as the maps hold them: prefix length, address in network order, ports.
     pub fn v4_raw(&self) -> impl Iterator<Item = (u32, [u8; 4], PortSet)> {
         self.v4
@@ -105,6 +126,11 @@ impl Entries {
             .iter()
             .map(|(net, ports)| (u32::from(net.prefix_len()), Ipv6Addr::octets(&net.network()), *ports))
     }
+}
+
+/// What is found by the longest of the prefix lengths up to `most`.
+fn longest<'a>(most: u8, find: impl Fn(u8) -> Option<&'a PortSet>) -> Option<&'a PortSet> {
+    (0..=most).rev().find_map(find)
 }
 
 /// A visited prefix that may cover those to come.

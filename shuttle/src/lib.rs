@@ -9,11 +9,15 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "client")]
+pub mod control;
+#[cfg(feature = "client")]
 pub mod firewall;
 pub mod link;
 pub mod mux;
 #[cfg(feature = "client")]
 pub mod plan;
+#[cfg(feature = "client")]
+mod private;
 #[cfg(feature = "client")]
 pub mod ssh;
 pub mod sys;

@@ -4,7 +4,9 @@ use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use shuttle::cli::{Args, Verb};
+use shuttle::cli::{Args, ChangeRules, Verb, Whom};
+use shuttle::control::verbs::{self, Question};
+use shuttle::control::{Action, Change, Request};
 use shuttle::{agent, client, firewall};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -21,8 +23,15 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match args.verb {
+    match &args.verb {
         None => client::run(&args.tunnel),
+        Some(Verb::Status(ask)) => Ok(question(&ask.whom, Request::Status, ask.json)),
+        Some(Verb::Flows(ask)) => Ok(question(&ask.whom, Request::Flows, ask.json)),
+        Some(Verb::Rules(ask)) => Ok(question(&ask.whom, Request::Rules, ask.json)),
+        Some(Verb::Include(rules)) => Ok(change(rules, Action::Include)),
+        Some(Verb::Exclude(rules)) => Ok(change(rules, Action::Exclude)),
+        Some(Verb::Remove(rules)) => Ok(change(rules, Action::Remove)),
+        Some(Verb::Stop(whom)) => Ok(question(whom, Request::Stop, false)),
         Some(Verb::FirewallHelper) => Ok(firewall::helper::main(std::io::stdin().as_fd())),
         Some(Verb::Agent) => {
             agent::run(None)?;
@@ -33,6 +42,24 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn change(rules: &ChangeRules, action: Action) -> ExitCode {
+    match rules.all() {
+        Ok(subnets) => {
+            let subnets = subnets.iter().map(ToString::to_string).collect();
+            let change = Change { action, subnets, kill_flows: rules.kill_flows };
+            question(&rules.whom, Request::Change(change), false)
+        }
+        Err(error) => {
+            eprintln!("shuttle: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn question(whom: &Whom, request: Request, json: bool) -> ExitCode {
+    verbs::run(&Question { name: whom.name.clone(), request, json })
 }
 
 fn log_to_stderr(verbose: u8) {

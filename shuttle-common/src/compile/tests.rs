@@ -78,7 +78,9 @@ proptest! {
         let entries = compile(&rules).unwrap();
         for address in edges(&rules) {
             for port in [0, 1, 78, 79, 80, 81, 82, 83, 84, 65534, 65535] {
-                prop_assert_eq!(look_up(&entries, address, port), decide(&rules, address, port), "{} {}", address, port);
+                let verdict = decide(&rules, address, port);
+                prop_assert_eq!(look_up(&entries, address, port), verdict, "{} {}", address, port);
+                prop_assert_eq!(entries.captures(address, port), verdict == Verdict::Capture, "{} {}", address, port);
             }
         }
     }

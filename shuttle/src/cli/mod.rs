@@ -1,15 +1,23 @@
 //! The command line: argv → [`Args`], as typed → [`Plan`], resolved.
 
+mod lists;
+mod rules;
 mod subnet;
+mod verbs;
 
 use std::io;
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::plan::{Families, Plan, default_exclusions};
+use crate::control::Name;
+use crate::plan::{Families, Plan};
 use crate::ssh::{LaneCount, Remote};
-use shuttle_common::rule::{Ports, Rule, Verdict};
+pub use lists::{ListError, read_lists};
+pub use rules::{RuleSet, TypedRule, UnknownRule};
+use shuttle_common::rule::Verdict;
 pub use subnet::{Subnet, SubnetError};
+pub use verbs::{Ask, ChangeRules, Whom};
 
 /// Reach a remote network over ssh: every connection that this machine's programs open to SUBNET goes through the
 /// remote host, with nothing installed and no rights needed there.
@@ -31,11 +39,20 @@ pub struct Tunnel {
     #[arg(short, long, value_name = "[USER@]HOST[:PORT]")]
     pub remote: Option<Remote>,
     /// The networks to capture: 10.0.0.0/8, 0/0, ::/0, host.name, 10.0.0.0/8:8000-9000, [fd00::/8]:80
-    #[arg(value_name = "SUBNET", required = true)]
+    #[arg(value_name = "SUBNET", required_unless_present = "subnets")]
     pub include: Vec<Subnet>,
+    /// A file of networks to capture, one a line; `#` begins a comment
+    #[arg(short, long, value_name = "FILE", action = ArgAction::Append)]
+    pub subnets: Vec<PathBuf>,
     /// A network to leave alone; of a subnet and an exclusion the more specific one decides
     #[arg(short = 'x', long, value_name = "SUBNET", action = ArgAction::Append)]
     pub exclude: Vec<Subnet>,
+    /// A file of networks to leave alone
+    #[arg(short = 'X', long, value_name = "FILE", action = ArgAction::Append)]
+    pub exclude_from: Vec<PathBuf>,
+    /// What `shuttle status` and its like call this tunnel [default: after the remote host]
+    #[arg(long)]
+    pub name: Option<Name>,
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,
@@ -68,6 +85,20 @@ pub enum MethodChoice {
 /// What else shuttle does.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Tell how a running tunnel goes
+    Status(Ask),
+    /// List the connections that go through a running tunnel
+    Flows(Ask),
+    /// List the rules of a running tunnel
+    Rules(Ask),
+    /// Capture more while a tunnel runs
+    Include(ChangeRules),
+    /// Leave more alone while a tunnel runs
+    Exclude(ChangeRules),
+    /// Forget what was said of a subnet
+    Remove(ChangeRules),
+    /// End a running tunnel, and wait until everything is undone
+    Stop(Whom),
     /// Remove what a killed shuttle may have left on this machine
     Cleanup,
     /// The privileged half of a tunnel, started by shuttle itself
@@ -113,44 +144,32 @@ pub enum PlanError {
     /// A mask that is too long for the addresses of a name.
     #[error("the mask of {0} is longer than its addresses")]
     LongMask(String),
+    /// A file of subnets can't be used.
+    #[error(transparent)]
+    List(#[from] ListError),
+    /// Files that hold no subnet.
+    #[error("there is no subnet to capture: the files of --subnets are empty")]
+    Nothing,
 }
 
 impl Tunnel {
-    /// Resolves names, which asks the network, and adds what is never captured unless asked for.
-    pub fn plan(&self) -> Result<Plan, PlanError> {
-        let mut rules = Vec::new();
-        let typed = self.include.iter().map(|subnet| (subnet, Verdict::Capture));
-        for (subnet, verdict) in typed.chain(self.exclude.iter().map(|subnet| (subnet, Verdict::Pass))) {
-            for network in subnet.networks()? {
-                rules.push(Rule { network, ports: subnet.ports, verdict });
-            }
+    /// Reads files, and resolves names, which asks the network.
+    pub fn rules(&self) -> Result<RuleSet, PlanError> {
+        let (included, excluded) = (read_lists(&self.subnets)?, read_lists(&self.exclude_from)?);
+        if self.include.is_empty() && included.is_empty() {
+            return Err(PlanError::Nothing);
         }
-        let captures = |v4: bool| {
-            rules.iter().any(|rule| rule.verdict == Verdict::Capture && rule.network.addr().is_ipv4() == v4)
-        };
-        let families = Families { v4: captures(true), v6: captures(false) };
-        // Who asks for just what is excluded by default means it.
-        let mut defaults = self.default_exclusions();
-        defaults.retain(|default| {
-            !rules.iter().any(|rule| (rule.network, rule.ports) == (default.network, default.ports))
-        });
-        rules.extend(defaults);
-        Ok(Plan { rules, families })
+        let include = self.include.iter().cloned().chain(included).map(|it| (it, Verdict::Capture));
+        let exclude = self.exclude.iter().cloned().chain(excluded).map(|it| (it, Verdict::Pass));
+        let resolve = |(subnet, verdict)| TypedRule::resolve(subnet, verdict);
+        Ok(RuleSet::new(include.chain(exclude).map(resolve).collect::<Result<_, _>>()?))
     }
+}
 
-    /// The default exclusions for every port range that is included, so that only the prefix decides between the two.
-    fn default_exclusions(&self) -> Vec<Rule> {
-        let mut ranges: Vec<Ports> = Vec::new();
-        for subnet in &self.include {
-            if !ranges.contains(&subnet.ports) {
-                ranges.push(subnet.ports);
-            }
-        }
-        let exclusions = default_exclusions();
-        ranges
-            .iter()
-            .flat_map(|ports| exclusions.iter().map(|rule| Rule { ports: *ports, ..*rule }))
-            .collect()
+impl RuleSet {
+    /// Both families, as rules that come while the tunnel runs may need either.
+    pub fn plan(&self) -> Plan {
+        Plan { rules: self.rules(), families: Families { v4: true, v6: true } }
     }
 }
 
@@ -179,7 +198,7 @@ mod tests {
             ),
         ] {
             let args = Args::try_parse_from(["shuttle"].into_iter().chain(typed.split(' '))).unwrap();
-            let plan = args.tunnel.plan().unwrap();
+            let plan = args.tunnel.rules().unwrap().plan();
             for (destinations, verdict) in [(captured, Verdict::Capture), (passed, Verdict::Pass)] {
                 for destination in destinations {
                     let address: std::net::SocketAddr = destination.parse().unwrap();
@@ -190,6 +209,33 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn verbs_and_tunnels_are_told_apart() {
+        for (typed, understood) in [
+            ("10.0.0.0/8", true),
+            ("", false),
+            ("-s list", true),
+            ("-X list", false),
+            ("--name work 0/0", true),
+            ("--name a/b 0/0", false),
+            ("status", true),
+            ("status --json --name work", true),
+            ("status 0/0", false),
+            ("flows --name 1000/work", true),
+            ("flows --name x/work", false),
+            ("include", false),
+            ("include 10.0.0.0/33", false),
+            ("include 10.0.0.0/8 fd00::/8 --kill-flows", true),
+            ("exclude -s list", true),
+            ("remove host.name", true),
+            ("stop", true),
+            ("stop --json", false),
+        ] {
+            let args = Args::try_parse_from(["shuttle"].into_iter().chain(typed.split_whitespace()));
+            assert_eq!(args.is_ok(), understood, "{typed}");
         }
     }
 }

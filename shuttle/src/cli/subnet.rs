@@ -1,12 +1,14 @@
 //! `10.0.0.0/8:8000-9000` and its like, in the forms that sshuttle's users know.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use shuttle_common::rule::Ports;
+use shuttle_common::rule::{Ports, Rule};
 
 use super::PlanError;
+use super::rules::Key;
 
 /// A network as typed: an address or a name, a mask, ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +148,47 @@ fn parse_port(text: &str) -> Result<u16, SubnetError> {
     }
 }
 
+impl fmt::Display for Subnet {
+    /// As typed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.typed)
+    }
+}
+
+impl From<Rule> for Subnet {
+    /// As somebody would have typed it.
+    fn from(Rule { network, ports, .. }: Rule) -> Self {
+        let range = match (ports.first, ports.last) {
+            _ if ports == Ports::ALL => String::new(),
+            (first, last) if first == last => format!(":{first}"),
+            (first, last) => format!(":{first}-{last}"),
+        };
+        let typed = match network {
+            IpNet::V6(network) if !range.is_empty() => format!("[{network}]{range}"),
+            IpNet::V4(_) | IpNet::V6(_) => format!("{network}{range}"),
+        };
+        Self { host: Host::Address(network.addr()), mask: Some(network.prefix_len()), ports, typed }
+    }
+}
+
 impl Subnet {
+    /// The same for all ways to type the same subnet. Asks nobody.
+    pub(super) fn key(&self) -> Key {
+        let ports = (self.ports.first, self.ports.last);
+        match &self.host {
+            // The mask of an address was checked when it was read.
+            Host::Address(address) => {
+                Key::Network(network(*address, self.mask).unwrap_or_else(|| (*address).into()), ports)
+            }
+            Host::Name(name) => Key::Name(name.to_lowercase(), self.mask, ports),
+        }
+    }
+
+    /// Whether it is a name.
+    pub fn is_name(&self) -> bool {
+        matches!(self.host, Host::Name(_))
+    }
+
     /// The networks it stands for: one, or for a name one for each of its addresses, which asks the resolver.
     pub(super) fn networks(&self) -> Result<Vec<IpNet>, PlanError> {
         let addresses = match &self.host {
@@ -159,12 +201,8 @@ impl Subnet {
         {
             return Err(PlanError::AmbiguousMask(self.typed.clone()));
         }
-        let network = |address: IpAddr| {
-            let longest = if address.is_ipv4() { 32 } else { 128 };
-            let network = IpNet::new(address, self.mask.unwrap_or(longest));
-            network.map(|network| network.trunc()).map_err(|_| PlanError::LongMask(self.typed.clone()))
-        };
-        addresses.into_iter().map(network).collect()
+        let long = || PlanError::LongMask(self.typed.clone());
+        addresses.into_iter().map(|address| network(address, self.mask).ok_or_else(long)).collect()
     }
 
     fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, PlanError> {
@@ -175,6 +213,12 @@ impl Subnet {
         addresses.dedup();
         Ok(addresses)
     }
+}
+
+/// `None`: the mask is too long.
+fn network(address: IpAddr, mask: Option<u8>) -> Option<IpNet> {
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    Some(IpNet::new(address, mask.unwrap_or(longest)).ok()?.trunc())
 }
 
 #[cfg(test)]
@@ -207,6 +251,16 @@ mod tests {
             if typed != "localhost/8:22" {
                 assert_eq!(subnet.networks().unwrap(), [network.parse().unwrap()], "{typed}");
             }
+        }
+    }
+
+    #[test]
+    fn rules_are_written_as_they_are_read() {
+        for typed in ["10.0.0.0/8", "10.0.0.0/8:80", "10.0.0.0/8:80-90", "fd00::/8", "[fd00::/8]:80-90"] {
+            let subnet: Subnet = typed.parse().unwrap();
+            let [network] = subnet.networks().unwrap()[..] else { panic!("{typed}") };
+            let rule = Rule { network, ports: subnet.ports, verdict: shuttle_common::rule::Verdict::Pass };
+            assert_eq!(Subnet::from(rule), subnet);
         }
     }
 

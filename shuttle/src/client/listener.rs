@@ -4,15 +4,17 @@ use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::ops::ControlFlow;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Token, Waker};
+use shuttle_common::compile::Entries;
 use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
-use crate::link::{Link, Pipes, Role, role_token};
+use crate::link::{Ends, FlowSurvey, Link, Pipes, Role, Survey, role_token};
 use crate::mux::{Door, LaneId, Reason, StreamId, Target};
 
 /// The token by which [`Order`]s are announced.
@@ -25,6 +27,12 @@ pub(super) enum Order {
     Join(LaneId, Pipes),
     /// Accept from these listeners, whose connections are captured ones.
     Listen(Vec<StdListener>),
+    /// Tell how it goes.
+    Survey(oneshot::Sender<(Survey, Losses)>),
+    /// Tell which captured connections are open.
+    Flows(oneshot::Sender<Vec<FlowSurvey>>),
+    /// Reset captured connections that these rules wouldn't capture, and tell how many they were.
+    ResetOthers(Entries, oneshot::Sender<usize>),
     /// End, resetting every connection.
     Stop,
 }
@@ -41,10 +49,20 @@ pub(super) enum Report {
     Lost(LaneId),
 }
 
+/// Captured connections that did not get through.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Losses {
+    /// For want of descriptors or memory here.
+    pub(super) here: u64,
+    /// The far side reset them.
+    pub(super) there: u64,
+}
+
 /// Sends orders to the link's thread.
+#[derive(Clone)]
 pub(super) struct Orders {
     pub(super) sender: mpsc::Sender<Order>,
-    pub(super) waker: Waker,
+    pub(super) waker: Arc<Waker>,
 }
 
 impl Orders {
@@ -52,6 +70,13 @@ impl Orders {
     pub(super) fn send(&self, order: Order) {
         drop(self.sender.send(order));
         drop(self.waker.wake());
+    }
+
+    /// Sends one that has an answer; `None` when the link has ended.
+    pub(super) async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
+        let (sender, answer) = oneshot::channel();
+        self.send(order(sender));
+        answer.await.ok()
     }
 }
 
@@ -65,6 +90,7 @@ pub(super) struct Captures {
     reports: UnboundedSender<Report>,
     listeners: Vec<Listener>,
     spare: Option<File>,
+    losses: Losses,
 }
 
 struct Listener {
@@ -74,7 +100,7 @@ struct Listener {
 
 impl Captures {
     pub(super) fn new(orders: mpsc::Receiver<Order>, reports: UnboundedSender<Report>) -> Self {
-        Self { orders, reports, listeners: Vec::new(), spare: spare() }
+        Self { orders, reports, listeners: Vec::new(), spare: spare(), losses: Losses::default() }
     }
 
     fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>) -> io::Result<()> {
@@ -91,7 +117,19 @@ impl Captures {
     /// just reset, waits in their queues and is reset with them; without a listener it would wait for an answer long
     /// after shuttle is gone.
     pub(super) fn hold(&self) {
-        while let Ok(Order::Listen(_) | Order::Join(..)) = self.orders.recv() {}
+        loop {
+            match self.orders.recv() {
+                Ok(Order::Stop) | Err(mpsc::RecvError) => return,
+                // Who asked is told by the sender's end.
+                Ok(
+                    Order::Listen(_)
+                    | Order::Join(..)
+                    | Order::Survey(_)
+                    | Order::Flows(_)
+                    | Order::ResetOthers(..),
+                ) => {}
+            }
+        }
     }
 
     fn report(&self, report: Report) {
@@ -104,11 +142,15 @@ impl Captures {
         loop {
             match listener.socket.accept() {
                 Ok((socket, peer)) => match original_destination(&socket, listener.address) {
-                    Some(destination) => open(link, socket, peer, destination),
+                    Some(destination) => {
+                        let opened = open(link, socket, Ends { source: peer, target: Target(destination.0) });
+                        self.losses.here += u64::from(!opened);
+                    }
                     None => refuse(&socket),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_exhausted(&error) => {
+                    self.losses.here += 1;
                     if !shed(&listener.socket, &mut self.spare) {
                         return;
                     }
@@ -129,11 +171,16 @@ fn original_destination(socket: &TcpStream, listener: SocketAddr) -> Option<Orig
     (address != listener).then_some(OriginalDestination(address))
 }
 
-fn open(link: &mut Link, socket: TcpStream, peer: SocketAddr, destination: OriginalDestination) {
-    match link.open(socket, Target(destination.0)) {
-        Ok(stream) => tracing::debug!("stream {}: {peer} to {}", stream.0, destination.0),
-        Err(error) => tracing::warn!("a captured connection is lost: {error}"),
+/// Whether it could be done.
+fn open(link: &mut Link, socket: TcpStream, ends: Ends) -> bool {
+    match link.open(socket, ends) {
+        Ok(stream) => tracing::debug!("stream {}: {} to {}", stream.0, ends.source, ends.target.0),
+        Err(error) => {
+            tracing::warn!("a captured connection is lost: {error}");
+            return false;
+        }
     }
+    true
 }
 
 fn refuse(socket: &TcpStream) {
@@ -209,6 +256,15 @@ impl Role for Captures {
                         tracing::info!("no lane {}: {error}", lane.0);
                     }
                 }
+                // Who asked may have gone.
+                Ok(Order::Survey(reply)) => drop(reply.send((link.survey(), self.losses)).ok()),
+                Ok(Order::Flows(reply)) => drop(reply.send(link.flows()).ok()),
+                Ok(Order::ResetOthers(rules, reply)) => {
+                    // Connections captured by the rules before may still wait here.
+                    (0..self.listeners.len()).for_each(|index| self.accept(link, index));
+                    let is_other = |target: SocketAddr| !rules.captures(target.ip(), target.port());
+                    reply.send(link.reset_flows(is_other)).ok();
+                }
                 Err(mpsc::TryRecvError::Empty) => return ControlFlow::Continue(()),
                 Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => return ControlFlow::Break(()),
             }
@@ -216,6 +272,7 @@ impl Role for Captures {
     }
 
     fn was_reset(&mut self, stream: StreamId, reason: Reason) {
+        self.losses.there += 1;
         tracing::debug!("stream {}: reset by the far side: {reason:?}", stream.0);
     }
 }

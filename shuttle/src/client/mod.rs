@@ -1,14 +1,17 @@
 //! The client: starts the helper, ssh and the link, in an order that captures nothing before everything works, and
 //! ends them in the reverse order.
 
+mod control;
 mod identity;
 mod lanes;
 mod listener;
 
 use std::io;
 use std::num::NonZeroU8;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -22,6 +25,7 @@ use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
+use control::{Control, Desk, Facts};
 use identity::Identity;
 use lanes::{Opener, Wanted};
 use listener::{Captures, ORDERS, Order, Orders, Report};
@@ -64,6 +68,11 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         share: tunnel.lanes != LaneCount::Exactly(NonZeroU8::MIN),
         verbose: tunnel.verbose > 0,
     };
+    let host = tunnel.remote.as_ref().map(|remote| remote.host.as_str());
+    let claim = match control::claim(tunnel.name.as_ref(), host) {
+        Ok(claim) => claim,
+        Err(error) => return Ok(usage(&error)),
+    };
     // ssh is only asked for its configuration as yet, while the helper encloses this process.
     let remote = line.map(|line| {
         let extras = runtime.block_on(Extras::find(&line, &settings));
@@ -71,13 +80,14 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     });
     helper.settle()?;
     // While a signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
-    let plan = match tunnel.plan() {
-        Ok(plan) => plan,
+    let rules = match tunnel.rules() {
+        Ok(rules) => rules,
         Err(error) => return Ok(usage(&error)),
     };
-    helper.prepare(&plan)?;
+    helper.prepare(&rules.plan())?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
+        let mut control = Control::serve(claim)?;
         let session = tokio::select! {
             session = connect(remote, &settings) => match session {
                 Ok(session) => session,
@@ -87,6 +97,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             () = signals.any() => return Ok(ExitCode::SUCCESS),
         };
         let wanted = Wanted { lanes: tunnel.lanes, connections: tunnel.connections };
+        let remote = tunnel.remote.as_ref().map(ToString::to_string);
         let mut tunnel = match Running::start(session, wanted, &mut signals).await {
             Ok(tunnel) => tunnel,
             Err(end) => return end.report().await,
@@ -94,8 +105,12 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         let captured = helper.capture()?;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
         tunnel.orders.send(Order::Listen(listeners));
-        eprintln!("shuttle: connected; capturing by {}", captured.description);
-        let cause = tunnel.watch(&helper, &mut signals).await?;
+        let name = control.name().map_or_else(String::new, |name| name.as_str().to_owned());
+        let called = if name.is_empty() { String::new() } else { format!(" as {name}") };
+        eprintln!("shuttle: connected{called}; capturing by {}", captured.description);
+        let facts = Facts { name, remote, method: captured.method, capture: captured.description };
+        let mut desk = Desk { facts, rules, orders: tunnel.orders.clone() };
+        let cause = tunnel.watch(&mut helper, &mut signals, (&mut control, &mut desk)).await?;
         // First no more connections are captured; then those there are get their resets, for which the routes must
         // still be there; then the rest goes.
         if let Err(error) = helper.replace_rules(Vec::new()) {
@@ -142,6 +157,8 @@ struct SessionEnd {
 /// What ended a tunnel.
 enum Cause {
     Signal,
+    /// `shuttle stop`.
+    Stop,
     Helper,
     Silence,
     Link(Option<End>),
@@ -174,7 +191,12 @@ impl Running {
     }
 
     /// Waits for whatever ends the tunnel.
-    async fn watch(&mut self, helper: &Handle, signals: &mut Signals) -> anyhow::Result<Cause> {
+    async fn watch(
+        &mut self,
+        helper: &mut Handle,
+        signals: &mut Signals,
+        (control, desk): (&mut Control, &mut Desk),
+    ) -> anyhow::Result<Cause> {
         let mut helper_end = watch_helper(helper)?;
         loop {
             return Ok(tokio::select! {
@@ -189,6 +211,10 @@ impl Running {
                     self.orders.send(Order::Join(lane, pipes));
                     continue;
                 }
+                asked = control.asked() => match desk.answer(asked, helper) {
+                    ControlFlow::Break(()) => Cause::Stop,
+                    ControlFlow::Continue(()) => continue,
+                },
             });
         }
     }
@@ -220,7 +246,7 @@ impl Ended {
         let Self { cause, mut session } = self;
         let name = session.name;
         let reason = match cause {
-            Cause::Signal => return Ok(ExitCode::SUCCESS),
+            Cause::Signal | Cause::Stop => return Ok(ExitCode::SUCCESS),
             Cause::Helper => bail!(
                 "the firewall helper has ended: nothing is captured any more; run `shuttle cleanup` if it was killed"
             ),
@@ -258,7 +284,7 @@ fn spawn_link(pipes: Pipes) -> io::Result<Started> {
         drop(link);
     };
     std::thread::Builder::new().name("link".into()).spawn(run)?;
-    Ok((Orders { sender, waker }, reports, end))
+    Ok((Orders { sender, waker: Arc::new(waker) }, reports, end))
 }
 
 /// Says when the helper has ended, or has been let go.
@@ -268,7 +294,8 @@ fn watch_helper(helper: &Handle) -> anyhow::Result<oneshot::Receiver<()>> {
     let socket = helper.as_fd().try_clone_to_owned()?;
     let (ended, end) = oneshot::channel();
     let wait = move || {
-        let mut sockets = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        // No more than the end, which is always told of: its answers are others' to read.
+        let mut sockets = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         while poll(&mut sockets, PollTimeout::NONE).is_err() {}
         ended.send(()).ok();
     };

@@ -28,7 +28,7 @@ const UNDO_LIMIT: Duration = Duration::from_secs(3);
 /// How long the helper may take to answer: 100,000 rules take about two seconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// A running firewall helper. Its descriptor becomes readable when the helper has died.
+/// A running firewall helper. Its descriptor is hung up (POLLHUP) when the helper has died.
 ///
 /// Dropping it closes the socket, at which the helper undoes everything, and waits up to three seconds for that.
 #[derive(Debug)]
@@ -158,10 +158,12 @@ impl Handle {
     }
 
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist
-    /// keep their way.
-    pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<(), Error> {
-        self.begin(&Request::Replace { rules }, |response| matches!(response, Response::Replaced))?;
-        self.settle()
+    /// keep their way. Says what of the rules this host can't do; nothing where it can do all.
+    pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<String, Error> {
+        match self.ask(&Request::Replace { rules })? {
+            (Response::Replaced { note }, _) => Ok(note),
+            _ => Err(Error::Confused),
+        }
     }
 
     /// Asks for what has no result, and doesn't wait for the answer.

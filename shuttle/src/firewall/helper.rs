@@ -171,8 +171,8 @@ impl Helper {
 
     fn replace(&mut self, rules: &[Rule]) -> Result<Response, String> {
         let capture = self.capture.as_mut().ok_or("it is not capturing")?;
-        capture.replace_rules(rules).map_err(|error| error.to_string())?;
-        Ok(Response::Replaced)
+        let note = capture.replace_rules(rules).map_err(|error| error.to_string())?;
+        Ok(Response::Replaced { note })
     }
 
     async fn refresh(&mut self) {

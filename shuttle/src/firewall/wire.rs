@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Both ends are one program, but an upgrade can come between their starts.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Above a plan of 200,000 rules, below what would trouble the machine.
 const MAX_LENGTH: u32 = 32 << 20;
@@ -74,7 +74,10 @@ pub enum Response {
         description: String,
     },
     /// Answers `Replace`.
-    Replaced,
+    Replaced {
+        /// What of the rules this host can't do, for the user; empty where it can do all.
+        note: String,
+    },
     /// The request failed and changed nothing.
     Failed {
         /// One line for the user that names thing and remedy.

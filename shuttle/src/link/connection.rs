@@ -8,6 +8,8 @@ use mio::event::Event as Ready;
 use mio::net::TcpStream;
 use socket2::SockRef;
 
+use super::survey::Origin;
+
 /// A socket and what is known of its readiness.
 ///
 /// Dropping it resets the connection, also when the process is killed: a tunnel that goes away must never look like
@@ -18,6 +20,8 @@ pub(super) struct Connection {
     pub(super) writable: bool,
     /// The peer has sent its end.
     pub(super) read_closed: bool,
+    /// Of a connection that was captured.
+    pub(super) origin: Option<Box<Origin>>,
 }
 
 /// What a readiness event means.
@@ -37,7 +41,7 @@ impl Connection {
         options.set_tcp_nodelay(true)?;
         // The program's own probes only reach the near end.
         options.set_keepalive(true)?;
-        Ok(Self { socket, established: false, writable: false, read_closed: false })
+        Ok(Self { socket, established: false, writable: false, read_closed: false, origin: None })
     }
 
     /// Marks an accepted socket as connected.

@@ -7,6 +7,7 @@
 mod connection;
 mod lanes;
 mod pipes;
+mod survey;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -20,6 +21,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::mux::{Door, LaneId, Mux, ProtocolError, Reason, Side, StreamId, Target};
 use connection::Connection;
 pub use pipes::Pipes;
+use survey::Origin;
+pub use survey::{Ends, FlowSurvey, Survey};
 
 /// Bytes that are read from a lane at once: what a pipe of 1 MiB holds after a short stall.
 const READ_BUFFER: usize = 512 * 1024;
@@ -99,6 +102,8 @@ pub struct Link {
     connections: HashMap<StreamId, Connection>,
     /// Connections being dialled and when to give up, earliest first.
     dials: VecDeque<(Instant, StreamId)>,
+    began: Instant,
+    opened: u64,
 }
 
 impl Link {
@@ -113,6 +118,8 @@ impl Link {
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             connections: HashMap::new(),
             dials: VecDeque::new(),
+            began: now(),
+            opened: 0,
         })
     }
 
@@ -142,11 +149,14 @@ impl Link {
         Waker::new(self.poll.registry(), token)
     }
 
-    /// Opens a stream from `socket` to `target`.
-    pub fn open(&mut self, socket: TcpStream, target: Target) -> io::Result<StreamId> {
-        let stream = self.mux.open(target, now());
+    /// Opens a stream from `socket` to the target of `ends`.
+    pub fn open(&mut self, socket: TcpStream, ends: Ends) -> io::Result<StreamId> {
+        let since = now();
+        let stream = self.mux.open(ends.target, since);
+        self.opened += 1;
         match self.attach(stream, socket) {
-            Ok(connection) => {
+            Ok(mut connection) => {
+                connection.origin = Some(Box::new(Origin { ends, since }));
                 self.connections.insert(stream, connection.established());
                 Ok(stream)
             }

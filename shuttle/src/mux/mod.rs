@@ -31,6 +31,7 @@ mod send;
 #[cfg(test)]
 mod simulation;
 mod stream;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ use std::time::{Duration, Instant};
 
 pub use event::{Door, Event, Grant, LaneId, ProtocolError, Reason, Side, StreamId, Target};
 pub use frame::{DATA_HEADER, FrameError, VERSION};
+pub use survey::Carried;
 
 use credit::Budget;
 use frame::{Frame, Hello};
@@ -62,6 +64,8 @@ pub struct Mux {
     /// Limits the bytes in flight.
     pacing: Pacing,
     streams: HashMap<StreamId, Stream>,
+    /// What those carried that are over.
+    ended: Carried,
     /// What all of them may be sent together.
     budget: Budget,
     schedule: Schedule,
@@ -89,6 +93,7 @@ impl Mux {
             lanes: Lanes::new(now),
             pacing: Pacing::new(now),
             streams: HashMap::new(),
+            ended: Carried::default(),
             budget: Budget::default(),
             schedule: Schedule::default(),
             control: VecDeque::new(),
@@ -155,6 +160,7 @@ impl Mux {
     /// Removes a stream that is over. `None`: there is no such stream. Else the lane that took its last bytes.
     fn forget(&mut self, stream: StreamId) -> Option<LaneId> {
         let state = self.streams.remove(&stream)?;
+        self.ended.add(&state);
         state.window.release(&mut self.budget);
         Some(state.lane)
     }

@@ -1,13 +1,12 @@
 //! The control socket by which further sessions use one authenticated connection (ControlMaster in ssh_config(5)).
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::unistd::geteuid;
+
+use crate::private::{is_private, purge, runtime_directory};
 
 const PREFIX: &str = "shuttle-ssh.";
 /// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17 longer.
@@ -37,10 +36,10 @@ impl Control {
     /// A place for a socket of our own, after those that killed processes left are cleared away. `None`: there is no
     /// private directory for it, or none with a name that ssh reads as it is.
     pub(super) fn ours(home: Option<&Path>) -> Option<Self> {
-        let runtime = PathBuf::from(format!("/run/user/{}", geteuid()));
+        let runtime = runtime_directory(geteuid());
         let keys = home.map(|home| home.join(".ssh"));
         let directory = [Some(runtime), keys].into_iter().flatten().find(|path| is_private(path))?;
-        purge(&directory);
+        purge(&directory, |name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
         // Processes in containers may have the same number and share the directory.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let path = directory.join(format!("{PREFIX}{}.{:x}", std::process::id(), now.as_nanos()));
@@ -78,42 +77,4 @@ impl Socket {
 
 fn options<const N: usize>(settings: [&str; N]) -> Vec<String> {
     settings.iter().flat_map(|setting| ["-o".to_owned(), (*setting).to_owned()]).collect()
-}
-
-/// Whether nobody else can put anything there.
-fn is_private(directory: &Path) -> bool {
-    fs::metadata(directory).is_ok_and(|metadata| {
-        metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0
-    })
-}
-
-/// Removes sockets that nobody listens on any more.
-fn purge(directory: &Path) {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
-        let knock = UnixStream::connect(entry.path());
-        if knock.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-            drop(fs::remove_file(entry.path()));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixListener;
-
-    use super::*;
-
-    #[test]
-    fn only_what_nobody_uses_is_purged() {
-        let directory = tempfile::tempdir().unwrap();
-        let at = |name: &str| directory.path().join(name);
-        let listening = UnixListener::bind(at("shuttle-ssh.1.a")).unwrap();
-        drop(UnixListener::bind(at("shuttle-ssh.2.b")).unwrap());
-        drop(UnixListener::bind(at("other")).unwrap());
-        purge(directory.path());
-        let left = ["shuttle-ssh.1.a", "shuttle-ssh.2.b", "other"].map(|name| at(name).exists());
-        assert_eq!(left, [true, false, true]);
-        drop(listening);
-    }
 }

@@ -1,9 +1,10 @@
 //! The programs that run inside a lab's hosts. Clients print their result as one line of JSON.
 
 use std::fs::File;
-use std::io::{Write, stdout};
+use std::io::{Read, Write, stdout};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -85,6 +86,8 @@ enum Tool {
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
+    /// Sends a message with its length to a UNIX socket, and tells how many bytes are answered.
+    Knock { path: std::path::PathBuf, message: String },
     /// Sends without end to the echo service and never reads, until standard input ends.
     Flood {
         address: SocketAddr,
@@ -123,11 +126,22 @@ fn main() -> Result<()> {
         Tool::Fate { address, limit_ms } => {
             print(&probe::fate(address, Duration::from_millis(limit_ms), || print(&"standing"))?)
         }
+        Tool::Knock { path, message } => print(&knock(&path, &message)?),
         Tool::Connects { address, total, at_once } => print(&connects::run(address, total, at_once)),
         Tool::Hold { address, count } => keep(hold::idle(address, count)?),
         Tool::Flood { address, seconds } => keep(hold::flood(address, Duration::from_secs_f64(seconds))?),
         Tool::Stall { address, seconds } => keep(hold::stalled(address, Duration::from_secs_f64(seconds))?),
     }
+}
+
+fn knock(path: &std::path::Path, message: &str) -> Result<usize> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut answer = Vec::new();
+    // Who is refused may find the socket closed already.
+    stream.write_all(&[&(message.len() as u32).to_be_bytes()[..], message.as_bytes()].concat()).ok();
+    stream.read_to_end(&mut answer).ok();
+    Ok(answer.len())
 }
 
 fn keep(held: Vec<std::net::TcpStream>) -> Result<()> {

@@ -33,7 +33,7 @@ impl Listeners {
         let v6 = match wanted.v6.then(listen_v6) {
             Some(Ok(listener)) => Some(listener),
             Some(Err(error)) if is_absent(&error) => {
-                note = format!("; no IPv6, since this host has none ({error})");
+                note = format!("no IPv6, since this host has none ({error})");
                 None
             }
             Some(Err(error)) => return Err(Error::system("opening the IPv6 listener")(error)),

@@ -105,7 +105,9 @@ pub(super) struct Prepared {
     families: Families,
     tun: Tun,
     listeners: Listeners,
-    /// What of the plan this host can't do.
+    /// Why IPv6 is off where the plan has it on.
+    no_v6: String,
+    /// What of the rules this host can't do.
     note: String,
 }
 
@@ -117,6 +119,7 @@ pub(super) struct Capture {
     netlink: Netlink,
     slot: Slot,
     families: Families,
+    no_v6: String,
     watch: Watch,
     /// Holds the routes.
     _tun: Tun,
@@ -134,14 +137,15 @@ impl Prepared {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
-        let Self { programs, netlink, slot, families, tun, listeners, note } = self;
+        let Self { programs, netlink, slot, families, tun, listeners, no_v6, note } = self;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
-        let mut capture = Capture { programs, netlink, slot, families, watch, _tun: tun };
+        let mut capture = Capture { programs, netlink, slot, families, no_v6, watch, _tun: tun };
         if let Err(error) = capture.engage().await {
             capture.undo().await;
             return Err(error);
         }
+        let note = if note.is_empty() { note } else { format!("; {note}") };
         let description = format!("ebpf: mark bit {:#x}, routing table {}{note}", slot.bit(), slot.table());
         let Listeners { v4, v6 } = listeners;
         Ok((capture, Started { listener4: v4, listener6: v6, description }))
@@ -155,14 +159,17 @@ impl Capture {
         let netlink = Netlink::open()?;
         purge(&netlink).await?;
         netlink.check_loopback().await?;
-        let (listeners, families, note) = Listeners::open(plan.families)?;
+        let (wanted, without_rules) = usable(&netlink, plan.families, &entries).await;
+        let (listeners, families, no_v6) = Listeners::open(wanted)?;
+        let no_v6 = without_rules.unwrap_or(no_v6);
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
         let settings = Settings::new(slot, families, tun.index, listeners.any());
         let mut programs = Programs::load(loader, &settings, log)?;
         programs.set_listeners(&listeners)?;
+        let note = missed(families, &entries, &no_v6);
         programs.replace_rules(only(families, entries))?;
-        Ok(Prepared { programs, netlink, slot, families, tun, listeners, note })
+        Ok(Prepared { programs, netlink, slot, families, tun, listeners, no_v6, note })
     }
 
     async fn engage(&mut self) -> Result<(), Error> {
@@ -174,9 +181,12 @@ impl Capture {
         self.programs.attach_connect()
     }
 
-    /// Replaces all rules at one stroke; on an error the old ones stay.
-    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<(), Error> {
-        self.programs.replace_rules(only(self.families, compile(rules)?))
+    /// Replaces all rules at one stroke; on an error the old ones stay. Says what of them this host can't do.
+    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<String, Error> {
+        let entries = compile(rules)?;
+        let note = missed(self.families, &entries, &self.no_v6);
+        self.programs.replace_rules(only(self.families, entries))?;
+        Ok(note)
     }
 
     /// Waits until the addresses of this host change.
@@ -195,7 +205,7 @@ impl Capture {
 
     /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
-        let Self { programs, netlink, slot, families, watch, _tun: tun } = self;
+        let Self { programs, netlink, slot, families, no_v6: _, watch, _tun: tun } = self;
         // Detaches.
         drop(programs);
         for family in Family::of(families) {
@@ -225,6 +235,21 @@ async fn claim(netlink: &Netlink, tun: &Tun, families: Families) -> Result<Slot,
         return Ok(slot);
     }
     Err(Error::NoSlot)
+}
+
+/// The families to prepare. IPv6 is on also where no rule asks for it yet; so that it can't keep IPv4 from working then, it
+/// is left out where the kernel has no policy rules for it, which the second value says.
+async fn usable(netlink: &Netlink, planned: Families, entries: &Entries) -> (Families, Option<String>) {
+    if planned.v6 && entries.v6.is_empty() && !netlink.has_rules(Family::V6).await {
+        let why = "no IPv6, since this kernel has no policy rules for it".to_owned();
+        return (Families { v6: false, ..planned }, Some(why));
+    }
+    (planned, None)
+}
+
+/// What is missed with IPv6 off: nothing, where no entry is about it.
+fn missed(families: Families, entries: &Entries, no_v6: &str) -> String {
+    if families.v6 || entries.v6.is_empty() { String::new() } else { no_v6.to_owned() }
 }
 
 /// Without the entries of a family that is off: its sockets get no mark either.

@@ -169,6 +169,11 @@ impl Netlink {
         Ok(masks)
     }
 
+    /// Whether the kernel has policy rules for the family: for IPv6, a build may be without (CONFIG_IPV6_MULTIPLE_TABLES).
+    pub(super) async fn has_rules(&self, family: Family) -> bool {
+        self.rules(family).await.is_ok_and(|rules| !rules.is_empty())
+    }
+
     async fn rules(&self, family: Family) -> Result<Vec<RuleMessage>, Error> {
         let rules = self.0.rule().get(family.version()).execute().try_collect().await;
         or_empty(rules, "listing the policy rules")

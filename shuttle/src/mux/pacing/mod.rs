@@ -239,6 +239,11 @@ impl Pacing {
         self.smoothed.unwrap_or(Duration::from_millis(100))
     }
 
+    /// The round trip of late and the shortest known.
+    pub(super) fn round_trips(&self) -> Option<(Duration, Duration)> {
+        Some((self.smoothed?, self.base?.round_trip))
+    }
+
     fn base_round_trip(&self) -> Duration {
         self.base.map_or(Duration::ZERO, |base| base.round_trip)
     }

@@ -1,0 +1,215 @@
+//! The tunnel's end of the control socket: who may ask, how much and how long; and, in [`desk`], the answers.
+//!
+//! Nothing here touches the tunnel itself: what was understood goes to the client's loop, one request at a time. Whoever
+//! talks nonsense, or says nothing, holds one of a few places for a few seconds.
+
+mod desk;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::geteuid;
+use shuttle_common::rule::Verdict;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use crate::cli::{Subnet, TypedRule};
+use crate::control::wire::{self, MOST_ASKED};
+use crate::control::{Action, Change, Claim, ClaimError, Name, Request, Response};
+pub(super) use desk::{Desk, Facts};
+
+/// Connections that are served at the same time.
+const PLACES: usize = 8;
+/// How long one may take to ask, and to take the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the resolver may take for the names in a change.
+const RESOLVER_LIMIT: Duration = Duration::from_secs(20);
+/// How long the client may take to get to a request: while it connects, the user may be typing a password.
+const BUSY_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the client's loop is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Status,
+    Flows,
+    Rules,
+    /// Put these rules in the place of what was said of just their subnets.
+    Add { rules: Vec<TypedRule>, kill_flows: bool },
+    /// Forget what was said of just these.
+    Remove { subnets: Vec<Subnet>, kill_flows: bool },
+    Stop,
+}
+
+/// A command, and where its answer goes.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) command: Command,
+    pub(super) reply: oneshot::Sender<Response>,
+}
+
+/// The control socket of this tunnel. Dropping it removes it; connections stay open until the runtime ends.
+pub(super) struct Control {
+    claim: Option<Claim>,
+    asked: mpsc::Receiver<Asked>,
+}
+
+/// Takes a name: the one that was asked for, or one after the remote's host. `None`, with a warning, where there is no
+/// place for a socket: the tunnel itself needs none.
+pub(super) fn claim(asked: Option<&Name>, host: Option<&str>) -> Result<Option<Claim>, ClaimError> {
+    let derived = Name::of_host(host);
+    match Claim::take(asked.unwrap_or(&derived), asked.is_some()) {
+        Ok(claim) => Ok(Some(claim)),
+        Err(error @ ClaimError::Place(_)) if asked.is_none() => {
+            tracing::warn!("{error}; `shuttle status` and its like won't reach this tunnel");
+            Ok(None)
+        }
+        Err(error @ (ClaimError::Place(_) | ClaimError::Taken(_))) => Err(error),
+    }
+}
+
+impl Control {
+    /// Starts listening, on a task of the current runtime.
+    pub(super) fn serve(claim: Option<Claim>) -> io::Result<Self> {
+        let (sender, asked) = mpsc::channel(1);
+        if let Some(claim) = &claim {
+            let listener = UnixListener::from_std(claim.listener()?)?;
+            tokio::spawn(accept(listener, sender));
+        }
+        Ok(Self { claim, asked })
+    }
+
+    /// What verbs call this tunnel.
+    pub(super) fn name(&self) -> Option<&Name> {
+        self.claim.as_ref().map(|claim| &claim.name)
+    }
+
+    /// The next command. Dropping the future loses nothing.
+    pub(super) async fn asked(&mut self) -> Asked {
+        match self.asked.recv().await {
+            Some(asked) => asked,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
+    const AFTER_FAILURE: Duration = Duration::from_millis(200);
+    let places = Arc::new(Semaphore::new(PLACES));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) if is_allowed(&stream) => {
+                let asked = asked.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = serve(stream, &asked).await {
+                        tracing::debug!("control socket: {error}");
+                    }
+                    drop(place);
+                });
+            }
+            Ok(_) => tracing::warn!("a process of another user tried the control socket; refused"),
+            // Out of descriptors, most likely.
+            Err(error) => {
+                tracing::debug!("control socket: {error}");
+                sleep(AFTER_FAILURE).await;
+            }
+        }
+    }
+}
+
+/// The user whom the tunnel works for, and root.
+fn is_allowed(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
+}
+
+async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) -> Result<(), wire::Error> {
+    let understood = match timeout(PATIENCE, receive(&mut stream)).await {
+        Ok(Ok(request)) => understand(request).await,
+        Ok(Err(wire::Error::Io(error))) => return Err(error.into()),
+        Ok(Err(error)) => Err(Response::Failed { message: error.to_string() }),
+        Err(_elapsed) => return Ok(()),
+    };
+    let response = match understood {
+        Ok(command) => timeout(BUSY_LIMIT, answer(command, asked)).await.unwrap_or_else(|_| busy()),
+        Err(response) => response,
+    };
+    let bytes = wire::encode(&response)?;
+    match timeout(PATIENCE, stream.write_all(&bytes)).await {
+        Ok(written) => written?,
+        Err(_elapsed) => return Ok(()),
+    }
+    if response == Response::Stopping {
+        // The end of the process closes it, when all is undone; unless nobody waits for that any more.
+        drop(stream.read_u8().await);
+    }
+    Ok(())
+}
+
+async fn receive(stream: &mut UnixStream) -> Result<Request, wire::Error> {
+    let mut head = [0; 4];
+    stream.read_exact(&mut head).await?;
+    let length = wire::length(head, MOST_ASKED)?;
+    // Grows by what comes, not by what is announced.
+    let mut body = Vec::new();
+    stream.take(length.into()).read_to_end(&mut body).await?;
+    wire::decode(&body)
+}
+
+/// Reads subnets and resolves names; a mistake is the answer.
+async fn understand(request: Request) -> Result<Command, Response> {
+    let Change { action, subnets, kill_flows } = match request {
+        Request::Status => return Ok(Command::Status),
+        Request::Flows => return Ok(Command::Flows),
+        Request::Rules => return Ok(Command::Rules),
+        Request::Stop => return Ok(Command::Stop),
+        Request::Change(change) => change,
+    };
+    let parse = |typed: String| typed.parse::<Subnet>().map_err(|error| mistaken(format!("{typed}: {error}")));
+    let subnets = subnets.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let verdict = match action {
+        Action::Include => Verdict::Capture,
+        Action::Exclude => Verdict::Pass,
+        Action::Remove => return Ok(Command::Remove { subnets, kill_flows }),
+    };
+    let resolve = move || -> Result<Vec<_>, _> {
+        subnets.into_iter().map(|subnet| TypedRule::resolve(subnet, verdict)).collect()
+    };
+    match timeout(RESOLVER_LIMIT, on_a_thread(resolve)).await {
+        Ok(Some(Ok(rules))) => Ok(Command::Add { rules, kill_flows }),
+        Ok(Some(Err(error))) => Err(mistaken(error.to_string())),
+        Ok(None) => Err(Response::Failed { message: "no thread for the resolver".into() }),
+        Err(_) => Err(Response::Failed { message: "the resolver doesn't answer: give addresses, not names".into() }),
+    }
+}
+
+/// A thread of its own: the runtime would wait for one of its pool when the tunnel ends.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, result) = oneshot::channel();
+    let run = move || drop(sender.send(work()));
+    std::thread::Builder::new().name("resolver".into()).spawn(run).ok()?;
+    result.await.ok()
+}
+
+async fn answer(command: Command, asked: &mpsc::Sender<Asked>) -> Response {
+    let (reply, response) = oneshot::channel();
+    if asked.send(Asked { command, reply }).await.is_err() {
+        return ending();
+    }
+    response.await.unwrap_or_else(|_| ending())
+}
+
+fn mistaken(message: String) -> Response {
+    Response::Mistaken { message }
+}
+
+fn ending() -> Response {
+    Response::Failed { message: "this tunnel is ending".into() }
+}
+
+fn busy() -> Response {
+    Response::Failed { message: "this tunnel is still connecting, or its helper is busy: try again".into() }
+}
+

@@ -1,0 +1,194 @@
+//! The answers: what the client knows, what the link tells, and changes of the rules.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use shuttle_common::compile::compile;
+use shuttle_common::rule::{Rule, Verdict};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::{Asked, Command, ending, mistaken};
+use crate::cli::{RuleSet, Subnet, TypedRule};
+use crate::client::listener::{Losses, Order, Orders};
+use crate::control::{
+    Changed, Direction, Drops, Flow, Lanes, Protocol, Response, RuleCounts, RuleLine, Status, Way,
+};
+use crate::firewall::Method;
+use crate::firewall::handle::Handle;
+use crate::link::{FlowSurvey, Survey};
+
+/// Over what time rates are measured, when they are asked for.
+const RATE_TIME: Duration = Duration::from_millis(250);
+
+/// What does not change while a tunnel runs.
+#[derive(Clone, Debug)]
+pub(in crate::client) struct Facts {
+    pub(in crate::client) name: String,
+    pub(in crate::client) remote: Option<String>,
+    pub(in crate::client) method: Method,
+    pub(in crate::client) capture: String,
+}
+
+/// Answers what is asked of a running tunnel, and has its rules.
+pub(in crate::client) struct Desk {
+    pub(in crate::client) facts: Facts,
+    pub(in crate::client) rules: RuleSet,
+    pub(in crate::client) orders: Orders,
+}
+
+impl Desk {
+    /// Answers, some of it later on a task. `Break` when the tunnel is to end.
+    pub(in crate::client) fn answer(&mut self, asked: Asked, helper: &mut Handle) -> ControlFlow<()> {
+        let Asked { command, reply } = asked;
+        let response = match command {
+            Command::Status => {
+                let (facts, rules, orders) = (self.facts.clone(), counts(&self.rules), self.orders.clone());
+                tokio::spawn(async move {
+                    reply.send(status(facts, rules, &orders).await.unwrap_or_else(ending)).ok();
+                });
+                return ControlFlow::Continue(());
+            }
+            Command::Flows => {
+                let orders = self.orders.clone();
+                tokio::spawn(async move {
+                    let flows = orders.ask(Order::Flows).await.map(|flows| flows.iter().map(flow).collect());
+                    reply.send(flows.map_or_else(ending, Response::Flows)).ok();
+                });
+                return ControlFlow::Continue(());
+            }
+            Command::Rules => Response::Rules(lines(&self.rules)),
+            Command::Add { rules, kill_flows } => {
+                let mut next = self.rules.clone();
+                next.add(rules);
+                return self.change(next, kill_flows, reply, helper);
+            }
+            Command::Remove { subnets, kill_flows } => {
+                let mut next = self.rules.clone();
+                match next.remove(&subnets) {
+                    Ok(()) => return self.change(next, kill_flows, reply, helper),
+                    Err(error) => mistaken(error.to_string()),
+                }
+            }
+            Command::Stop => {
+                reply.send(Response::Stopping).ok();
+                return ControlFlow::Break(());
+            }
+        };
+        reply.send(response).ok();
+        ControlFlow::Continue(())
+    }
+
+    /// Has the helper put `next` in force at one stroke; then connections may be reset that it doesn't capture.
+    fn change(
+        &mut self,
+        next: RuleSet,
+        kill_flows: bool,
+        reply: oneshot::Sender<Response>,
+        helper: &mut Handle,
+    ) -> ControlFlow<()> {
+        let rules = next.rules();
+        let note = match helper.replace_rules(rules.clone()) {
+            Ok(note) => note,
+            Err(error) => {
+                reply.send(Response::Failed { message: error.to_string() }).ok();
+                return ControlFlow::Continue(());
+            }
+        };
+        self.rules = next;
+        let (counts, orders) = (counts(&self.rules), self.orders.clone());
+        tokio::spawn(async move {
+            let killed = if kill_flows { kill(&rules, &orders).await } else { Some(0) };
+            let changed = |killed| Response::Changed(Changed { rules: counts, killed, note });
+            reply.send(killed.map_or_else(ending, changed)).ok();
+        });
+        ControlFlow::Continue(())
+    }
+}
+
+/// Resets captured connections that `rules` wouldn't capture.
+async fn kill(rules: &[Rule], orders: &Orders) -> Option<u64> {
+    // The helper has compiled the same rules just now.
+    let entries = compile(rules).ok()?;
+    Some(orders.ask(|reply| Order::ResetOthers(entries, reply)).await? as u64)
+}
+
+async fn status(facts: Facts, rules: RuleCounts, orders: &Orders) -> Option<Response> {
+    let (before, _) = orders.ask(Order::Survey).await?;
+    sleep(RATE_TIME).await;
+    let (survey, losses) = orders.ask(Order::Survey).await?;
+    Some(Response::Status(Box::new(describe(facts, rules, &before, &survey, losses))))
+}
+
+fn describe(facts: Facts, rules: RuleCounts, before: &Survey, now: &Survey, losses: Losses) -> Status {
+    let seconds = now.age.saturating_sub(before.age).as_secs_f64().max(1e-3);
+    let direction = |bytes: u64, before: u64| Direction {
+        bytes,
+        bytes_per_second: (bytes.saturating_sub(before) as f64 / seconds) as u64,
+    };
+    let millis = |time: Duration| (time.as_secs_f64() * 1e5).round() / 1e2;
+    let Facts { name, remote, method, capture } = facts;
+    Status {
+        name,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        method: method.to_string(),
+        capture,
+        remote,
+        uptime_seconds: now.age.as_secs(),
+        lanes: Lanes { open: now.lanes as u32 },
+        round_trip_ms: now.round_trips.map(|(of_late, _)| millis(of_late)),
+        shortest_round_trip_ms: now.round_trips.map(|(_, shortest)| millis(shortest)),
+        up: direction(now.carried.sent, before.carried.sent),
+        down: direction(now.carried.received, before.carried.received),
+        streams: now.streams as u64,
+        streams_opened: now.opened,
+        drops: Drops { here: losses.here, there: losses.there },
+        rules,
+    }
+}
+
+fn flow(survey: &FlowSurvey) -> Flow {
+    let FlowSurvey { ends, carried, age } = survey;
+    Flow {
+        protocol: Protocol::Tcp,
+        source: ends.source,
+        destination: ends.target.0,
+        bytes_up: carried.sent,
+        bytes_down: carried.received,
+        age_ms: age.as_millis() as u64,
+    }
+}
+
+fn counts(rules: &RuleSet) -> RuleCounts {
+    let count = |verdict| rules.typed().iter().filter(|rule| rule.verdict == verdict).count() as u64;
+    RuleCounts {
+        include: count(Verdict::Capture),
+        exclude: count(Verdict::Pass),
+        default: rules.defaults().len() as u64,
+    }
+}
+
+fn lines(rules: &RuleSet) -> Vec<RuleLine> {
+    let typed = rules.typed().iter().map(|TypedRule { subnet, networks, verdict }| RuleLine {
+        way: way(*verdict),
+        subnet: subnet.to_string(),
+        networks: if subnet.is_name() { networks.iter().map(ToString::to_string).collect() } else { Vec::new() },
+        default: false,
+    });
+    let defaults = rules.defaults();
+    let defaults = defaults.iter().map(|rule| RuleLine {
+        way: way(rule.verdict),
+        subnet: Subnet::from(*rule).to_string(),
+        networks: Vec::new(),
+        default: true,
+    });
+    typed.chain(defaults).collect()
+}
+
+fn way(verdict: Verdict) -> Way {
+    match verdict {
+        Verdict::Capture => Way::Include,
+        Verdict::Pass => Way::Exclude,
+    }
+}

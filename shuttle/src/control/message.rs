@@ -1,0 +1,221 @@
+//! What verb and tunnel say to each other. `--json` prints the answers as they are: fields may be added, none change.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Verb to tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How does it go?
+    Status,
+    /// Which connections go through it?
+    Flows,
+    /// Which rules are in force?
+    Rules,
+    /// Change the rules at one stroke.
+    Change(Change),
+    /// End in order. The connection stays open until everything is undone.
+    Stop,
+}
+
+/// A change of the rules: of all of `subnets`, or of none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What to do with them.
+    pub action: Action,
+    /// As typed.
+    pub subnets: Vec<String>,
+    /// Whether to reset connections that go through the tunnel and by the new rules wouldn't.
+    pub kill_flows: bool,
+}
+
+/// What happens to a subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// It is captured; an exclusion of just this subnet is forgotten.
+    Include,
+    /// It is left alone; an inclusion of just this subnet is forgotten.
+    Exclude,
+    /// Whatever was said of just this subnet is forgotten.
+    Remove,
+}
+
+/// Tunnel to verb.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Answers `Status`.
+    Status(Box<Status>),
+    /// Answers `Flows`.
+    Flows(Vec<Flow>),
+    /// Answers `Rules`.
+    Rules(Vec<RuleLine>),
+    /// Answers `Change`.
+    Changed(Changed),
+    /// Answers `Stop`.
+    Stopping,
+    /// The request makes no sense here, and changed nothing.
+    Mistaken {
+        /// One line.
+        message: String,
+    },
+    /// The request couldn't be carried out, and changed nothing.
+    Failed {
+        /// One line.
+        message: String,
+    },
+}
+
+/// How a tunnel goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// What the instance is called.
+    pub name: String,
+    /// The version of its program.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// How it captures.
+    pub method: String,
+    /// The method's own details, for people.
+    pub capture: String,
+    /// The ssh server as typed; none where this machine makes the connections.
+    pub remote: Option<String>,
+    /// Since the agent greeted.
+    pub uptime_seconds: u64,
+    /// The ssh sessions that share the load.
+    pub lanes: Lanes,
+    /// To the agent and back, queues included, of late; none before anything was sent.
+    pub round_trip_ms: Option<f64>,
+    /// The shortest one known.
+    pub shortest_round_trip_ms: Option<f64>,
+    /// Towards the remote side.
+    pub up: Direction,
+    /// From the remote side.
+    pub down: Direction,
+    /// Connections that are open now.
+    pub streams: u64,
+    /// Connections since the start.
+    pub streams_opened: u64,
+    /// What did not get through.
+    pub drops: Drops,
+    /// The rules in force.
+    pub rules: RuleCounts,
+}
+
+/// The ssh sessions that share the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lanes {
+    /// Those that carry data.
+    pub open: u32,
+}
+
+/// What went one way, without what the tunnel adds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Direction {
+    /// Since the start.
+    pub bytes: u64,
+    /// In the quarter of a second before the answer.
+    pub bytes_per_second: u64,
+}
+
+/// Captured connections that did not get through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drops {
+    /// Refused or lost here, for want of descriptors or memory.
+    pub here: u64,
+    /// Reset by the remote side: refused by their target, unreachable, timed out, or broken later.
+    pub there: u64,
+}
+
+/// How many rules there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCounts {
+    /// Inclusions.
+    pub include: u64,
+    /// Exclusions.
+    pub exclude: u64,
+    /// Exclusions that nobody typed.
+    pub default: u64,
+}
+
+/// A captured connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// The program's own address.
+    pub source: SocketAddr,
+    /// Where the program connected to.
+    pub destination: SocketAddr,
+    /// Bytes towards the destination.
+    pub bytes_up: u64,
+    /// Bytes from it.
+    pub bytes_down: u64,
+    /// Since it was captured.
+    pub age_ms: u64,
+}
+
+/// What a flow speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// A TCP connection.
+    Tcp,
+}
+
+/// A rule in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleLine {
+    /// Which way.
+    pub way: Way,
+    /// As typed.
+    pub subnet: String,
+    /// For a name, the networks that it stood for when it was typed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+    /// Nobody typed it.
+    pub default: bool,
+}
+
+/// Which way a rule sends connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// Through the tunnel.
+    Include,
+    /// As if there were none.
+    Exclude,
+}
+
+/// What a change brought about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The rules in force now.
+    pub rules: RuleCounts,
+    /// Connections that were reset.
+    pub killed: u64,
+    /// What of the rules the machine can't do; empty where it can do all.
+    pub note: String,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => f.write_str("tcp"),
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Include => f.write_str("include"),
+            Self::Exclude => f.write_str("exclude"),
+        }
+    }
+}

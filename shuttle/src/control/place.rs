@@ -1,0 +1,313 @@
+//! Where the control sockets are, and what they are called.
+//!
+//! Each user has one directory for them, which nobody else may enter: `shuttle` in the runtime directory of the user's
+//! login session, else `/tmp/shuttle-UID`. Tunnel and verb find it by their uid alone, so that it is the same under
+//! sudo, over ssh, and from a service manager. A socket is called after its instance: `NAME.sock`.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::unistd::{Uid, geteuid};
+
+use crate::private::{is_abandoned, is_closed, is_private, purge, runtime_directory};
+
+/// What an instance may be called at the most: its socket's path has room for 107 bytes (unix(7)).
+const MOST_NAME: usize = 32;
+/// Instances of one user that may be called after the same host.
+const MOST_ALIKE: u32 = 99;
+const SUFFIX: &str = ".sock";
+const TEMPORARY: &str = "/tmp";
+const TEMPORARY_PREFIX: &str = "shuttle-";
+const SESSIONS: &str = "/run/user";
+
+/// The name of an instance: up to 32 letters, digits, dots, dashes and underscores, no dot or dash first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name(String);
+
+/// A name that an instance can't have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no name: use up to {MOST_NAME} letters, digits, `.`, `-` and `_`, and begin with a letter or digit")]
+pub struct NameError(String);
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    fn from_str(typed: &str) -> Result<Self, NameError> {
+        let sound = typed.chars().all(is_sound)
+            && typed.len() <= MOST_NAME
+            && typed.starts_with(|first: char| first.is_ascii_alphanumeric());
+        if sound { Ok(Self(typed.to_owned())) } else { Err(NameError(typed.to_owned())) }
+    }
+}
+
+/// A running instance as typed: `NAME`, or for root, who sees those of all users, `UID/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceName {
+    /// Its user, if it was said.
+    pub user: Option<u32>,
+    /// Its name.
+    pub name: Name,
+}
+
+impl FromStr for InstanceName {
+    type Err = NameError;
+
+    fn from_str(typed: &str) -> Result<Self, NameError> {
+        let Some((user, name)) = typed.split_once('/') else {
+            return Ok(Self { user: None, name: typed.parse()? });
+        };
+        let user = user.parse().map_err(|_| NameError(typed.to_owned()))?;
+        Ok(Self { user: Some(user), name: name.parse()? })
+    }
+}
+
+impl Name {
+    /// What an instance is called that goes to this host, or to none, where nobody has said.
+    pub fn of_host(host: Option<&str>) -> Self {
+        let Some(host) = host else { return Self("local".into()) };
+        let sound: String = host.chars().map(|c| if is_sound(c) { c } else { '-' }).collect();
+        let begun = sound.trim_start_matches(|first: char| !first.is_ascii_alphanumeric());
+        // Room for the number of one that is called alike.
+        let name: String = begun.chars().take(MOST_NAME - 3).collect();
+        if name.is_empty() { Self("shuttle".into()) } else { Self(name) }
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn numbered(&self, number: u32) -> Self {
+        if number == 1 { self.clone() } else { Self(format!("{}-{number}", self.0)) }
+    }
+
+    fn file(&self) -> String {
+        format!("{}{SUFFIX}", self.0)
+    }
+}
+
+fn is_sound(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')
+}
+
+/// A name that is this process's own, and the socket of that name. Dropping it removes the socket, and the directory
+/// when it was the last there.
+#[derive(Debug)]
+pub struct Claim {
+    /// The name.
+    pub name: Name,
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+/// Why an instance can't have a name.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// The name that was asked for is another's.
+    #[error("an instance called {0} runs already: give this one another --name, or end that one by `shuttle stop --name {0}`")]
+    Taken(String),
+    /// There is no place for a socket.
+    #[error("no control socket: {0}")]
+    Place(#[from] io::Error),
+}
+
+impl Claim {
+    /// Takes `name`, or where it needn't be `exact` one that is numbered from 2. Sockets of dead instances are removed.
+    pub fn take(name: &Name, exact: bool) -> Result<Self, ClaimError> {
+        // An instance that ends may remove the directory again in the same moment.
+        const TRIES: usize = 5;
+        let mut result = Err(io::Error::from(io::ErrorKind::NotFound).into());
+        for _ in 0..TRIES {
+            result = Self::try_take(name, exact);
+            if !matches!(&result, Err(ClaimError::Place(error)) if error.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+        }
+        result
+    }
+
+    fn try_take(name: &Name, exact: bool) -> Result<Self, ClaimError> {
+        let directory = make_directory()?;
+        let _lock = lock(&directory)?;
+        remove_dead(&directory);
+        for number in 1..=if exact { 1 } else { MOST_ALIKE } {
+            let name = name.numbered(number);
+            let path = directory.join(name.file());
+            match UnixListener::bind(&path) {
+                Ok(listener) => {
+                    listener.set_nonblocking(true)?;
+                    return Ok(Self { name, listener, path });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(named(&path)(error).into()),
+            }
+        }
+        Err(ClaimError::Taken(name.0.clone()))
+    }
+
+    /// The listening socket, non-blocking.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        drop(fs::remove_file(&self.path));
+        // Others of this user may be there.
+        drop(self.path.parent().map(fs::remove_dir));
+    }
+}
+
+/// The directories that `user` may have: the session's may come and go while a tunnel runs.
+fn directories_of(user: Uid) -> [PathBuf; 2] {
+    [
+        runtime_directory(user).join("shuttle"),
+        Path::new(TEMPORARY).join(format!("{TEMPORARY_PREFIX}{user}")),
+    ]
+}
+
+/// This user's directory, made if need be.
+fn make_directory() -> io::Result<PathBuf> {
+    let user = geteuid();
+    let [session, temporary] = directories_of(user);
+    let directory = if is_private(&runtime_directory(user)) { session } else { temporary };
+    match DirBuilder::new().mode(0o700).create(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(named(&directory)(error)),
+        Ok(()) | Err(_) => {}
+    }
+    if is_closed(&directory, user) || !directory.exists() {
+        return Ok(directory);
+    }
+    Err(io::Error::other(format!("{} isn't a directory of yours alone: remove it", directory.display())))
+}
+
+/// Keeps other processes from claiming or clearing away while this lives.
+fn lock(directory: &Path) -> io::Result<File> {
+    const STEP: Duration = Duration::from_millis(10);
+    let file = File::open(directory)?;
+    for _ in 0..200 {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => sleep(STEP),
+            Err(TryLockError::Error(error)) => return Err(named(directory)(error)),
+        }
+    }
+    Err(io::Error::other(format!("{} is locked: does another shuttle hang?", directory.display())))
+}
+
+/// To be called under the lock: between its bind and its listen, a socket looks dead.
+fn remove_dead(directory: &Path) {
+    purge(directory, |name| instance_name(name).is_some());
+}
+
+fn instance_name(file: &OsStr) -> Option<Name> {
+    file.to_str()?.strip_suffix(SUFFIX)?.parse().ok()
+}
+
+fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// An instance that somebody listens for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Instance {
+    pub(super) name: Name,
+    pub(super) user: Uid,
+    pub(super) path: PathBuf,
+}
+
+/// The instances of this user; for root, of all users. Those of this user that are dead are cleared away.
+pub(super) fn instances() -> Vec<Instance> {
+    let own = geteuid();
+    let mut found: Vec<_> = users(own).into_iter().flat_map(|user| instances_of(user, user == own)).collect();
+    found.sort_by(|a, b| (a.user.as_raw(), &a.name).cmp(&(b.user.as_raw(), &b.name)));
+    found
+}
+
+fn users(own: Uid) -> Vec<Uid> {
+    let mut users = vec![own];
+    if own.is_root() {
+        let named = |directory: &str, prefix: &'static str| {
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            entries.filter_map(move |entry| {
+                entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok().map(Uid::from_raw)
+            })
+        };
+        users.extend(named(SESSIONS, "").chain(named(TEMPORARY, TEMPORARY_PREFIX)));
+        users.sort_by_key(|user| user.as_raw());
+        users.dedup();
+    }
+    users
+}
+
+fn instances_of(user: Uid, own: bool) -> Vec<Instance> {
+    let directories = directories_of(user);
+    let mut found = Vec::new();
+    for directory in directories.iter().filter(|directory| is_closed(directory, user)) {
+        if own && let Ok(_lock) = lock(directory) {
+            remove_dead(directory);
+            // Fails unless it is empty.
+            drop(fs::remove_dir(directory));
+        }
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if let Some(name) = instance_name(&entry.file_name())
+                && !is_abandoned(&entry.path())
+            {
+                found.push(Instance { name, user, path: entry.path() });
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for (typed, sound) in [
+            ("work", true),
+            ("10.0.0.1", true),
+            ("a_b-c.d", true),
+            ("", false),
+            (".hidden", false),
+            ("-x", false),
+            ("../x", false),
+            ("a/b", false),
+            ("a b", false),
+            ("ä", false),
+            ("01234567890123456789012345678901", true),
+            ("012345678901234567890123456789012", false),
+        ] {
+            assert_eq!(typed.parse::<Name>().is_ok(), sound, "{typed}");
+        }
+    }
+
+    #[test]
+    fn hosts_give_names() {
+        for (host, name) in [
+            (None, "local"),
+            (Some("server"), "server"),
+            (Some("host.example.org"), "host.example.org"),
+            (Some("fd00::1"), "fd00--1"),
+            (Some("::1"), "1"),
+            (Some("::"), "shuttle"),
+            (Some("a-host.with-a-very-long.name.example.org"), "a-host.with-a-very-long.name."),
+        ] {
+            let derived = Name::of_host(host);
+            assert_eq!(derived.as_str(), name);
+            for number in [1, 2, MOST_ALIKE] {
+                derived.numbered(number).as_str().parse::<Name>().unwrap();
+            }
+        }
+    }
+}

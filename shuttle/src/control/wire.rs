@@ -1,0 +1,92 @@
+//! A message: a u32 length in network order, then that much JSON with a version. One question and one answer a
+//! connection.
+
+use std::io;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// An upgrade can come between the starts of tunnel and verb.
+pub const VERSION: u32 = 1;
+/// The longest question, bytes: 200,000 subnets.
+pub const MOST_ASKED: u32 = 8 << 20;
+/// The longest answer, bytes: that many rules, or flows.
+pub const MOST_ANSWERED: u32 = 64 << 20;
+
+/// Why bytes are no message.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody sends such a length.
+    #[error("a message of {0} bytes is too long")]
+    TooLong(u64),
+    /// Another version's.
+    #[error("it speaks version {theirs} of the control protocol, this program {VERSION}")]
+    Version {
+        /// Theirs.
+        theirs: u32,
+    },
+    /// Not JSON, or not of this shape.
+    #[error("not a message: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    version: u32,
+    message: T,
+}
+
+/// The bytes of a message.
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, &Envelope { version: VERSION, message })?;
+    let length = bytes.len() - 4;
+    let head = u32::try_from(length).map_err(|_| Error::TooLong(length as u64))?.to_be_bytes();
+    bytes.splice(..4, head);
+    Ok(bytes)
+}
+
+/// The length that a message's first bytes tell, if it is `most` at most.
+pub fn length(head: [u8; 4], most: u32) -> Result<u32, Error> {
+    let length = u32::from_be_bytes(head);
+    if length > most { Err(Error::TooLong(length.into())) } else { Ok(length) }
+}
+
+/// The message that follows the length.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    // Of another version nothing else need be understood.
+    let Envelope { version, message: _ } = serde_json::from_slice::<Envelope<serde::de::IgnoredAny>>(body)?;
+    if version != VERSION {
+        return Err(Error::Version { theirs: version });
+    }
+    Ok(serde_json::from_slice::<Envelope<T>>(body)?.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Request;
+
+    #[test]
+    fn only_messages_of_this_version_and_of_sane_length_are_read() {
+        let encoded = encode(&Request::Status).unwrap();
+        assert_eq!(length(encoded[..4].try_into().unwrap(), 100).unwrap() as usize, encoded.len() - 4);
+        let cases: [(&[u8], &str); 5] = [
+            (&encoded[4..], "Status"),
+            (br#"{"version":2,"message":{"unheard":"of"}}"#, "it speaks version 2 of the control protocol, this program 1"),
+            (br#"{"version":1,"message":"nonsense"}"#, "not a message: unknown variant `nonsense`"),
+            (b"{", "not a message: EOF"),
+            (b"GET / HTTP/1.0", "not a message: expected value"),
+        ];
+        for (body, want) in cases {
+            let got = match decode::<Request>(body) {
+                Ok(request) => format!("{request:?}"),
+                Err(error) => error.to_string(),
+            };
+            assert!(got.starts_with(want), "{got}");
+        }
+        assert_eq!(length(*b"GET ", MOST_ASKED).unwrap_err().to_string(), "a message of 1195725856 bytes is too long");
+    }
+}
