@@ -61,6 +61,15 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Waits until every eBPF program that was running at the time of the call has ended: an RCU grace period (Linux 4.3,
+/// MEMBARRIER_CMD_GLOBAL in membarrier(2)). It takes some milliseconds.
+pub fn wait_for_programs() -> io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    // SAFETY: takes plain numbers only.
+    let failed = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(result) {
         // SAFETY: the system call has just returned this descriptor to us.

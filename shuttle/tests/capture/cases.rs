@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime,
+    lifetime, swaps,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -34,6 +34,7 @@ pub(crate) const ALL: &[Case] = &[
     ("new_addresses_are_ours", new_addresses_are_ours),
     ("replaced_rules", replaced_rules),
     ("many_rules", many_rules),
+    ("none_goes_the_wrong_way", swaps::none_goes_the_wrong_way),
     ("logging_programs", logging_programs),
     ("without_ipv6", without_ipv6),
     ("without_capturing_ipv6", without_capturing_ipv6),

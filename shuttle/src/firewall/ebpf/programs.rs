@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     plan::Families,
-    sys::capture::{cgroup2_root, netns_cookie},
+    sys::capture::{cgroup2_root, netns_cookie, wait_for_programs},
 };
 
 static QUIET: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -136,6 +136,11 @@ impl Programs {
     pub(super) fn replace_rules(&mut self, entries: Entries) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
+        // A program that began before the last change may still be reading this set. Where the kernel can't be asked to
+        // wait, none of them runs for nearly as long as a change takes.
+        if let Err(error) = wait_for_programs() {
+            tracing::debug!(%error, "not waiting for programs that run");
+        }
         // Recorded before it is true: of a set half filled, all is deleted next time.
         let old = std::mem::replace(&mut self.filled[next], entries);
         empty(self.trie(name4)?, old.v4_raw());
