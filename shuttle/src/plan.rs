@@ -4,13 +4,18 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
+/// The most rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and a message to the helper can
+/// carry.
+pub const MOST_RULES: usize = 262_144;
+
 /// What one running shuttle captures. The only input of a firewall method.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Includes and excludes in any order: precedence is a property of the rules, not of the list
     /// (see [`shuttle_common::rule`]).
     pub rules: Vec<Rule>,
-    /// The address families to capture; a family that is off gets no program, route or rule.
+    /// The address families to prepare; one that is off gets no listener, route or policy rule, and rules about it no
+    /// effect, also those that come later.
     pub families: Families,
 }
 

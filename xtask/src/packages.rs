@@ -19,6 +19,7 @@ pub(crate) const LAB: &[Package] = &[
 
 /// What the bench's other peers run, besides.
 pub(crate) const PEERS: &[Package] = &[
+    Package { name: "iptables", proof: "/usr/sbin/iptables" },
     Package { name: "nftables", proof: "/usr/sbin/nft" },
     Package { name: "python3-venv", proof: "/usr/share/doc/python3-venv" },
 ];

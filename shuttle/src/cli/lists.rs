@@ -92,7 +92,10 @@ mod tests {
         let (list, missing) = (directory.path().join("list"), directory.path().join("missing"));
         fs::write(&list, "10.0.0.0/8\nnot:a:subnet\n").unwrap();
         let error = |path: &PathBuf| read_lists(std::slice::from_ref(path)).unwrap_err().to_string();
-        assert_eq!(error(&list), format!("{}:2: `not:a:subnet` is neither an address nor a host name", list.display()));
+        assert_eq!(
+            error(&list),
+            format!("{}:2: `not:a:subnet` is neither an address nor a host name", list.display())
+        );
         assert!(error(&missing).starts_with(&format!("can't read {}: No such file", missing.display())));
     }
 }

@@ -14,7 +14,7 @@ use crate::control::Name;
 use crate::plan::{Families, Plan};
 use crate::ssh::{LaneCount, Remote};
 pub use lists::{ListError, read_lists};
-pub use rules::{RuleSet, TypedRule, UnknownRule};
+pub use rules::{RuleSet, TooManyRules, TypedRule, UnknownRule};
 use shuttle_common::rule::Verdict;
 pub use subnet::{Subnet, SubnetError};
 pub use verbs::{Ask, ChangeRules, Whom};
@@ -147,6 +147,9 @@ pub enum PlanError {
     /// A file of subnets can't be used.
     #[error(transparent)]
     List(#[from] ListError),
+    /// More than fit.
+    #[error(transparent)]
+    TooMany(#[from] TooManyRules),
     /// Files that hold no subnet.
     #[error("there is no subnet to capture: the files of --subnets are empty")]
     Nothing,
@@ -162,7 +165,9 @@ impl Tunnel {
         let include = self.include.iter().cloned().chain(included).map(|it| (it, Verdict::Capture));
         let exclude = self.exclude.iter().cloned().chain(excluded).map(|it| (it, Verdict::Pass));
         let resolve = |(subnet, verdict)| TypedRule::resolve(subnet, verdict);
-        Ok(RuleSet::new(include.chain(exclude).map(resolve).collect::<Result<_, _>>()?))
+        let rules = RuleSet::new(include.chain(exclude).map(resolve).collect::<Result<_, _>>()?);
+        rules.fits()?;
+        Ok(rules)
     }
 }
 

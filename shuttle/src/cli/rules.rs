@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
 use super::{PlanError, Subnet};
-use crate::plan::default_exclusions;
+use crate::plan::{MOST_RULES, default_exclusions};
 
 /// A subnet, and what was said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,11 @@ pub enum UnknownRule {
     Default(String),
 }
 
+/// More rules than the kernel's maps take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} subnets are more than the {MOST_RULES} that fit the kernel's maps: join some of them")]
+pub struct TooManyRules(usize);
+
 impl RuleSet {
     /// What a command line says, where of one subnet both may be said.
     pub fn new(typed: Vec<TypedRule>) -> Self {
@@ -75,9 +80,10 @@ impl RuleSet {
     pub fn remove(&mut self, subnets: &[Subnet]) -> Result<(), UnknownRule> {
         let known: HashSet<_> = self.typed.iter().map(|rule| rule.subnet.key()).collect();
         if let Some(unknown) = subnets.iter().find(|subnet| !known.contains(&subnet.key())) {
-            let is_default = self.defaults().iter().any(|rule| {
-                Key::Network(rule.network, (rule.ports.first, rule.ports.last)) == unknown.key()
-            });
+            let is_default = self
+                .defaults()
+                .iter()
+                .any(|rule| Key::Network(rule.network, (rule.ports.first, rule.ports.last)) == unknown.key());
             let (typed, error): (_, fn(String) -> UnknownRule) =
                 (unknown.to_string(), if is_default { UnknownRule::Default } else { UnknownRule::Nowhere });
             return Err(error(typed));
@@ -85,6 +91,13 @@ impl RuleSet {
         let forgotten: HashSet<_> = subnets.iter().map(Subnet::key).collect();
         self.typed.retain(|rule| !forgotten.contains(&rule.subnet.key()));
         Ok(())
+    }
+
+    /// Whether it can be put in force.
+    pub fn fits(&self) -> Result<(), TooManyRules> {
+        let networks: usize = self.typed.iter().map(|rule| rule.networks.len()).sum();
+        let all = networks + self.defaults().len();
+        if all > MOST_RULES { Err(TooManyRules(all)) } else { Ok(()) }
     }
 
     /// The rules, with what is never captured unless asked for.
@@ -116,7 +129,8 @@ impl RuleSet {
             asked.extend(typed.networks.iter().map(|network| (*network, ports)));
         }
         let exclusions = default_exclusions();
-        let each = |ports: &Ports| exclusions.iter().map(|rule| Rule { ports: *ports, ..*rule }).collect::<Vec<_>>();
+        let each =
+            |ports: &Ports| exclusions.iter().map(|rule| Rule { ports: *ports, ..*rule }).collect::<Vec<_>>();
         let mut defaults: Vec<_> = ranges.iter().flat_map(each).collect();
         defaults.retain(|rule| !asked.contains(&(rule.network, (rule.ports.first, rule.ports.last))));
         defaults
@@ -172,7 +186,8 @@ mod tests {
 
     #[test]
     fn only_what_was_typed_is_removed() {
-        let (nowhere, default) = (|it: &str| UnknownRule::Nowhere(it.into()), |it: &str| UnknownRule::Default(it.into()));
+        let (nowhere, default) =
+            (|it: &str| UnknownRule::Nowhere(it.into()), |it: &str| UnknownRule::Default(it.into()));
         for (before, removed, result) in [
             ("0/0 -10.0.0.0/8", "10.0.0.0/8", Ok("0/0")),
             ("0/0 -10.0.0.0/8", "10.9.9.9/8 0/0", Ok("")),
@@ -192,6 +207,15 @@ mod tests {
                 assert_eq!(rules, set(before));
             }
         }
+    }
+
+    #[test]
+    fn too_many_are_refused() {
+        let one = rule("0/0");
+        let many = |count| RuleSet::new(vec![one.clone(); count]);
+        let most = MOST_RULES - many(1).defaults().len();
+        assert_eq!(many(most).fits(), Ok(()));
+        assert_eq!(many(most + 1).fits(), Err(TooManyRules(MOST_RULES + 1)));
     }
 
     #[test]

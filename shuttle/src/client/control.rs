@@ -37,9 +37,15 @@ pub(super) enum Command {
     Flows,
     Rules,
     /// Put these rules in the place of what was said of just their subnets.
-    Add { rules: Vec<TypedRule>, kill_flows: bool },
+    Add {
+        rules: Vec<TypedRule>,
+        kill_flows: bool,
+    },
     /// Forget what was said of just these.
-    Remove { subnets: Vec<Subnet>, kill_flows: bool },
+    Remove {
+        subnets: Vec<Subnet>,
+        kill_flows: bool,
+    },
     Stop,
 }
 
@@ -167,7 +173,8 @@ async fn understand(request: Request) -> Result<Command, Response> {
         Request::Stop => return Ok(Command::Stop),
         Request::Change(change) => change,
     };
-    let parse = |typed: String| typed.parse::<Subnet>().map_err(|error| mistaken(format!("{typed}: {error}")));
+    let parse =
+        |typed: String| typed.parse::<Subnet>().map_err(|error| mistaken(format!("{typed}: {error}")));
     let subnets = subnets.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let verdict = match action {
         Action::Include => Verdict::Capture,
@@ -181,7 +188,9 @@ async fn understand(request: Request) -> Result<Command, Response> {
         Ok(Some(Ok(rules))) => Ok(Command::Add { rules, kill_flows }),
         Ok(Some(Err(error))) => Err(mistaken(error.to_string())),
         Ok(None) => Err(Response::Failed { message: "no thread for the resolver".into() }),
-        Err(_) => Err(Response::Failed { message: "the resolver doesn't answer: give addresses, not names".into() }),
+        Err(_) => {
+            Err(Response::Failed { message: "the resolver doesn't answer: give addresses, not names".into() })
+        }
     }
 }
 
@@ -212,4 +221,3 @@ fn ending() -> Response {
 fn busy() -> Response {
     Response::Failed { message: "this tunnel is still connecting, or its helper is busy: try again".into() }
 }
-

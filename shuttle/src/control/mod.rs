@@ -9,7 +9,7 @@ pub mod verbs;
 pub mod wire;
 
 pub use message::{
-    Action, Change, Changed, Direction, Drops, Flow, Lanes, Protocol, Request, Response, RuleCounts, RuleLine,
-    Status, Way,
+    Action, Change, Changed, Direction, Drops, Flow, Lanes, Protocol, Request, Response, RuleCounts,
+    RuleLine, Status, Way,
 };
 pub use place::{Claim, ClaimError, InstanceName, Name, NameError};

@@ -33,7 +33,9 @@ pub struct Name(String);
 
 /// A name that an instance can't have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no name: use up to {MOST_NAME} letters, digits, `.`, `-` and `_`, and begin with a letter or digit")]
+#[error(
+    "`{0}` is no name: use up to {MOST_NAME} letters, digits, `.`, `-` and `_`, and begin with a letter or digit"
+)]
 pub struct NameError(String);
 
 impl FromStr for Name {
@@ -111,7 +113,9 @@ pub struct Claim {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// The name that was asked for is another's.
-    #[error("an instance called {0} runs already: give this one another --name, or end that one by `shuttle stop --name {0}`")]
+    #[error(
+        "an instance called {0} runs already: give this one another --name, or end that one by `shuttle stop --name {0}`"
+    )]
     Taken(String),
     /// There is no place for a socket.
     #[error("no control socket: {0}")]
@@ -168,10 +172,7 @@ impl Drop for Claim {
 
 /// The directories that `user` may have: the session's may come and go while a tunnel runs.
 fn directories_of(user: Uid) -> [PathBuf; 2] {
-    [
-        runtime_directory(user).join("shuttle"),
-        Path::new(TEMPORARY).join(format!("{TEMPORARY_PREFIX}{user}")),
-    ]
+    [runtime_directory(user).join("shuttle"), Path::new(TEMPORARY).join(format!("{TEMPORARY_PREFIX}{user}"))]
 }
 
 /// This user's directory, made if need be.

@@ -18,7 +18,10 @@ pub(super) fn status(status: &Status) -> String {
     line("streams", format!("{} open, {} since the start", status.streams, status.streams_opened));
     line("drops", format!("{} here, {} by the remote side", status.drops.here, status.drops.there));
     let rules = status.rules;
-    line("rules", format!("{} include, {} exclude, {} by default", rules.include, rules.exclude, rules.default));
+    line(
+        "rules",
+        format!("{} include, {} exclude, {} by default", rules.include, rules.exclude, rules.default),
+    );
     text
 }
 
@@ -87,7 +90,8 @@ mod tests {
 
     #[test]
     fn quantities_are_short() {
-        let sizes = [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 19, "1.5 MiB"), (5 << 40, "5120.0 GiB")];
+        let sizes =
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 19, "1.5 MiB"), (5 << 40, "5120.0 GiB")];
         for (count, text) in sizes {
             assert_eq!(bytes(count), text);
         }

@@ -75,7 +75,11 @@ impl Error {
         match self {
             Self::NotRunning(_) => NOT_RUNNING,
             Self::Several(_) | Self::Mistaken(_) => USAGE,
-            Self::Impostor(..) | Self::Silent { .. } | Self::Confused(_) | Self::Failed(_) | Self::Print(_) => 1,
+            Self::Impostor(..)
+            | Self::Silent { .. }
+            | Self::Confused(_)
+            | Self::Failed(_)
+            | Self::Print(_) => 1,
         }
     }
 }
@@ -113,13 +117,15 @@ fn show(question: &Question, response: Response, stream: &mut UnixStream, name: 
         (Request::Flows, Response::Flows(flows)) => print(&flows, json, |it| table::flows(it)),
         (Request::Rules, Response::Rules(rules)) => print(&rules, json, |it| table::rules(it)),
         (Request::Change(Change { kill_flows, .. }), Response::Changed(changed)) => {
-            let killed = if *kill_flows { format!("; connections reset: {}", changed.killed) } else { String::new() };
+            let killed =
+                if *kill_flows { format!("; connections reset: {}", changed.killed) } else { String::new() };
             let note = if changed.note.is_empty() { String::new() } else { format!("; {}", changed.note) };
             let rules = changed.rules;
             say(&format!("{name}: {} include, {} exclude{killed}{note}\n", rules.include, rules.exclude))
         }
         (Request::Stop, Response::Stopping) => {
-            wait_for_the_end(stream).map_err(|error| Error::Silent { name: name.to_owned(), source: error.into() })?;
+            wait_for_the_end(stream)
+                .map_err(|error| Error::Silent { name: name.to_owned(), source: error.into() })?;
             say(&format!("{name} has ended\n"))
         }
         (

@@ -75,7 +75,10 @@ mod tests {
         assert_eq!(length(encoded[..4].try_into().unwrap(), 100).unwrap() as usize, encoded.len() - 4);
         let cases: [(&[u8], &str); 5] = [
             (&encoded[4..], "Status"),
-            (br#"{"version":2,"message":{"unheard":"of"}}"#, "it speaks version 2 of the control protocol, this program 1"),
+            (
+                br#"{"version":2,"message":{"unheard":"of"}}"#,
+                "it speaks version 2 of the control protocol, this program 1",
+            ),
             (br#"{"version":1,"message":"nonsense"}"#, "not a message: unknown variant `nonsense`"),
             (b"{", "not a message: EOF"),
             (b"GET / HTTP/1.0", "not a message: expected value"),
@@ -87,6 +90,9 @@ mod tests {
             };
             assert!(got.starts_with(want), "{got}");
         }
-        assert_eq!(length(*b"GET ", MOST_ASKED).unwrap_err().to_string(), "a message of 1195725856 bytes is too long");
+        assert_eq!(
+            length(*b"GET ", MOST_ASKED).unwrap_err().to_string(),
+            "a message of 1195725856 bytes is too long"
+        );
     }
 }

@@ -76,8 +76,11 @@ impl Link {
 
     /// Resets those of [`Self::flows`] whose target is `meant`; tells how many they were.
     pub fn reset_flows(&mut self, meant: impl Fn(SocketAddr) -> bool) -> usize {
-        let streams: Vec<_> =
-            self.origins().filter(|(_, origin)| meant(origin.ends.target.0)).map(|(stream, _)| stream).collect();
+        let streams: Vec<_> = self
+            .origins()
+            .filter(|(_, origin)| meant(origin.ends.target.0))
+            .map(|(stream, _)| stream)
+            .collect();
         streams.iter().for_each(|stream| self.break_off(*stream, Reason::Broken));
         streams.len()
     }

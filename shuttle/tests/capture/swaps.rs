@@ -85,6 +85,7 @@ fn rules(swap: u32) -> Vec<Rule> {
     });
     let Plan { rules: everything, .. } = everything();
     let defaults = everything.into_iter().filter(|rule| rule.verdict == Verdict::Pass);
-    let defaults = defaults.filter(|rule| !["10.88.0.0/16", "fd88::/16"].contains(&rule.network.to_string().as_str()));
+    let defaults =
+        defaults.filter(|rule| !["10.88.0.0/16", "fd88::/16"].contains(&rule.network.to_string().as_str()));
     stays.into_iter().chain(excluded).chain(others).chain(defaults).collect()
 }

@@ -64,51 +64,84 @@ fn alive(load: &mut Load) -> Result<usize> {
 
 #[test]
 fn a_tunnel_tells_how_it_goes() -> Result<()> {
-    with_tunnel(Options::default(), Run { args: &["10.78.0.0/24", "-x", "10.78.0.3", "-x", "server"], ..RUN }, |lab, _| {
-        let mut load = hold(lab)?;
-        expect(lab, TARGET, &[], Captured)?;
-        let status = json(lab, &["status"])?;
-        for (field, value) in [
-            ("/name", Value::from("server")),
-            ("/method", "ebpf".into()),
-            ("/remote", "shut-remote@server".into()),
-            ("/streams", 1.into()),
-            ("/streams_opened", 2.into()),
-            ("/drops/here", 0.into()),
-            ("/drops/there", 0.into()),
-            ("/rules/include", 1.into()),
-            ("/rules/exclude", 2.into()),
-            ("/rules/default", 9.into()),
-            ("/lanes/open", 1.into()),
-        ] {
-            ensure!(status.pointer(field) == Some(&value), "{field} is not {value}: {status:#}");
-        }
-        // The echo, and the line of the probe.
-        ensure!(status["up"]["bytes"] == 1 + 6 && status["down"]["bytes"].as_u64() > Some(1 + 6), "{status:#}");
-        ensure!(status["round_trip_ms"].as_f64().is_some_and(|time| time > 0.0 && time < 100.0), "{status:#}");
-        let flows = json(lab, &["flows"])?;
-        let flow = &flows[0];
-        ensure!(flows.as_array().is_some_and(|all| all.len() == 1), "{flows:#}");
-        ensure!(flow["protocol"] == "tcp" && flow["destination"] == ECHO, "{flow:#}");
-        ensure!(flow["bytes_up"] == 1 && flow["bytes_down"] == 1, "{flow:#}");
-        ensure!(flow["source"].as_str().is_some_and(|source| source.starts_with("198.19.219.")), "{flow:#}");
-        let rules = json(lab, &["rules"])?;
-        let rules = rules.as_array().context("no array")?;
-        ensure!(rules.len() == 3 + 9, "{rules:#?}");
-        ensure!(rules[0]["way"] == "include" && rules[0]["subnet"] == "10.78.0.0/24", "{rules:#?}");
-        ensure!(rules[2]["subnet"] == "server" && rules[2]["networks"][0] == "10.77.0.2/32", "{rules:#?}");
-        ensure!(rules.iter().filter(|rule| rule["default"] == true).count() == 9, "{rules:#?}");
-        for (verb, words) in [
-            ("status", &["shut-remote@server", "1 open, 2 since the start", "1 include, 2 exclude, 9 by default"][..]),
-            ("flows", &["tcp", "10.78.0.2:7000"]),
-            ("rules", &["include 10.78.0.0/24\n", "exclude server  # 10.77.0.2/32\n", "exclude 127.0.0.0/8  # default\n"]),
-        ] {
-            let text = told(lab, &[verb], 0)?;
-            ensure!(words.iter().all(|word| text.contains(word)), "{verb}: not all of {words:?} in:\n{text}");
-        }
-        ensure!(alive(&mut load)? == 1, "asking has cost a connection");
-        Ok(())
-    })
+    with_tunnel(
+        Options::default(),
+        Run { args: &["10.78.0.0/24", "-x", "10.78.0.3", "-x", "server"], ..RUN },
+        |lab, _| {
+            let mut load = hold(lab)?;
+            expect(lab, TARGET, &[], Captured)?;
+            let status = json(lab, &["status"])?;
+            for (field, value) in [
+                ("/name", Value::from("server")),
+                ("/method", "ebpf".into()),
+                ("/remote", "shut-remote@server".into()),
+                ("/streams", 1.into()),
+                ("/streams_opened", 2.into()),
+                ("/drops/here", 0.into()),
+                ("/drops/there", 0.into()),
+                ("/rules/include", 1.into()),
+                ("/rules/exclude", 2.into()),
+                ("/rules/default", 9.into()),
+                ("/lanes/open", 1.into()),
+            ] {
+                ensure!(status.pointer(field) == Some(&value), "{field} is not {value}: {status:#}");
+            }
+            // The echo, and the line of the probe.
+            ensure!(
+                status["up"]["bytes"] == 1 + 6 && status["down"]["bytes"].as_u64() > Some(1 + 6),
+                "{status:#}"
+            );
+            ensure!(
+                status["round_trip_ms"].as_f64().is_some_and(|time| time > 0.0 && time < 100.0),
+                "{status:#}"
+            );
+            let flows = json(lab, &["flows"])?;
+            let flow = &flows[0];
+            ensure!(flows.as_array().is_some_and(|all| all.len() == 1), "{flows:#}");
+            ensure!(flow["protocol"] == "tcp" && flow["destination"] == ECHO, "{flow:#}");
+            ensure!(flow["bytes_up"] == 1 && flow["bytes_down"] == 1, "{flow:#}");
+            ensure!(
+                flow["source"].as_str().is_some_and(|source| source.starts_with("198.19.219.")),
+                "{flow:#}"
+            );
+            let rules = json(lab, &["rules"])?;
+            let rules = rules.as_array().context("no array")?;
+            ensure!(rules.len() == 3 + 9, "{rules:#?}");
+            ensure!(rules[0]["way"] == "include" && rules[0]["subnet"] == "10.78.0.0/24", "{rules:#?}");
+            ensure!(
+                rules[2]["subnet"] == "server" && rules[2]["networks"][0] == "10.77.0.2/32",
+                "{rules:#?}"
+            );
+            ensure!(rules.iter().filter(|rule| rule["default"] == true).count() == 9, "{rules:#?}");
+            for (verb, words) in [
+                (
+                    "status",
+                    &[
+                        "shut-remote@server",
+                        "1 open, 2 since the start",
+                        "1 include, 2 exclude, 9 by default",
+                    ][..],
+                ),
+                ("flows", &["tcp", "10.78.0.2:7000"]),
+                (
+                    "rules",
+                    &[
+                        "include 10.78.0.0/24\n",
+                        "exclude server  # 10.77.0.2/32\n",
+                        "exclude 127.0.0.0/8  # default\n",
+                    ],
+                ),
+            ] {
+                let text = told(lab, &[verb], 0)?;
+                ensure!(
+                    words.iter().all(|word| text.contains(word)),
+                    "{verb}: not all of {words:?} in:\n{text}"
+                );
+            }
+            ensure!(alive(&mut load)? == 1, "asking has cost a connection");
+            Ok(())
+        },
+    )
 }
 
 #[test]
@@ -118,18 +151,31 @@ fn rules_change_while_it_runs() -> Result<()> {
         // (verb, exit code, what it says, the ways then: the target, its other address, its IPv6 address)
         let steps: [(&[&str], i32, &str, [Outcome; 3]); 11] = [
             (&["exclude", "10.78.0.2"], 0, "1 include, 1 exclude", [Direct, Captured, Direct]),
-            (&["include", "fd78::/64", "10.78.0.2/32"], 0, "3 include, 0 exclude", [Captured, Captured, Captured]),
+            (
+                &["include", "fd78::/64", "10.78.0.2/32"],
+                0,
+                "3 include, 0 exclude",
+                [Captured, Captured, Captured],
+            ),
             (&["remove", "10.78.0.9/24"], 0, "2 include, 0 exclude", [Captured, Direct, Captured]),
             (&["remove", "10.78.0.2", "10.9.9.9"], 2, "no rule for 10.9.9.9", [Captured, Direct, Captured]),
             (&["remove", "127.0.0.0/8"], 2, "excluded by default", [Captured, Direct, Captured]),
-            (&["exclude", "10.78.0.2", "no-such-name.invalid"], 2, "no address for no-such-name.invalid", [
-                Captured, Direct, Captured,
-            ]),
+            (
+                &["exclude", "10.78.0.2", "no-such-name.invalid"],
+                2,
+                "no address for no-such-name.invalid",
+                [Captured, Direct, Captured],
+            ),
             (&["exclude", "10.78.0.2/33"], 2, "the mask /33", [Captured, Direct, Captured]),
             (&["exclude", "10.78.0.0/24:7004"], 0, "2 include, 1 exclude", [Direct, Direct, Captured]),
             (&["include", "target:7004"], 0, "3 include, 1 exclude", [Captured, Direct, Captured]),
             (&["remove", "target:7004"], 0, "2 include, 1 exclude", [Direct, Direct, Captured]),
-            (&["remove", "10.78.0.2", "fd78::/64", "10.78.0.0/24:7004"], 0, "0 include, 0 exclude", [Direct; 3]),
+            (
+                &["remove", "10.78.0.2", "fd78::/64", "10.78.0.0/24:7004"],
+                0,
+                "0 include, 0 exclude",
+                [Direct; 3],
+            ),
         ];
         for (args, code, says, ways) in steps {
             let said = told(lab, args, code)?;
@@ -187,7 +233,8 @@ fn stop_returns_when_all_is_undone() -> Result<()> {
 fn instances_are_told_apart_by_name() -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let start = |args: &[&str]| Shuttle::connect(&lab, Run { args, ..RUN });
-    let mut instances = vec![start(&["10.78.0.2"])?, start(&["10.78.0.3"])?, start(&["fd78::/64", "--name", "six"])?];
+    let mut instances =
+        [start(&["10.78.0.2"])?, start(&["10.78.0.3"])?, start(&["fd78::/64", "--name", "six"])?];
     for target in [TARGET, OTHER, TARGET6] {
         expect(&lab, target, &[], Captured)?;
     }
@@ -238,7 +285,8 @@ fn only_its_user_and_root_may_ask() -> Result<()> {
             let mut command = lab.client.command_as(user, lab.program("lab-tool")?);
             let message = r#"{"version":1,"message":"status"}"#;
             let output = command.args(["knock", &place, message]).output()?;
-            serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+            serde_json::from_slice(&output.stdout)
+                .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
         };
         let answers = (knock(&lab.users.remote)?, knock(&lab.users.local)?);
         open(0o700)?;
@@ -273,7 +321,11 @@ fn nonsense_and_silence_are_harmless() -> Result<()> {
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).ok();
             let answer = String::from_utf8_lossy(&answer);
-            ensure!(answer.contains(says), "{:?}…: {answer:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(20)]));
+            ensure!(
+                answer.contains(says),
+                "{:?}…: {answer:?}",
+                String::from_utf8_lossy(&bytes[..bytes.len().min(20)])
+            );
         }
         // More than it serves at the same time, each of which says nothing, or half a message.
         let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(&place)).collect::<Result<_, _>>()?;

@@ -3,6 +3,7 @@
 mod measure;
 pub(crate) mod peers;
 mod report;
+mod rules;
 mod start;
 
 use std::process::Command;
@@ -32,6 +33,9 @@ pub(crate) struct Bench {
     /// Only how long each takes to start.
     #[arg(long)]
     start_only: bool,
+    /// Only what many rules cost.
+    #[arg(long)]
+    rules_only: bool,
     /// How often each is measured; the table has the medians.
     #[arg(long)]
     runs: Option<usize>,
@@ -49,6 +53,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     build_programs()?;
     if bench.peers.contains(&Peer::Sshuttle) {
         install_sshuttle()?;
+    }
+    if bench.rules_only {
+        return rules::run();
     }
     let mut columns = Vec::new();
     for &link in &bench.links {

@@ -139,7 +139,8 @@ fn start_sshuttle(lab: &Lab) -> Result<Child> {
     Ok(sshuttle.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
 
-fn stop(lab: &Lab, mut child: Child) -> Result<()> {
+/// Ends it as a service manager would; after ten seconds, with all of the client's programs, by force.
+pub(super) fn stop(lab: &Lab, mut child: Child) -> Result<()> {
     send(Process(child.id()), Signal::SIGTERM)?;
     let started = Instant::now();
     while child.try_wait()?.is_none() {

@@ -41,69 +41,60 @@ impl Desk {
     /// Answers, some of it later on a task. `Break` when the tunnel is to end.
     pub(in crate::client) fn answer(&mut self, asked: Asked, helper: &mut Handle) -> ControlFlow<()> {
         let Asked { command, reply } = asked;
-        let response = match command {
-            Command::Status => {
-                let (facts, rules, orders) = (self.facts.clone(), counts(&self.rules), self.orders.clone());
-                tokio::spawn(async move {
-                    reply.send(status(facts, rules, &orders).await.unwrap_or_else(ending)).ok();
-                });
-                return ControlFlow::Continue(());
-            }
-            Command::Flows => {
-                let orders = self.orders.clone();
-                tokio::spawn(async move {
-                    let flows = orders.ask(Order::Flows).await.map(|flows| flows.iter().map(flow).collect());
-                    reply.send(flows.map_or_else(ending, Response::Flows)).ok();
-                });
-                return ControlFlow::Continue(());
-            }
-            Command::Rules => Response::Rules(lines(&self.rules)),
+        let orders = self.orders.clone();
+        match command {
+            Command::Status => later(reply, status(self.facts.clone(), counts(&self.rules), orders)),
+            Command::Flows => later(reply, flows(orders)),
+            Command::Rules => now(reply, Response::Rules(lines(&self.rules))),
             Command::Add { rules, kill_flows } => {
                 let mut next = self.rules.clone();
                 next.add(rules);
-                return self.change(next, kill_flows, reply, helper);
+                self.change(next, kill_flows, reply, helper);
             }
             Command::Remove { subnets, kill_flows } => {
                 let mut next = self.rules.clone();
                 match next.remove(&subnets) {
-                    Ok(()) => return self.change(next, kill_flows, reply, helper),
-                    Err(error) => mistaken(error.to_string()),
+                    Ok(()) => self.change(next, kill_flows, reply, helper),
+                    Err(error) => now(reply, mistaken(error.to_string())),
                 }
             }
             Command::Stop => {
-                reply.send(Response::Stopping).ok();
+                now(reply, Response::Stopping);
                 return ControlFlow::Break(());
             }
-        };
-        reply.send(response).ok();
+        }
         ControlFlow::Continue(())
     }
 
     /// Has the helper put `next` in force at one stroke; then connections may be reset that it doesn't capture.
-    fn change(
-        &mut self,
-        next: RuleSet,
-        kill_flows: bool,
-        reply: oneshot::Sender<Response>,
-        helper: &mut Handle,
-    ) -> ControlFlow<()> {
+    fn change(&mut self, next: RuleSet, kill_flows: bool, reply: Reply, helper: &mut Handle) {
+        if let Err(error) = next.fits() {
+            return now(reply, mistaken(error.to_string()));
+        }
         let rules = next.rules();
         let note = match helper.replace_rules(rules.clone()) {
             Ok(note) => note,
-            Err(error) => {
-                reply.send(Response::Failed { message: error.to_string() }).ok();
-                return ControlFlow::Continue(());
-            }
+            Err(error) => return now(reply, Response::Failed { message: error.to_string() }),
         };
         self.rules = next;
-        let (counts, orders) = (counts(&self.rules), self.orders.clone());
-        tokio::spawn(async move {
-            let killed = if kill_flows { kill(&rules, &orders).await } else { Some(0) };
-            let changed = |killed| Response::Changed(Changed { rules: counts, killed, note });
-            reply.send(killed.map_or_else(ending, changed)).ok();
+        let (rules_now, orders) = (counts(&self.rules), self.orders.clone());
+        later(reply, async move {
+            let killed = if kill_flows { kill(&rules, &orders).await? } else { 0 };
+            Some(Response::Changed(Changed { rules: rules_now, killed, note }))
         });
-        ControlFlow::Continue(())
     }
+}
+
+type Reply = oneshot::Sender<Response>;
+
+/// Who asked may have gone.
+fn now(reply: Reply, response: Response) {
+    reply.send(response).ok();
+}
+
+/// `None`: the link has ended.
+fn later(reply: Reply, response: impl Future<Output = Option<Response>> + Send + 'static) {
+    tokio::spawn(async move { now(reply, response.await.unwrap_or_else(ending)) });
 }
 
 /// Resets captured connections that `rules` wouldn't capture.
@@ -113,7 +104,12 @@ async fn kill(rules: &[Rule], orders: &Orders) -> Option<u64> {
     Some(orders.ask(|reply| Order::ResetOthers(entries, reply)).await? as u64)
 }
 
-async fn status(facts: Facts, rules: RuleCounts, orders: &Orders) -> Option<Response> {
+async fn flows(orders: Orders) -> Option<Response> {
+    let flows = orders.ask(Order::Flows).await?;
+    Some(Response::Flows(flows.iter().map(flow).collect()))
+}
+
+async fn status(facts: Facts, rules: RuleCounts, orders: Orders) -> Option<Response> {
     let (before, _) = orders.ask(Order::Survey).await?;
     sleep(RATE_TIME).await;
     let (survey, losses) = orders.ask(Order::Survey).await?;
@@ -173,7 +169,11 @@ fn lines(rules: &RuleSet) -> Vec<RuleLine> {
     let typed = rules.typed().iter().map(|TypedRule { subnet, networks, verdict }| RuleLine {
         way: way(*verdict),
         subnet: subnet.to_string(),
-        networks: if subnet.is_name() { networks.iter().map(ToString::to_string).collect() } else { Vec::new() },
+        networks: if subnet.is_name() {
+            networks.iter().map(ToString::to_string).collect()
+        } else {
+            Vec::new()
+        },
         default: false,
     });
     let defaults = rules.defaults();
