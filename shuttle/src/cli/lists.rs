@@ -75,7 +75,7 @@ mod tests {
             ("10.0.0.0/8\r\n[fd00::/8]:80\r\n", Ok("10.0.0.0/8 [fd00::/8]:80")),
             ("a.name:443\n0/0\n", Ok("a.name:443 0/0")),
             ("10.0.0.0/8\n#\n10.0.0.0/33\n", Err("3: the mask /33 must be a number from 0 to 32")),
-            ("10.0.0.0/8 fd00::/8", Err("1: the mask /8 fd00: must be a number from 0 to 32")),
+            ("10.0.0.0/8 fd00::/8", Err("1: the mask /8 fd00::/8 must be a number from 0 to 32")),
         ] {
             let parsed: Result<Vec<_>, _> = parse_list(text).collect();
             let got = match parsed {

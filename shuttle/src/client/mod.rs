@@ -20,6 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::Tunnel;
+use crate::control::ClaimError;
 use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
@@ -68,11 +69,6 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         share: tunnel.lanes != LaneCount::Exactly(NonZeroU8::MIN),
         verbose: tunnel.verbose > 0,
     };
-    let host = tunnel.remote.as_ref().map(|remote| remote.host.as_str());
-    let claim = match control::claim(tunnel.name.as_ref(), host) {
-        Ok(claim) => claim,
-        Err(error) => return Ok(usage(&error)),
-    };
     // ssh is only asked for its configuration as yet, while the helper encloses this process.
     let remote = line.map(|line| {
         let extras = runtime.block_on(Extras::find(&line, &settings));
@@ -87,7 +83,13 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     helper.prepare(&rules.plan())?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let mut control = Control::serve(claim)?;
+        // From here on a signal lets it be removed again.
+        let host = tunnel.remote.as_ref().map(|remote| remote.host.as_str());
+        let mut control = match control::claim(tunnel.name.as_ref(), host) {
+            Ok(claim) => Control::serve(claim)?,
+            Err(error @ ClaimError::Taken(_)) => return Ok(usage(&error)),
+            Err(error @ ClaimError::Place(_)) => return Err(error.into()),
+        };
         let session = tokio::select! {
             session = connect(remote, &settings) => match session {
                 Ok(session) => session,

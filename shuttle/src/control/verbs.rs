@@ -103,16 +103,15 @@ fn ask(question: &Question) -> Result<(), Error> {
     let mut stream = connect(&instance)?;
     let asked = wire::encode(&question.request).map_err(silent)?;
     stream.write_all(&asked).map_err(|error| silent(error.into()))?;
-    match receive(&mut stream).map_err(silent)? {
-        Response::Failed { message } => Err(Error::Failed(message)),
-        Response::Mistaken { message } => Err(Error::Mistaken(message)),
-        response => show(question, response, &mut stream, &name),
-    }
+    let response = receive(&mut stream).map_err(silent)?;
+    show(question, response, &mut stream, &name)
 }
 
 fn show(question: &Question, response: Response, stream: &mut UnixStream, name: &str) -> Result<(), Error> {
     let json = question.json;
     match (&question.request, response) {
+        (_, Response::Failed { message }) => Err(Error::Failed(message)),
+        (_, Response::Mistaken { message }) => Err(Error::Mistaken(message)),
         (Request::Status, Response::Status(status)) => print(&status, json, |it| table::status(it)),
         (Request::Flows, Response::Flows(flows)) => print(&flows, json, |it| table::flows(it)),
         (Request::Rules, Response::Rules(rules)) => print(&rules, json, |it| table::rules(it)),
@@ -134,9 +133,7 @@ fn show(question: &Question, response: Response, stream: &mut UnixStream, name: 
             | Response::Flows(_)
             | Response::Rules(_)
             | Response::Changed(_)
-            | Response::Stopping
-            | Response::Mistaken { .. }
-            | Response::Failed { .. },
+            | Response::Stopping,
         ) => Err(Error::Confused(name.to_owned())),
     }
 }

@@ -273,13 +273,24 @@ fn without_ipv6() {
     for scope in ["all", "default", "lo"] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").expect("a sysctl");
     }
-    let (_handle, captured) = start(&everything());
+    let (mut handle, captured) = start(&everything());
     println!("{}", captured.description);
     assert!(captured.listener6.is_none());
     assert!(captured.description.contains("no IPv6, since this host has none"), "{}", captured.description);
-    for how in [How::Plain, How::Mapped] {
-        assert_eq!(ask(how, address("10.99.0.1:7")), "proxy 10.99.0.1:7", "{how:?}");
+    for (networks, note) in
+        [(&["10.99.0.0/16", "fd99::/16"][..], "no IPv6, since this host has none"), (&["10.99.0.0/16"], "")]
+    {
+        let rules = networks.iter().map(|network| rule(network, Verdict::Capture)).collect();
+        let said = handle.replace_rules(rules).expect("replace");
+        assert!(said.starts_with(note) && said.is_empty() == note.is_empty(), "{networks:?}: {said:?}");
+        for how in [How::Plain, How::Mapped] {
+            assert_eq!(ask(how, address("10.99.0.1:7")), "proxy 10.99.0.1:7", "{how:?}");
+        }
     }
+    drop(handle);
+    let rules = vec![rule("10.99.0.0/16", Verdict::Capture)];
+    let (_handle, captured) = start(&Plan { rules, families: BOTH });
+    assert!(!captured.description.contains("IPv6"), "nobody asked for it: {}", captured.description);
 }
 
 fn errors_are_named() {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -421,5 +422,37 @@ fn subnets_come_from_files() -> Result<()> {
     for path in [included, excluded, wrong] {
         fs::remove_file(path)?;
     }
+    nothing_stays(&lab)
+}
+
+/// By file, at the start and at runtime; `cargo xtask bench --rules-only` takes more, with a release build.
+#[test]
+fn many_prefixes_are_no_trouble() -> Result<()> {
+    const COUNT: u32 = 40_000;
+    let lab = Lab::with(Options::default())?;
+    let path = lab.users.local.home.join("many");
+    let network = |index: u32| format!("{}/24\n", Ipv4Addr::from((16 << 24) + (index << 10)));
+    fs::write(&path, (0..COUNT).map(network).collect::<String>())?;
+    let file = path.to_string_lossy();
+    let started = Instant::now();
+    let mut shuttle = Shuttle::connect(&lab, Run { args: &["10.78.0.0/24", "-X", &file], ..RUN })?;
+    ensure!(started.elapsed() < END, "{:?}", started.elapsed());
+    let steps: [(&[&str], &str, [Outcome; 2]); 3] = [
+        (&["exclude", "10.78.0.2"], "1 include, 40001 exclude", [Direct, Captured]),
+        (&["remove", "-s", &file], "1 include, 1 exclude", [Direct, Captured]),
+        (&["include", "-s", &file, "10.78.0.2"], "40002 include, 0 exclude", [Captured, Captured]),
+    ];
+    for (args, says, ways) in steps {
+        let said = told(&lab, args, 0)?;
+        ensure!(said.contains(says), "{args:?}: no {says:?} in {said:?}");
+        for (target, way) in [TARGET, OTHER].into_iter().zip(ways) {
+            expect(&lab, target, &[], way).with_context(|| format!("after {args:?}"))?;
+        }
+    }
+    let rules = json(&lab, &["rules"])?;
+    ensure!(rules.as_array().is_some_and(|all| all.len() == COUNT as usize + 2 + 9));
+    told(&lab, &["stop"], 0)?;
+    shuttle.wait(END)?;
+    fs::remove_file(path)?;
     nothing_stays(&lab)
 }
