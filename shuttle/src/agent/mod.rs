@@ -12,7 +12,7 @@ use mio::Token;
 use mio::net::TcpStream;
 
 use crate::link::{End, Link, Pipes, Role, reason};
-use crate::mux::{LaneId, Reason, Side, Target};
+use crate::mux::{AssociationId, LaneId, Peer, Reason, Side, Target};
 use crate::sys;
 
 /// Serves stdin and stdout until the client is gone.
@@ -58,6 +58,10 @@ impl Role for Agent {
     fn dial(&mut self, target: Target) -> Result<TcpStream, Reason> {
         TcpStream::connect(target.0).map_err(|error| reason(&error))
     }
+
+    fn datagram(&mut self, _link: &mut Link, _association: AssociationId, _peer: Peer, _bytes: &[u8]) {}
+
+    fn closed(&mut self, _link: &mut Link, _association: AssociationId) {}
 
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
         if let Some(door) = &mut self.door {

@@ -13,7 +13,7 @@ use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::link::{Link, Pipes, Role, role_token};
-use crate::mux::{Door, LaneId, Reason, StreamId, Target};
+use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
 
 /// The token by which [`Order`]s are announced.
 pub(super) const ORDERS: Token = role_token(0);
@@ -190,6 +190,10 @@ impl Role for Captures {
         // The mux of a client refuses OPEN.
         Err(Reason::Other)
     }
+
+    fn datagram(&mut self, _link: &mut Link, _association: AssociationId, _peer: Peer, _bytes: &[u8]) {}
+
+    fn closed(&mut self, _link: &mut Link, _association: AssociationId) {}
 
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
         if token != ORDERS {

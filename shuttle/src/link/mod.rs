@@ -17,7 +17,7 @@ use mio::event::{Event as Ready, Source};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::mux::{Door, LaneId, Mux, ProtocolError, Reason, Side, StreamId, Target};
+use crate::mux::{AssociationId, Door, LaneId, Mux, Peer, ProtocolError, Reason, Side, StreamId, Target};
 use connection::Connection;
 pub use pipes::Pipes;
 
@@ -57,6 +57,12 @@ pub trait Role {
 
     /// Begins a connection to the target of a stream that the far side opened.
     fn dial(&mut self, target: Target) -> Result<TcpStream, Reason>;
+
+    /// A datagram has arrived. To an agent, one of an association that it doesn't know begins it.
+    fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]);
+
+    /// The far side has given up an association, or doesn't know it.
+    fn closed(&mut self, link: &mut Link, association: AssociationId);
 
     /// A source of the role's own is ready; `Break` ends the link as [`End::Stopped`].
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
@@ -162,6 +168,21 @@ impl Link {
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut connection.socket, Token(stream.0 as usize), interest)?;
         Ok(connection)
+    }
+
+    /// A new association of this client.
+    pub fn associate(&mut self) -> AssociationId {
+        self.mux.associate()
+    }
+
+    /// Sends a datagram to (or, of an agent, from) `peer`, unless there is more to send than goes.
+    pub fn send_datagram(&mut self, association: AssociationId, peer: Peer, payload: &[u8]) {
+        self.mux.datagram(association, peer, payload, now());
+    }
+
+    /// Ends an association, and tells the far side.
+    pub fn dissociate(&mut self, association: AssociationId) {
+        self.mux.dissociate(association);
     }
 
     /// Moves bytes until the link ends. The connections stand until the link is dropped.
