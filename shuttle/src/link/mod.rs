@@ -29,6 +29,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Tokens below are stream numbers; from here on each lane has two.
 const FIRST_LANE_TOKEN: usize = StreamId::MOST.0 as usize + 1;
 const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MOST.0 as usize + 1);
+/// From here on each association has one, up to the highest that 32 bits hold.
+const FIRST_ASSOCIATION_TOKEN: usize = 3 << 30;
 
 const fn lane_in(lane: LaneId) -> Token {
     Token(FIRST_LANE_TOKEN + 2 * lane.0 as usize)
@@ -67,6 +69,14 @@ pub trait Role {
     /// A source of the role's own is ready; `Break` ends the link as [`End::Stopped`].
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
 
+    /// When [`Self::tick`] is to be called at the latest.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Time has passed.
+    fn tick(&mut self, _link: &mut Link, _now: Instant) {}
+
     /// The far side reset a stream.
     fn was_reset(&mut self, _stream: StreamId, _reason: Reason) {}
 }
@@ -74,6 +84,16 @@ pub trait Role {
 /// The token of a role's own source number `index`.
 pub const fn role_token(index: usize) -> Token {
     Token(FIRST_ROLE_TOKEN + index)
+}
+
+/// The token of the socket of an association, which is the role's own.
+pub const fn association_token(association: AssociationId) -> Token {
+    Token(FIRST_ASSOCIATION_TOKEN + association.0 as usize)
+}
+
+/// The association that a token is of, if it is of one.
+pub fn association_of(token: Token) -> Option<AssociationId> {
+    token.0.checked_sub(FIRST_ASSOCIATION_TOKEN).map(|id| AssociationId(id as u32))
 }
 
 /// Why a link ended.
@@ -105,6 +125,8 @@ pub struct Link {
     connections: HashMap<StreamId, Connection>,
     /// Connections being dialled and when to give up, earliest first.
     dials: VecDeque<(Instant, StreamId)>,
+    /// Sources of the role's own that it has not read dry.
+    again: Vec<Token>,
 }
 
 impl Link {
@@ -119,6 +141,7 @@ impl Link {
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             connections: HashMap::new(),
             dials: VecDeque::new(),
+            again: Vec::new(),
         })
     }
 
@@ -141,6 +164,11 @@ impl Link {
     /// Watches a source of the role's own for reading.
     pub fn watch(&mut self, source: &mut impl Source, token: Token) -> io::Result<()> {
         self.poll.registry().register(source, token, Interest::READABLE)
+    }
+
+    /// Has [`Role::ready`] called with this token in the next turn too, after others have had theirs.
+    pub fn again(&mut self, token: Token) {
+        self.again.push(token);
     }
 
     /// A waker whose wake-ups reach [`Role::ready`] with `token`.
@@ -196,12 +224,17 @@ impl Link {
     }
 
     fn turn(&mut self, role: &mut impl Role, events: &mut Events) -> Result<(), End> {
-        self.wait(events)?;
+        self.wait(role.deadline(), events)?;
+        let again = std::mem::take(&mut self.again);
         for ready in events.iter() {
             self.dispatch(ready, role)?;
         }
+        for token in again {
+            self.call(token, role)?;
+        }
         self.read_lanes(role)?;
         let now = now();
+        role.tick(self, now);
         self.give_up_dials(now);
         self.mux.tick(now)?;
         self.write_lanes(role)?;
@@ -211,11 +244,15 @@ impl Link {
         Ok(())
     }
 
-    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let deadline = self.mux.deadline();
+    fn wait(&mut self, role: Option<Instant>, events: &mut Events) -> io::Result<()> {
+        let deadline = role.map_or(self.mux.deadline(), |role| role.min(self.mux.deadline()));
         let deadline = self.dials.front().map_or(deadline, |(dial, _)| deadline.min(*dial));
         let readable = self.lanes.values().any(|pipes| pipes.readable);
-        let timeout = if readable { Duration::ZERO } else { deadline.saturating_duration_since(now()) };
+        let timeout = if readable || !self.again.is_empty() {
+            Duration::ZERO
+        } else {
+            deadline.saturating_duration_since(now())
+        };
         match self.poll.poll(events, Some(timeout)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 events.clear();
@@ -229,13 +266,13 @@ impl Link {
         match ready.token() {
             Token(stream @ ..FIRST_LANE_TOKEN) => self.on_socket(StreamId(stream as u32), ready),
             Token(token @ ..FIRST_ROLE_TOKEN) => self.on_pipe(token - FIRST_LANE_TOKEN, ready),
-            token => {
-                if role.ready(self, token).is_break() {
-                    return Err(End::Stopped);
-                }
-            }
+            token => self.call(token, role)?,
         }
         Ok(())
+    }
+
+    fn call(&mut self, token: Token, role: &mut impl Role) -> Result<(), End> {
+        if role.ready(self, token).is_break() { Err(End::Stopped) } else { Ok(()) }
     }
 
     // Sockets.
@@ -334,8 +371,8 @@ impl Link {
     }
 }
 
-/// The clock of the link; the mux reads none.
-fn now() -> Instant {
+/// The clock of the link and its roles; the mux reads none.
+pub fn now() -> Instant {
     Instant::now()
 }
 
