@@ -7,6 +7,7 @@ mod lanes;
 mod memory;
 mod privilege;
 mod transfer;
+mod udp;
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
