@@ -4,6 +4,7 @@
 //! not wait. Sockets are shared by flows with the same peer.
 
 mod flows;
+mod waiting;
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -24,6 +25,7 @@ use crate::link::{Link, now, role_token};
 use crate::mux::{AssociationId, Peer};
 pub(super) use flows::Timeouts;
 use flows::{Flows, Key, Source};
+use waiting::{Total, Waiting};
 
 /// The tokens of the listeners are this and the next.
 pub(super) const FIRST_LISTENER: usize = 1;
@@ -33,9 +35,7 @@ pub(super) const END: usize = FIRST_LISTENER + 2;
 const MOST_FLOWS: usize = 4096;
 /// Datagrams that are read before others have a turn.
 const READS_PER_TURN: usize = 64;
-/// Replies of one flow that wait for their socket …
-const MOST_WAITING: usize = 16;
-/// … and flows that wait for the helper.
+/// Flows that wait for the helper.
 const MOST_QUESTIONS: usize = 1024;
 /// What precedes each reply that goes through the helper.
 const ROOM_FOR_HEADER: [u8; 8] = [0; 8];
@@ -56,6 +56,7 @@ pub(super) struct Udp {
     flows: Flows<Way>,
     /// The sockets in use, by the address that they send from.
     sockets: HashMap<SocketAddr, Weak<UdpSocket>>,
+    waiting: Total,
 }
 
 /// How replies of a flow get to its program.
@@ -66,7 +67,7 @@ enum Way {
     Unknown,
     /// The helper was asked; these replies wait. The socket is one that another flow has.
     Asked {
-        waiting: Vec<Vec<u8>>,
+        waiting: Waiting,
         socket: Option<Rc<UdpSocket>>,
     },
     Direct(Rc<UdpSocket>, SocketAddr),
@@ -90,7 +91,13 @@ pub(super) fn spawn_asker(replies: Replies, orders: Orders) -> io::Result<mpsc::
 impl Udp {
     pub(super) fn new(timeouts: Timeouts) -> Self {
         let flows = Flows::new(timeouts, MOST_FLOWS);
-        Self { listeners: Vec::new(), questions: None, flows, sockets: HashMap::new() }
+        Self {
+            listeners: Vec::new(),
+            questions: None,
+            flows,
+            sockets: HashMap::new(),
+            waiting: Total::default(),
+        }
     }
 
     pub(super) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
@@ -137,11 +144,13 @@ impl Udp {
                 let question = Question { source: key.0.0, peer: peer.0, socket: socket.is_none() };
                 // Too many at once: the next reply asks again.
                 if self.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok()) {
-                    *way = Way::Asked { waiting: vec![bytes.to_vec()], socket };
+                    let mut waiting = Waiting::new(&self.waiting);
+                    waiting.push(bytes);
+                    *way = Way::Asked { waiting, socket };
                 }
             }
-            Way::Asked { waiting, .. } if waiting.len() < MOST_WAITING => waiting.push(bytes.to_vec()),
-            Way::Asked { .. } | Way::Refused => {}
+            Way::Asked { waiting, .. } => waiting.push(bytes),
+            Way::Refused => {}
             Way::Direct(..) | Way::Relayed(_) => deliver(way, bytes),
         }
         if let Some(ended) = ended {
@@ -169,8 +178,8 @@ impl Udp {
                 Way::Refused
             }
         };
-        for bytes in waiting {
-            deliver(way, &bytes);
+        for bytes in waiting.iter() {
+            deliver(way, bytes);
         }
     }
 
