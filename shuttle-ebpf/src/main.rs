@@ -12,6 +12,8 @@ mod create;
 mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod sendmsg;
 
 /// Both licenses: some helpers are for GPL-compatible programs alone.
 #[cfg(target_arch = "bpf")]

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::ops::ControlFlow;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Token, Waker};
@@ -14,12 +14,13 @@ use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::udp::{self, Timeouts, Udp};
 use crate::link::{Ends, FlowSurvey, Link, Pipes, Role, Survey, role_token};
-use crate::mux::{Door, LaneId, Reason, StreamId, Target};
+use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
 
 /// The token by which [`Order`]s are announced.
 pub(super) const ORDERS: Token = role_token(0);
-const FIRST_LISTENER: usize = 1;
+const FIRST_LISTENER: usize = udp::END;
 
 /// Client → link thread.
 pub(super) enum Order {
@@ -33,6 +34,10 @@ pub(super) enum Order {
     Flows(oneshot::Sender<Vec<FlowSurvey>>),
     /// Reset captured connections that these rules wouldn't capture, and tell how many they were.
     ResetOthers(Entries, oneshot::Sender<usize>),
+    /// Take captured datagrams.
+    Datagrams(udp::Start),
+    /// What the helper has said about a reply to one.
+    Answer(udp::Answer),
     /// End, resetting every connection.
     Stop,
 }
@@ -91,6 +96,7 @@ pub(super) struct Captures {
     listeners: Vec<Listener>,
     spare: Option<File>,
     losses: Losses,
+    udp: Udp,
 }
 
 struct Listener {
@@ -99,8 +105,19 @@ struct Listener {
 }
 
 impl Captures {
-    pub(super) fn new(orders: mpsc::Receiver<Order>, reports: UnboundedSender<Report>) -> Self {
-        Self { orders, reports, listeners: Vec::new(), spare: spare(), losses: Losses::default() }
+    pub(super) fn new(
+        orders: mpsc::Receiver<Order>,
+        reports: UnboundedSender<Report>,
+        timeouts: Timeouts,
+    ) -> Self {
+        Self {
+            orders,
+            reports,
+            listeners: Vec::new(),
+            spare: spare(),
+            losses: Losses::default(),
+            udp: Udp::new(timeouts),
+        }
     }
 
     fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>) -> io::Result<()> {
@@ -126,7 +143,9 @@ impl Captures {
                     | Order::Join(..)
                     | Order::Survey(_)
                     | Order::Flows(_)
-                    | Order::ResetOthers(..),
+                    | Order::ResetOthers(..)
+                    | Order::Datagrams(_)
+                    | Order::Answer(_),
                 ) => {}
             }
         }
@@ -238,9 +257,28 @@ impl Role for Captures {
         Err(Reason::Other)
     }
 
+    fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]) {
+        self.udp.arrived(link, association, peer, bytes);
+    }
+
+    fn closed(&mut self, _link: &mut Link, association: AssociationId) {
+        self.udp.closed(association);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.udp.deadline()
+    }
+
+    fn tick(&mut self, link: &mut Link, now: Instant) {
+        self.udp.tick(link, now);
+    }
+
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
         if token != ORDERS {
-            self.accept(link, token.0 - role_token(FIRST_LISTENER).0);
+            match token.0.checked_sub(role_token(FIRST_LISTENER).0) {
+                Some(index) => self.accept(link, index),
+                None => self.udp.receive(link, token),
+            }
             return ControlFlow::Continue(());
         }
         loop {
@@ -251,6 +289,13 @@ impl Role for Captures {
                         return ControlFlow::Break(());
                     }
                 }
+                Ok(Order::Datagrams(start)) => {
+                    if let Err(error) = self.udp.start(link, start) {
+                        tracing::error!("can't watch for datagrams: {error}");
+                        return ControlFlow::Break(());
+                    }
+                }
+                Ok(Order::Answer(answer)) => self.udp.answered(answer),
                 Ok(Order::Join(lane, pipes)) => {
                     if let Err(error) = link.join(lane, pipes) {
                         tracing::info!("no lane {}: {error}", lane.0);

@@ -7,6 +7,7 @@ mod kernel_rules;
 mod lab;
 mod lifetime;
 mod swaps;
+mod udp;
 
 use std::{
     env, io,

@@ -8,6 +8,7 @@ mod lanes;
 mod memory;
 mod privilege;
 mod transfer;
+mod udp;
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -2,7 +2,8 @@
 //!
 //! A connect that the rules capture gets a bit in its socket's mark; a policy rule sends that mark to a table that
 //! calls every address local; so the SYN comes back in, and the sk_lookup program hands it to our listener. The
-//! accepted socket's local address is then the original destination.
+//! accepted socket's local address is then the original destination. So too with connected UDP sockets; what others send
+//! gets our source address, datagram by datagram, and another policy rule sends that to the same table.
 
 mod cgroup;
 mod enclosure;
@@ -11,12 +12,14 @@ mod local;
 mod netlink;
 mod program_log;
 mod programs;
+mod reply;
 mod slot;
 mod tun;
 
 use std::{
     io,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
 };
 
 use shuttle_common::{
@@ -27,17 +30,19 @@ use shuttle_common::{
 pub(super) use self::{
     cgroup::sweep,
     enclosure::Enclosure,
+    listen::Listeners,
     local::Watch,
     netlink::{Netlink, purge},
     programs::Loader,
 };
 use self::{
-    listen::Listeners,
     netlink::Family,
     programs::{Programs, Settings},
+    reply::{Relays, is_pair, reply_socket},
     slot::{SLOTS, Slot},
     tun::Tun,
 };
+use super::replies::Question;
 use crate::plan::{Families, Plan};
 
 /// Why capturing does not start. Each names thing and remedy.
@@ -121,6 +126,7 @@ pub(super) struct Capture {
     families: Families,
     no_v6: String,
     watch: Watch,
+    relays: Relays,
     /// Holds the routes.
     _tun: Tun,
 }
@@ -128,9 +134,34 @@ pub(super) struct Capture {
 /// What [`Prepared::start`] hands out beside the capture itself.
 #[derive(Debug)]
 pub(super) struct Started {
-    pub(super) listener4: Option<TcpListener>,
-    pub(super) listener6: Option<TcpListener>,
+    pub(super) listeners: Listeners,
     pub(super) description: String,
+}
+
+/// What [`Capture::reply`] has made.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// Replies are to be sent to `to`; by the socket, where one was asked for.
+    Direct { to: SocketAddr, socket: Option<OwnedFd> },
+    /// Replies are to be sent to this socket, each after eight bytes.
+    Relayed(OwnedFd),
+}
+
+/// Why there is no way for a reply.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReplyError {
+    /// Nobody can have sent anything there by this capture.
+    #[error("{0} is not captured")]
+    NotCaptured(SocketAddr),
+    /// No program of this host is there.
+    #[error("{0} is not an address of this host")]
+    NotLocal(SocketAddr),
+    /// A map failed.
+    #[error(transparent)]
+    Capture(#[from] Error),
+    /// A system call failed.
+    #[error("making a reply socket: {0}")]
+    System(#[from] io::Error),
 }
 
 impl Prepared {
@@ -140,15 +171,15 @@ impl Prepared {
         let Self { programs, netlink, slot, families, tun, listeners, no_v6, note } = self;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
-        let mut capture = Capture { programs, netlink, slot, families, no_v6, watch, _tun: tun };
+        let relays = Relays::default();
+        let mut capture = Capture { programs, netlink, slot, families, no_v6, watch, relays, _tun: tun };
         if let Err(error) = capture.engage().await {
             capture.undo().await;
             return Err(error);
         }
         let note = if note.is_empty() { note } else { format!("; {note}") };
         let description = format!("ebpf: mark bit {:#x}, routing table {}{note}", slot.bit(), slot.table());
-        let Listeners { v4, v6 } = listeners;
-        Ok((capture, Started { listener4: v4, listener6: v6, description }))
+        Ok((capture, Started { listeners, description }))
     }
 }
 
@@ -178,7 +209,7 @@ impl Capture {
         for family in Family::of(self.families) {
             self.netlink.add_rules(family, self.slot).await?;
         }
-        self.programs.attach_connect()
+        self.programs.attach_to_cgroup()
     }
 
     /// Replaces all rules at one stroke; on an error the old ones stay. Says what of them this host can't do.
@@ -187,6 +218,31 @@ impl Capture {
         let note = missed(self.families, &entries, &self.no_v6);
         self.programs.replace_rules(only(self.families, entries))?;
         Ok(note)
+    }
+
+    /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
+    pub(super) fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
+        let Question { source, peer, socket } = *question;
+        if !is_pair(source, peer) || !self.programs.captures(peer)? {
+            return Err(ReplyError::NotCaptured(peer));
+        }
+        let chosen = self.programs.chosen_source(peer, source.port())?;
+        let ours = Family::of(self.families).any(|family| self.slot.source(family) == source.ip());
+        // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
+        let to = SocketAddr::new(chosen.filter(|_| ours).unwrap_or(source.ip()), source.port());
+        if !self.programs.is_local(to.ip()) {
+            return Err(ReplyError::NotLocal(to));
+        }
+        if !socket {
+            return Ok(Reply::Direct { to, socket: None });
+        }
+        match reply_socket(self.slot, peer) {
+            Ok(socket) => Ok(Reply::Direct { to, socket: Some(socket.into()) }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                Ok(Reply::Relayed(self.relays.start(self.slot, peer, to)?))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until the addresses of this host change.
@@ -205,7 +261,7 @@ impl Capture {
 
     /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
-        let Self { programs, netlink, slot, families, no_v6: _, watch, _tun: tun } = self;
+        let Self { programs, netlink, slot, families, no_v6: _, watch, relays: _, _tun: tun } = self;
         // Detaches.
         drop(programs);
         for family in Family::of(families) {
