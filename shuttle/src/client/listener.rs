@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::udp::{self, Timeouts, Udp};
+use crate::control::Protocol;
 use crate::link::{Ends, FlowSurvey, Link, Pipes, Role, Survey, role_token};
 use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
 
@@ -30,8 +31,8 @@ pub(super) enum Order {
     Listen(Vec<StdListener>),
     /// Tell how it goes.
     Survey(oneshot::Sender<(Survey, Losses)>),
-    /// Tell which captured connections are open.
-    Flows(oneshot::Sender<Vec<FlowSurvey>>),
+    /// Tell which captured connections are open, and which flows of datagrams.
+    Flows(oneshot::Sender<Vec<(Protocol, FlowSurvey)>>),
     /// Reset captured connections that these rules wouldn't capture, and tell how many they were.
     ResetOthers(Entries, oneshot::Sender<usize>),
     /// Take captured datagrams.
@@ -149,6 +150,11 @@ impl Captures {
                 ) => {}
             }
         }
+    }
+
+    fn flows(&self, link: &Link) -> Vec<(Protocol, FlowSurvey)> {
+        let streams = link.flows().into_iter().map(|flow| (Protocol::Tcp, flow));
+        streams.chain(self.udp.surveys().map(|flow| (Protocol::Udp, flow))).collect()
     }
 
     fn report(&self, report: Report) {
@@ -303,12 +309,13 @@ impl Role for Captures {
                 }
                 // Who asked may have gone.
                 Ok(Order::Survey(reply)) => drop(reply.send((link.survey(), self.losses)).ok()),
-                Ok(Order::Flows(reply)) => drop(reply.send(link.flows()).ok()),
+                Ok(Order::Flows(reply)) => drop(reply.send(self.flows(link)).ok()),
                 Ok(Order::ResetOthers(rules, reply)) => {
                     // Connections captured by the rules before may still wait here.
                     (0..self.listeners.len()).for_each(|index| self.accept(link, index));
                     let is_other = |target: SocketAddr| !rules.captures(target.ip(), target.port());
-                    reply.send(link.reset_flows(is_other)).ok();
+                    let ended = self.udp.end_those(link, is_other);
+                    reply.send(ended + link.reset_flows(is_other)).ok();
                 }
                 Err(mpsc::TryRecvError::Empty) => return ControlFlow::Continue(()),
                 Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => return ControlFlow::Break(()),

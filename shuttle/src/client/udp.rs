@@ -21,8 +21,8 @@ use socket2::Socket;
 use super::listener::{Order, Orders};
 use crate::firewall::datagrams::Datagrams;
 use crate::firewall::replies::{self, Question, Replies};
-use crate::link::{Link, now, role_token};
-use crate::mux::{AssociationId, Peer};
+use crate::link::{Ends, FlowSurvey, Link, now, role_token};
+use crate::mux::{AssociationId, Peer, Target};
 pub(super) use flows::Timeouts;
 use flows::{Flows, Key, Source};
 use waiting::{Total, Waiting};
@@ -118,7 +118,8 @@ impl Udp {
             match listener.receive() {
                 Ok(Some(datagram)) => {
                     let key = (Source(datagram.source), Peer(datagram.destination));
-                    let (association, ended) = self.flows.sent(key, now, || link.associate());
+                    let (association, ended) =
+                        self.flows.sent(key, datagram.bytes.len(), now, || link.associate());
                     if let Some(ended) = ended {
                         link.dissociate(ended);
                     }
@@ -137,7 +138,7 @@ impl Udp {
 
     /// A reply has come from the agent.
     pub(super) fn arrived(&mut self, link: &mut Link, id: AssociationId, peer: Peer, bytes: &[u8]) {
-        let Some((key, way, ended)) = self.flows.arrived(id, peer, now()) else { return };
+        let Some((key, way, ended)) = self.flows.arrived(id, peer, bytes.len(), now()) else { return };
         match way {
             Way::Unknown => {
                 let socket = self.sockets.get(&peer.0).and_then(Weak::upgrade);
@@ -181,6 +182,23 @@ impl Udp {
         for bytes in waiting.iter() {
             deliver(way, bytes);
         }
+    }
+
+    /// The flows there are.
+    pub(super) fn surveys(&self) -> impl Iterator<Item = FlowSurvey> {
+        let now = now();
+        self.flows.iter().map(move |((source, peer), carried, began)| FlowSurvey {
+            ends: Ends { source: source.0, target: Target(peer.0) },
+            carried,
+            age: now.saturating_duration_since(began),
+        })
+    }
+
+    /// Ends the flows whose peer is `meant`; tells how many they were.
+    pub(super) fn end_those(&mut self, link: &mut Link, meant: impl Fn(SocketAddr) -> bool) -> usize {
+        let (count, ended) = self.flows.end_those(|peer| meant(peer.0));
+        ended.into_iter().for_each(|id| link.dissociate(id));
+        count
     }
 
     /// The agent has ended an association.

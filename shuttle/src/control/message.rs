@@ -123,13 +123,16 @@ pub struct Direction {
     pub bytes_per_second: u64,
 }
 
-/// Captured connections that did not get through.
+/// What was captured and did not get through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
     /// Refused or lost here, for want of descriptors or memory.
     pub here: u64,
     /// Reset by the remote side: refused by their target, unreachable, timed out, or broken later.
     pub there: u64,
+    /// Datagrams that waited too long here, or for whom there was no room.
+    #[serde(default)]
+    pub datagrams: u64,
 }
 
 /// How many rules there are.
@@ -143,7 +146,7 @@ pub struct RuleCounts {
     pub default: u64,
 }
 
-/// A captured connection.
+/// A captured connection, or flow of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
     /// What it speaks.
@@ -166,6 +169,8 @@ pub struct Flow {
 pub enum Protocol {
     /// A TCP connection.
     Tcp,
+    /// What one UDP socket exchanges with one peer.
+    Udp,
 }
 
 /// A rule in force.
@@ -207,6 +212,7 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp => f.write_str("tcp"),
+            Self::Udp => f.write_str("udp"),
         }
     }
 }

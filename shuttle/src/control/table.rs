@@ -1,6 +1,6 @@
 //! Answers as people read them.
 
-use super::{Direction, Flow, RuleLine, Status};
+use super::{Direction, Drops, Flow, RuleLine, Status};
 
 pub(super) fn status(status: &Status) -> String {
     let Status { name, version, pid, method: _, capture, remote, .. } = status;
@@ -16,7 +16,8 @@ pub(super) fn status(status: &Status) -> String {
     line("up", direction(status.up));
     line("down", direction(status.down));
     line("streams", format!("{} open, {} since the start", status.streams, status.streams_opened));
-    line("drops", format!("{} here, {} by the remote side", status.drops.here, status.drops.there));
+    let Drops { here, there, datagrams } = status.drops;
+    line("drops", format!("{here} here, {there} by the remote side, {datagrams} datagrams"));
     let rules = status.rules;
     line(
         "rules",

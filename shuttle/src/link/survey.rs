@@ -44,7 +44,9 @@ pub struct Survey {
     pub streams: usize,
     /// Connections that [`Link::open`] was called for.
     pub opened: u64,
-    /// What all connections have carried.
+    /// Datagrams that were not sent.
+    pub dropped_datagrams: u64,
+    /// What all connections and datagrams have carried.
     pub carried: Carried,
     /// The round trip of late, queues included, and the shortest known.
     pub round_trips: Option<(Duration, Duration)>,
@@ -58,6 +60,7 @@ impl Link {
             lanes: self.mux.lane_count(),
             streams: self.mux.stream_count(),
             opened: self.opened,
+            dropped_datagrams: self.mux.dropped_datagrams(),
             carried: self.mux.carried_in_all(),
             round_trips: self.mux.round_trips(),
         }

@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::frame::{Frame, MAX_DATAGRAM, encode_datagram};
+use super::frame::{Frame, HEADER, MAX_DATAGRAM, decode_peer, encode_datagram};
 use super::schedule::{Sender, Turn};
-use super::{AssociationId, Event, LaneId, Mux, Peer, ProtocolError, Side};
+use super::{AssociationId, Carried, Event, LaneId, Mux, Peer, ProtocolError, Side};
 
 /// A datagram that has waited longer is of no use: whoever needs it has sent it again, or speaks of something else.
 const STALE: Duration = Duration::from_millis(200);
@@ -32,12 +32,14 @@ pub(super) struct Associations {
     waiting: usize,
     /// Datagrams that were not sent.
     dropped: u64,
+    /// Bytes of those that were, and of those that have arrived.
+    carried: Carried,
     next: u32,
 }
 
 impl Default for Associations {
     fn default() -> Self {
-        Self { all: HashMap::new(), now: None, waiting: 0, dropped: 0, next: 1 }
+        Self { all: HashMap::new(), now: None, waiting: 0, dropped: 0, carried: Carried::default(), next: 1 }
     }
 }
 
@@ -67,6 +69,12 @@ impl Association {
     }
 }
 
+/// Bytes that a frame of ours carries.
+fn payload_length(frame: &[u8]) -> usize {
+    let body = frame.get(HEADER..).unwrap_or_default();
+    decode_peer(body).map_or(0, |(_, before)| body.len() - before)
+}
+
 fn cost(frame: &[u8]) -> usize {
     frame.len() + OVERHEAD
 }
@@ -74,6 +82,11 @@ fn cost(frame: &[u8]) -> usize {
 impl Associations {
     pub(super) fn get_mut(&mut self, id: AssociationId) -> Option<&mut Association> {
         self.all.get_mut(&id)
+    }
+
+    /// What all have carried.
+    pub(super) fn carried(&self) -> Carried {
+        self.carried
     }
 
     pub(super) fn contains(&self, id: AssociationId) -> bool {
@@ -132,6 +145,7 @@ impl Associations {
             if self.now.is_none_or(|now| now <= since + STALE) {
                 association.lane = lane;
                 association.turn.deficit -= frame.len() as i64;
+                self.carried.sent += payload_length(&frame) as u64;
                 return Some(frame);
             }
             self.dropped += 1;
@@ -187,6 +201,7 @@ impl Mux {
             }
             return Ok(None);
         }
+        self.associations.carried.received += bytes.len() as u64;
         Ok(Some(Event::Datagram { association, peer, bytes }))
     }
 }

@@ -32,9 +32,12 @@ impl Mux {
         self.streams.get(&stream).map(Carried::of).unwrap_or_default()
     }
 
-    /// What all streams have carried, those that have ended too. Takes time by the number of streams.
+    /// What all streams and datagrams have carried, streams that have ended too. Takes time by the number of streams.
     pub fn carried_in_all(&self) -> Carried {
         let mut all = self.ended;
+        let datagrams = self.associations.carried();
+        all.sent += datagrams.sent;
+        all.received += datagrams.received;
         self.streams.values().for_each(|stream| all.add(stream));
         all
     }

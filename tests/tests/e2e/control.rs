@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use shuttle_tests::shuttle::exit_code;
 use shuttle_tests::traffic::hold::Held;
 use shuttle_tests::traffic::probe::Outcome::{self, Captured, Direct};
-use shuttle_tests::{Identity, Lab, Load, Options, Run, Shuttle, User};
+use shuttle_tests::{Identity, Lab, Load, Options, Run, Shuttle, User, addr};
 
 use crate::{END, TARGET, TARGET6, expect, nothing_stays, with_tunnel};
 
@@ -80,6 +80,7 @@ fn a_tunnel_tells_how_it_goes() -> Result<()> {
                 ("/streams_opened", 2.into()),
                 ("/drops/here", 0.into()),
                 ("/drops/there", 0.into()),
+                ("/drops/datagrams", 0.into()),
                 ("/rules/include", 1.into()),
                 ("/rules/exclude", 2.into()),
                 ("/rules/default", 9.into()),
@@ -186,6 +187,31 @@ fn rules_change_while_it_runs() -> Result<()> {
             }
             ensure!(alive(&mut load)? == 1, "{args:?} has ended a connection");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn flows_of_datagrams_are_told_and_ended_too() -> Result<()> {
+    with_tunnel(Options::default(), RUN, |lab, _| {
+        let mut asker = Load::start(lab, &["udp-who", TARGET])?;
+        let seen_as = |asker: &Vec<Option<SocketAddr>>| asker[0].map(|seen| seen.ip());
+        let inner = Some(IpAddr::from(addr::SERVER_INNER));
+        ensure!(seen_as(&asker.answer()?) == inner);
+        let flows = json(lab, &["flows"])?;
+        let flow = &flows[0];
+        ensure!(flows.as_array().is_some_and(|all| all.len() == 1), "{flows:#}");
+        ensure!(flow["protocol"] == "udp" && flow["destination"] == TARGET, "{flow:#}");
+        ensure!(flow["bytes_up"].as_u64() > Some(0) && flow["bytes_down"].as_u64() > Some(0), "{flow:#}");
+        let status = json(lab, &["status"])?;
+        ensure!(status["up"]["bytes"] == flow["bytes_up"] && status["down"]["bytes"] == flow["bytes_down"]);
+        let said = told(lab, &["exclude", "10.78.0.2", "--kill-flows"], 0)?;
+        ensure!(said.contains("connections reset: 1"), "{said}");
+        ensure!(json(lab, &["flows"])?.as_array().is_some_and(Vec::is_empty));
+        ensure!(
+            seen_as(&asker.ask()?) == Some(addr::CLIENT.into()),
+            "datagrams keep the way that is excluded"
+        );
         Ok(())
     })
 }

@@ -49,6 +49,8 @@ fn wait_until(what: &str, mut has_come: impl FnMut() -> bool) -> Result<()> {
 
 /// Nothing is captured any more and nothing is left.
 fn nothing_stays(lab: &Lab) -> Result<()> {
+    // The control socket of a killed client goes when somebody next looks for it.
+    lab.client.command_as(&lab.users.local, lab.program("shuttle")?).arg("status").output()?;
     let left = lab.wait_clean(END)?;
     ensure!(left.is_empty(), "left behind: {left:#?}");
     for target in [TARGET, TARGET6] {

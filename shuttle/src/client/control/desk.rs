@@ -139,15 +139,15 @@ fn describe(facts: Facts, rules: RuleCounts, before: &Survey, now: &Survey, loss
         down: direction(now.carried.received, before.carried.received),
         streams: now.streams as u64,
         streams_opened: now.opened,
-        drops: Drops { here: losses.here, there: losses.there },
+        drops: Drops { here: losses.here, there: losses.there, datagrams: now.dropped_datagrams },
         rules,
     }
 }
 
-fn flow(survey: &FlowSurvey) -> Flow {
+fn flow((protocol, survey): &(Protocol, FlowSurvey)) -> Flow {
     let FlowSurvey { ends, carried, age } = survey;
     Flow {
-        protocol: Protocol::Tcp,
+        protocol: *protocol,
         source: ends.source,
         destination: ends.target.0,
         bytes_up: carried.sent,

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::mux::{AssociationId, Peer};
+use crate::mux::{AssociationId, Carried, Peer};
 
 /// A program's socket, as the listener sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,6 +37,8 @@ pub(super) struct Flows<W> {
 
 #[derive(Debug)]
 struct Flow<W> {
+    began: Instant,
+    carried: Carried,
     last: Instant,
     answered: bool,
     way: W,
@@ -65,10 +67,11 @@ impl<W: Default> Flows<W> {
         self.flows.len()
     }
 
-    /// A program sends. Gives the association, which is `new` if the source has none, and one that had to end.
+    /// A program sends so many `bytes`. Gives the association, which is `new` if the source has none, and one that had to end.
     pub(super) fn sent(
         &mut self,
         (source, peer): Key,
+        bytes: usize,
         now: Instant,
         new: impl FnOnce() -> AssociationId,
     ) -> (AssociationId, Option<AssociationId>) {
@@ -76,6 +79,7 @@ impl<W: Default> Flows<W> {
             (self.flows.get_mut(&(source, peer)), self.sources.get(&source))
         {
             flow.last = now;
+            flow.carried.sent += bytes as u64;
             return (association.id, None);
         }
         let association =
@@ -83,15 +87,19 @@ impl<W: Default> Flows<W> {
         let id = association.id;
         self.by_id.insert(id, source);
         let ended = self.begin((source, peer), now);
+        if let Some(flow) = self.flows.get_mut(&(source, peer)) {
+            flow.carried.sent = bytes as u64;
+        }
         (id, ended)
     }
 
-    /// Something has come for an association. Gives the flow, and what the driver keeps of it: also a new flow, if it comes
+    /// So many `bytes` have come for an association. Gives the flow, and what the driver keeps of it: also a new flow, if it comes
     /// from another port of an address to which the program has sent. And an association that had to end for it.
     pub(super) fn arrived(
         &mut self,
         id: AssociationId,
         peer: Peer,
+        bytes: usize,
         now: Instant,
     ) -> Option<(Key, &mut W, Option<AssociationId>)> {
         let source = *self.by_id.get(&id)?;
@@ -105,6 +113,7 @@ impl<W: Default> Flows<W> {
         }
         let flow = self.flows.get_mut(&key)?;
         flow.last = now;
+        flow.carried.received += bytes as u64;
         flow.answered = true;
         Some((key, &mut flow.way, ended))
     }
@@ -119,10 +128,25 @@ impl<W: Default> Flows<W> {
         if let Some(association) = self.sources.get_mut(&key.0) {
             association.peers.insert(key.1);
         }
-        self.flows.insert(key, Flow { last: now, answered: false, way: W::default() });
+        self.flows.insert(
+            key,
+            Flow { began: now, carried: Carried::default(), last: now, answered: false, way: W::default() },
+        );
         let ended = if self.flows.len() > self.most { self.end_next(None) } else { None };
         self.ends.push(Reverse((now + self.timeouts.one_way, key)));
         ended.flatten()
+    }
+
+    /// All flows: what they have carried, and since when.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, Carried, Instant)> {
+        self.flows.iter().map(|(key, flow)| (*key, flow.carried, flow.began))
+    }
+
+    /// Ends the flows whose peer is `meant`; tells how many they were, and gives the associations that ended with them.
+    pub(super) fn end_those(&mut self, meant: impl Fn(Peer) -> bool) -> (usize, Vec<AssociationId>) {
+        let keys: Vec<_> = self.flows.keys().filter(|(_, peer)| meant(*peer)).copied().collect();
+        let ended = keys.iter().filter_map(|key| self.end(*key)).collect();
+        (keys.len(), ended)
     }
 
     /// Ends all flows that nothing has come for, and gives the associations that ended with them.
@@ -226,9 +250,9 @@ mod tests {
                 let now = start + Duration::from_secs(*after);
                 let ended = flows.end_idle(now);
                 match what {
-                    Sent(to) => assert_eq!(flows.sent((source(1), peer(to)), now, || id), (id, None)),
-                    Arrived(from) => assert!(flows.arrived(id, peer(from), now).is_some()),
-                    Refused(from) => assert!(flows.arrived(id, peer(from), now).is_none()),
+                    Sent(to) => assert_eq!(flows.sent((source(1), peer(to)), 1, now, || id), (id, None)),
+                    Arrived(from) => assert!(flows.arrived(id, peer(from), 1, now).is_some()),
+                    Refused(from) => assert!(flows.arrived(id, peer(from), 1, now).is_none()),
                     Nothing => assert_eq!(ended.len(), usize::from(*left == 0), "case {case}, step {step}"),
                 }
                 assert_eq!(flows.len(), *left, "case {case}, step {step}");
@@ -245,18 +269,37 @@ mod tests {
         for (second, number) in [1, 2, 3, 1, 4, 5].into_iter().enumerate() {
             let now = start + Duration::from_secs(second as u64);
             let id = AssociationId(number.into());
-            let (got, gone) = flows.sent((source(number), to), now, || id);
+            let (got, gone) = flows.sent((source(number), to), 1, now, || id);
             assert_eq!(got, id);
             ended.extend(gone);
             assert!(flows.len() <= 3 && flows.sources.len() == flows.by_id.len());
         }
         assert_eq!(ended, [AssociationId(2), AssociationId(3)]);
         // One that was answered lasts longer than one that was not.
-        flows.arrived(AssociationId(1), to, start + Duration::from_secs(5)).unwrap();
+        flows.arrived(AssociationId(1), to, 1, start + Duration::from_secs(5)).unwrap();
         for number in 6..9 {
-            flows.sent((source(number), to), start + Duration::from_secs(6), || AssociationId(number.into()));
+            flows.sent((source(number), to), 1, start + Duration::from_secs(6), || {
+                AssociationId(number.into())
+            });
         }
-        assert!(flows.arrived(AssociationId(1), to, start + Duration::from_secs(7)).is_some());
+        assert!(flows.arrived(AssociationId(1), to, 1, start + Duration::from_secs(7)).is_some());
+    }
+
+    #[test]
+    fn flows_tell_what_they_carried_and_can_be_ended() {
+        let now = Instant::now();
+        let mut flows = Flows::<()>::new(TIMEOUTS, 100);
+        let [a, b] = ["10.0.0.1:53", "10.0.0.2:53"].map(peer);
+        for (to, bytes) in [(a, 10), (b, 20), (a, 5)] {
+            flows.sent((source(1), to), bytes, now, || AssociationId(1));
+        }
+        flows.arrived(AssociationId(1), a, 7, now).unwrap();
+        let mut carried: Vec<_> =
+            flows.iter().map(|((_, peer), it, _)| (peer, it.sent, it.received)).collect();
+        carried.sort();
+        assert_eq!(carried, [(a, 15, 7), (b, 20, 0)]);
+        assert_eq!(flows.end_those(|peer| peer == b), (1, vec![]));
+        assert_eq!(flows.end_those(|_| true), (1, vec![AssociationId(1)]));
     }
 
     #[test]
@@ -264,11 +307,11 @@ mod tests {
         let now = Instant::now();
         let mut flows = Flows::<()>::new(TIMEOUTS, 100);
         for to in ["10.0.0.1:53", "10.0.0.2:53"] {
-            flows.sent((source(1), peer(to)), now, || AssociationId(1));
+            flows.sent((source(1), peer(to)), 1, now, || AssociationId(1));
         }
         flows.close(AssociationId(1));
         assert_eq!(flows.len(), 0);
-        let again = flows.sent((source(1), peer("10.0.0.1:53")), now, || AssociationId(2));
+        let again = flows.sent((source(1), peer("10.0.0.1:53")), 1, now, || AssociationId(2));
         assert_eq!(again, (AssociationId(2), None));
         assert_eq!(flows.end_idle(now + TIMEOUTS.one_way), [AssociationId(2)]);
         assert!(flows.deadline().is_none());
