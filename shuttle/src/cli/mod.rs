@@ -1,13 +1,15 @@
 //! The command line: argv → [`Args`], as typed → [`Plan`], resolved.
 
+mod listen;
 mod subnet;
 
 use std::io;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::plan::{Families, Plan, default_exclusions};
+use crate::plan::{Families, Hook, Lans, Plan, Router, default_exclusions};
 use crate::ssh::{LaneCount, Remote};
+pub use listen::{Listen, ListenError};
 use shuttle_common::rule::{Ports, Rule, Verdict};
 pub use subnet::{Subnet, SubnetError};
 
@@ -36,6 +38,15 @@ pub struct Tunnel {
     /// A network to leave alone; of a subnet and an exclusion the more specific one decides
     #[arg(short = 'x', long, value_name = "SUBNET", action = ArgAction::Append)]
     pub exclude: Vec<Subnet>,
+    /// Capture for other machines too: what this one forwards for those behind this interface; may be repeated
+    #[arg(long, value_name = "IFACE", action = ArgAction::Append)]
+    pub lan: Vec<String>,
+    /// 0.0.0.0 or [::]: as --lan for every LAN interface (up, Ethernet, without a default route)
+    #[arg(short, long, value_name = "ADDRESS[:PORT]", conflicts_with = "lan")]
+    pub listen: Option<Listen>,
+    /// Where forwarded traffic is seen: tests want the older kernels' way as well
+    #[arg(long, value_enum, default_value_t = HookChoice::Auto, hide = true)]
+    pub ebpf_ingress: HookChoice,
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,
@@ -63,6 +74,17 @@ pub enum MethodChoice {
     Auto,
     /// eBPF programs, without iptables (Linux 5.9)
     Ebpf,
+}
+
+/// Where forwarded traffic is seen, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HookChoice {
+    /// The first that works
+    Auto,
+    /// A tcx link (Linux 6.6)
+    Tcx,
+    /// A clsact filter
+    Clsact,
 }
 
 /// What else shuttle does.
@@ -135,7 +157,22 @@ impl Tunnel {
             !rules.iter().any(|rule| (rule.network, rule.ports) == (default.network, default.ports))
         });
         rules.extend(defaults);
-        Ok(Plan { rules, families })
+        Ok(Plan { rules, families, router: self.router() })
+    }
+
+    fn router(&self) -> Router {
+        let lans = match self.listen {
+            Some(Listen::EveryLan) => Lans::All,
+            Some(Listen::Here) => Lans::None,
+            None if self.lan.is_empty() => Lans::None,
+            None => Lans::Named(self.lan.clone()),
+        };
+        let hook = match self.ebpf_ingress {
+            HookChoice::Auto => Hook::Auto,
+            HookChoice::Tcx => Hook::Tcx,
+            HookChoice::Clsact => Hook::Clsact,
+        };
+        Router { lans, hook }
     }
 
     /// The default exclusions for every port range that is included, so that only the prefix decides between the two.

@@ -61,6 +61,17 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Waits until whatever packet is being handled on another processor has been. It waits for a grace period of RCU, within
+/// which all of a packet's way through the kernel lies (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3); where
+/// processors are exempt from that (nohz_full), for longer than any packet takes.
+pub fn wait_for_packets() {
+    const GLOBAL: libc::c_long = 1;
+    // SAFETY: takes plain numbers only.
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0_usize, 0_usize) } != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(result) {
         // SAFETY: the system call has just returned this descriptor to us.

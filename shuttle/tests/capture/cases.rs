@@ -9,7 +9,7 @@ use std::{
 
 use shuttle::{
     firewall::handle::{Captured, Error, Handle},
-    plan::{Families, Plan, default_exclusions},
+    plan::{Families, Plan, Router, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
@@ -53,7 +53,7 @@ pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
     rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
-    Plan { rules, families: BOTH }
+    Plan { rules, families: BOTH, router: Router::default() }
 }
 
 /// A helper that captures, and a proxy behind its listeners.
@@ -239,7 +239,7 @@ fn many_rules() {
     let some = (0..100_000_u32).map(|i| rule(&format!("{}/24", Ipv4Addr::from(i << 12)), Verdict::Pass));
     let rules: Vec<_> = everything().rules.into_iter().chain(some).collect();
     let start_time = Instant::now();
-    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), families: BOTH });
+    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), ..everything() });
     let started = start_time.elapsed();
     handle.replace_rules(rules.clone()).expect("replace");
     handle.replace_rules(rules).expect("replace");

@@ -6,11 +6,14 @@
 
 mod cgroup;
 mod enclosure;
+mod hook;
+mod lan;
 mod listen;
 mod local;
 mod netlink;
 mod program_log;
 mod programs;
+mod router;
 mod slot;
 mod tun;
 
@@ -25,20 +28,20 @@ use shuttle_common::{
 };
 
 pub(super) use self::{
-    cgroup::sweep,
-    enclosure::Enclosure,
-    local::Watch,
-    netlink::{Netlink, purge},
-    programs::Loader,
+    cgroup::sweep, enclosure::Enclosure, local::Watch, netlink::Netlink, programs::Loader,
 };
 use self::{
     listen::Listeners,
     netlink::Family,
     programs::{Programs, Settings},
+    router::Router,
     slot::{SLOTS, Slot},
     tun::Tun,
 };
-use crate::plan::{Families, Plan};
+use crate::{
+    plan::{Families, Plan},
+    sys::capture::wait_for_packets,
+};
 
 /// Why capturing does not start. Each names thing and remedy.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +55,9 @@ pub enum Error {
     /// Eight instances run here, or other software uses all our mark bits.
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
+    /// An interface can't be a LAN's.
+    #[error(transparent)]
+    Lan(#[from] lan::LanError),
     /// The loopback interface is down.
     #[error("the loopback interface is down: run `ip link set lo up`")]
     LoopbackDown,
@@ -105,6 +111,7 @@ pub(super) struct Prepared {
     families: Families,
     tun: Tun,
     listeners: Listeners,
+    router: Router,
     /// What of the plan this host can't do.
     note: String,
 }
@@ -117,6 +124,7 @@ pub(super) struct Capture {
     netlink: Netlink,
     slot: Slot,
     families: Families,
+    router: Router,
     watch: Watch,
     /// Holds the routes.
     _tun: Tun,
@@ -134,10 +142,11 @@ impl Prepared {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
-        let Self { programs, netlink, slot, families, tun, listeners, note } = self;
+        let Self { programs, netlink, slot, families, tun, listeners, router, note } = self;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
-        let mut capture = Capture { programs, netlink, slot, families, watch, _tun: tun };
+        let note = router.description() + &note;
+        let mut capture = Capture { programs, netlink, slot, families, router, watch, _tun: tun };
         if let Err(error) = capture.engage().await {
             capture.undo().await;
             return Err(error);
@@ -155,6 +164,7 @@ impl Capture {
         let netlink = Netlink::open()?;
         purge(&netlink).await?;
         netlink.check_loopback().await?;
+        let lans = lan::find(&netlink, &plan.router.lans).await?;
         let (listeners, families, note) = Listeners::open(plan.families)?;
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
@@ -162,7 +172,9 @@ impl Capture {
         let mut programs = Programs::load(loader, &settings, log)?;
         programs.set_listeners(&listeners)?;
         programs.replace_rules(only(families, entries))?;
-        Ok(Prepared { programs, netlink, slot, families, tun, listeners, note })
+        let router = Router::new(lans, plan.router.hook, families);
+        router.load(programs.object())?;
+        Ok(Prepared { programs, netlink, slot, families, tun, listeners, router, note })
     }
 
     async fn engage(&mut self) -> Result<(), Error> {
@@ -171,17 +183,27 @@ impl Capture {
         for family in Family::of(self.families) {
             self.netlink.add_rules(family, self.slot).await?;
         }
+        self.router.engage(self.programs.object(), &self.netlink, self.slot, self.families).await?;
         self.programs.attach_connect()
     }
 
     /// Replaces all rules at one stroke; on an error the old ones stay.
     pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<(), Error> {
-        self.programs.replace_rules(only(self.families, compile(rules)?))
+        self.programs.replace_rules(only(self.families, compile(rules)?))?;
+        if self.router.is_on() {
+            // Of those that the old rules captured, all are at a socket.
+            wait_for_packets();
+            self.programs.forget_replaced()?;
+        }
+        Ok(())
     }
 
-    /// Waits until the addresses of this host change.
+    /// Waits until the addresses of this host change. Meanwhile it watches over what is forwarded.
     pub(super) async fn local_changed(&mut self) {
-        self.watch.changed().await;
+        tokio::select! {
+            () = self.watch.changed() => {}
+            () = self.router.watch(self.programs.object(), self.slot) => {}
+        }
     }
 
     /// Tells the programs which addresses are this host's own.
@@ -195,9 +217,10 @@ impl Capture {
 
     /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
-        let Self { programs, netlink, slot, families, watch, _tun: tun } = self;
+        let Self { programs, netlink, slot, families, router, watch, _tun: tun } = self;
         // Detaches.
         drop(programs);
+        router.undo(&netlink, slot, families).await;
         for family in Family::of(families) {
             if let Err(error) = netlink.delete_rules(family, slot).await {
                 tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
@@ -207,6 +230,13 @@ impl Capture {
         // Takes its routes along.
         drop(tun);
     }
+}
+
+/// Removes what dead instances left in this network namespace, and describes it.
+pub(super) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
+    let mut purged = netlink::purge(netlink).await?;
+    purged.extend(hook::purge(netlink).await?);
+    Ok(purged)
 }
 
 /// The first slot that nobody uses, with its addresses and routes in place. Two helpers that start at once cannot get

@@ -9,13 +9,16 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
-        link::LinkFlags,
+        link::{LinkAttribute, LinkFlags},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
 
-use super::{Error, host_prefix, slot::Slot};
+use super::{
+    Error, host_prefix,
+    slot::{FORWARDED_BIT, Slot},
+};
 use crate::plan::Families;
 
 /// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
@@ -36,7 +39,7 @@ pub(crate) enum Family {
 }
 
 impl Family {
-    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+    pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     /// Those that are on.
     pub(super) fn of(families: Families) -> impl Iterator<Item = Self> {
@@ -77,6 +80,10 @@ impl Netlink {
             .map_err(Error::system("opening a netlink socket"))?;
         tokio::spawn(connection);
         Ok(Self(handle))
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.0
     }
 
     pub(super) async fn check_loopback(&self) -> Result<(), Error> {
@@ -154,6 +161,41 @@ impl Netlink {
         lookup.and(guard).map_err(failed(format!("deleting the policy rules for mark {:#x}", slot.bit())))
     }
 
+    /// Sends packets that came in by `interface` and were marked there to the slot's table. The interface is named so that
+    /// the rule does not match the lookup by which the kernel checks their source, whatever that checks (rp_filter,
+    /// src_valid_mark).
+    pub(super) async fn add_forwarding_rule(
+        &self,
+        family: Family,
+        slot: Slot,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let mut request = self.0.rule().add();
+        *request.message_mut() = forwarding_rule(family, slot, interface);
+        request.execute().await.map_err(failed(format!("adding a policy rule for {interface}")))
+    }
+
+    /// Undoes [`add_forwarding_rule`](Self::add_forwarding_rule).
+    pub(super) async fn delete_forwarding_rule(
+        &self,
+        family: Family,
+        slot: Slot,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let deleted = self.0.rule().del(forwarding_rule(family, slot, interface)).execute().await;
+        deleted.map_err(failed(format!("deleting the policy rule for {interface}")))
+    }
+
+    pub(super) async fn name_of(&self, index: u32) -> Result<String, Error> {
+        let link = self.0.link().get().match_index(index).execute().try_next().await;
+        let link = link.map_err(failed("looking for an interface"))?;
+        let name = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        Ok(name.unwrap_or_default())
+    }
+
     /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing
     /// about single bits.
     pub(super) async fn masks_in_use(&self) -> Result<u32, Error> {
@@ -174,7 +216,15 @@ impl Netlink {
         or_empty(rules, "listing the policy rules")
     }
 
-    async fn routes(&self, family: Family, table: u32) -> Result<Vec<RouteMessage>, Error> {
+    /// Those of all tables.
+    pub(super) async fn all_routes(&self, family: Family) -> Result<Vec<RouteMessage>, Error> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family.number();
+        let routes = self.0.route().get(request).execute().try_collect().await;
+        or_empty(routes, "listing the routes")
+    }
+
+    pub(super) async fn routes(&self, family: Family, table: u32) -> Result<Vec<RouteMessage>, Error> {
         let mut request = RouteMessage::default();
         request.header.address_family = family.number();
         request.attributes.push(RouteAttribute::Table(table));
@@ -211,24 +261,32 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
     Ok(purged)
 }
 
+fn forwarding_rule(family: Family, slot: Slot, interface: &str) -> RuleMessage {
+    let mut rule = rule(family, slot.forwarded(), RuleAction::ToTable, PRIORITY);
+    let to = [RuleAttribute::Table(slot.table()), RuleAttribute::Iifname(interface.to_owned())];
+    rule.attributes.extend(to);
+    rule
+}
+
 fn lookup_rule(family: Family, slot: Slot) -> RuleMessage {
-    let mut rule = rule(family, slot, RuleAction::ToTable, PRIORITY);
+    let mut rule = rule(family, slot.bit(), RuleAction::ToTable, PRIORITY);
     rule.attributes.push(RuleAttribute::Table(slot.table()));
     rule
 }
 
 fn guard_rule(family: Family, slot: Slot) -> RuleMessage {
-    rule(family, slot, RuleAction::Unreachable, PRIORITY + 1)
+    rule(family, slot.bit(), RuleAction::Unreachable, PRIORITY + 1)
 }
 
-fn rule(family: Family, slot: Slot, action: RuleAction, priority: u32) -> RuleMessage {
+/// A rule for `mark`: for a forwarded packet's, or for that of this host's own, which lacks the bit of the former.
+fn rule(family: Family, mark: u32, action: RuleAction, priority: u32) -> RuleMessage {
     let mut rule = RuleMessage::default();
     rule.header.family = family.number();
     rule.header.action = action;
     rule.attributes = vec![
         RuleAttribute::Priority(priority),
-        RuleAttribute::FwMark(slot.bit()),
-        RuleAttribute::FwMask(slot.bit()),
+        RuleAttribute::FwMark(mark),
+        RuleAttribute::FwMask(mark | FORWARDED_BIT),
         RuleAttribute::Protocol(PROTOCOL),
     ];
     rule
@@ -237,7 +295,7 @@ fn rule(family: Family, slot: Slot, action: RuleAction, priority: u32) -> RuleMe
 fn slot_of(rule: &RuleMessage) -> Option<Slot> {
     let ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
     let bit = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMark(bit) => Some(*bit),
+        RuleAttribute::FwMark(mark) => Some(*mark & !FORWARDED_BIT),
         _ => None,
     });
     if ours { Slot::of_bit(bit?) } else { None }
@@ -272,6 +330,13 @@ fn or_empty<T>(result: Result<Vec<T>, rtnetlink::Error>, what: impl Into<String>
 
 fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |error| Error::System { what: what.into(), source: io_error(&error) }
+}
+
+impl Error {
+    /// As [`Error::system`].
+    pub(super) fn netlink(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        failed(what)
+    }
 }
 
 fn io_error(error: &rtnetlink::Error) -> io::Error {
