@@ -6,6 +6,7 @@ mod failures;
 mod lanes;
 mod memory;
 mod privilege;
+mod router;
 mod transfer;
 
 use std::thread::sleep;
