@@ -113,7 +113,10 @@ impl Lab {
             put_behind(&client, &server, lan)?;
         }
         if options.link == Link::Fat {
-            [&client, &server, &target].into_iter().try_for_each(|host| host.script(WIDE_BUFFERS))?;
+            [&client, &server, &target]
+                .into_iter()
+                .chain(&lan)
+                .try_for_each(|host| host.script(WIDE_BUFFERS))?;
         }
         daemons.extend(sshd::start(&server, &users.root, &dir, options.server)?);
         let mut lab = Lab {
