@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime,
+    lifetime, router,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -33,6 +33,7 @@ pub(crate) const ALL: &[Case] = &[
     ("two_instances", lifetime::two_instances),
     ("new_addresses_are_ours", new_addresses_are_ours),
     ("replaced_rules", replaced_rules),
+    ("forwarded_while_rules_change", router::while_rules_change),
     ("many_rules", many_rules),
     ("logging_programs", logging_programs),
     ("without_ipv6", without_ipv6),

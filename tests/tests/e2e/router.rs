@@ -332,6 +332,39 @@ fn a_killed_router_leaves_what_is_inert_and_cleanup_removes() -> Result<()> {
     Ok(())
 }
 
+/// Each takes what its own rules say, of this host's own connections and of forwarded ones, also after the other's end.
+#[test]
+fn two_tunnels_of_one_machine_do_not_meet() -> Result<()> {
+    for ingress in ["--ebpf-ingress=tcx", "--ebpf-ingress=clsact"] {
+        let lab = lab()?;
+        let start = |networks: &[&str]| {
+            let args = [&["--method=ebpf", "--lan", "lan", ingress], networks].concat();
+            Shuttle::connect(&lab, Run::remote(&args))
+        };
+        let mut first = start(&["10.78.0.2"])?;
+        let mut second = start(&["10.78.0.3", "fd78::/64"])?;
+        let expect_all = |first: Outcome| {
+            [lab.lan()?, &lab.client].into_iter().try_for_each(|host| {
+                expect(&lab, host, TARGET, &[], first)?;
+                expect(&lab, host, "10.78.0.3:7004", &[], Outcome::Captured)?;
+                expect(&lab, host, TARGET6, &[], Outcome::Captured)
+            })
+        };
+        expect_all(Outcome::Captured)?;
+        let mut standing = Load::start_on(&lab, lab.lan()?, &["hold", "[fd78::2]:7000", "20"])?;
+        ensure!(standing.answer::<Held>()?.count == 20);
+        first.signal(Signal::SIGINT)?;
+        first.wait(END)?;
+        expect_all(Outcome::Direct)?;
+        ensure!(standing.ask::<Held>()?.count == 20, "the other's end takes connections along");
+        second.signal(Signal::SIGINT)?;
+        second.wait(END)?;
+        let left = lab.wait_clean(END)?;
+        ensure!(left.is_empty(), "left behind: {left:#?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn what_is_no_lan_is_refused_by_name() -> Result<()> {
     let lab = lab()?;

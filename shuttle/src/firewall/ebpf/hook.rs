@@ -26,29 +26,46 @@ const FIRST_PRIORITY: u16 = 2190;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 const CLSACT: &str = "clsact";
 
-/// Attaches the program to an interface; true when that took a new clsact qdisc.
+/// How a program was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attached {
+    /// By a tcx link.
+    Link,
+    /// By a filter of a clsact qdisc that was there.
+    Filter,
+    /// By a filter of a new clsact qdisc.
+    NewQdisc,
+}
+
+/// Attaches the program to an interface.
 pub(super) fn attach(
     program: &mut SchedClassifier,
     interface: &str,
     hook: Hook,
     slot: Slot,
-) -> Result<bool, ProgramError> {
+) -> Result<Attached, ProgramError> {
     if hook != Hook::Clsact {
         let last = TcAttachOptions::TcxOrder(LinkOrder::default());
         match program.attach_with_options(interface, TcAttachType::Ingress, last) {
-            Ok(_) => return Ok(false),
+            Ok(_) => return Ok(Attached::Link),
             Err(error) if hook == Hook::Tcx => return Err(error),
             Err(error) => tracing::debug!(%error, interface, "no tcx: trying clsact"),
         }
     }
-    let added = match qdisc_add_clsact(interface) {
-        Ok(()) => true,
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
+    let attached = match qdisc_add_clsact(interface) {
+        Ok(()) => Attached::NewQdisc,
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Attached::Filter,
         Err(error) => return Err(error.into()),
     };
     let options = NlOptions { priority: priority(slot), handle: HANDLE, classid: None };
     program.attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::Netlink(options))?;
-    Ok(added)
+    Ok(attached)
+}
+
+/// Whether an interface's clsact qdisc holds a filter of another instance, which then has made it.
+pub(super) async fn is_shared(netlink: &Netlink, index: u32, slot: Slot) -> Result<bool, Error> {
+    let filters = filters(netlink, index, Parent::MIN_INGRESS).await?;
+    Ok(filters.iter().filter_map(slot_of).any(|other| other != slot))
 }
 
 fn priority(slot: Slot) -> u16 {

@@ -12,7 +12,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{
     Error,
-    hook::{self, PROGRAM},
+    hook::{self, Attached, PROGRAM},
     lan::Lan,
     netlink::{Family, Netlink},
     programs::{map_failed, missing, program_failed},
@@ -31,7 +31,7 @@ const UNANSWERED: u32 = 2;
 pub(super) struct Router {
     lans: Vec<Lan>,
     hook: Hook,
-    /// The interfaces that were given a clsact qdisc.
+    /// The interfaces whose clsact qdisc shuttle has made.
     clsact: Vec<Lan>,
     look: Interval,
     /// What is not yet known to work.
@@ -95,7 +95,13 @@ impl Router {
         }
         let program = if self.is_on() { program(object)? } else { return Ok(()) };
         for lan in &self.lans {
-            if hook::attach(program, &lan.name, self.hook, slot).map_err(failed)? {
+            let ours = match hook::attach(program, &lan.name, self.hook, slot).map_err(failed)? {
+                Attached::Link => false,
+                Attached::NewQdisc => true,
+                // Whoever goes last takes it along.
+                Attached::Filter => hook::is_shared(netlink, lan.index, slot).await?,
+            };
+            if ours {
                 self.clsact.push(lan.clone());
             }
         }
