@@ -56,6 +56,11 @@ impl PortSet {
         Some(Self(set))
     }
 
+    /// The set that a map's bytes are.
+    pub const fn from_raw(raw: RawPorts) -> Self {
+        Self(raw)
+    }
+
     /// The map's bytes.
     pub const fn raw(self) -> RawPorts {
         self.0

@@ -1,4 +1,4 @@
-//! cgroup/connect4 and connect6: marks the sockets of captured connections. Attached at the root of the hierarchy.
+//! cgroup/connect4 and connect6: marks the sockets of captured connections, TCP and UDP. Attached at the root of the hierarchy.
 //! Never refuses a connect.
 
 use core::ffi::c_int;
@@ -12,8 +12,9 @@ use aya_ebpf::{
 
 use crate::maps::{BYPASS_BIT, CAPTURE_BIT, NETNS_COOKIE, captures4, captures6, context, log, octets};
 
-const ALLOW: i32 = 1;
-const IPPROTO_TCP: u32 = 6;
+pub const ALLOW: i32 = 1;
+pub const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_UDP: u32 = 17;
 const SOL_SOCKET: c_int = 1;
 const SO_MARK: c_int = 36;
 
@@ -31,34 +32,43 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     if concerns_us(&ctx) {
-        let words = [
-            context!(address, user_ip6[0]),
-            context!(address, user_ip6[1]),
-            context!(address, user_ip6[2]),
-            context!(address, user_ip6[3]),
-        ];
-        let captured = match words {
+        let captured = match destination6(address) {
             [0, 0, mapped, v4] if mapped == u32::to_be(0xffff) => captures4(v4.to_ne_bytes(), port(address)),
-            _ => captures6(octets(words), port(address)),
+            words => captures6(octets(words), port(address)),
         };
         set_mark(&ctx, captured);
     }
     ALLOW
 }
 
-/// TCP, in our network namespace.
+/// TCP or UDP, in our network namespace.
 #[inline(always)]
 fn concerns_us(ctx: &SockAddrContext) -> bool {
-    if context!(ctx.sock_addr, protocol) != IPPROTO_TCP {
-        return false;
-    }
+    matches!(context!(ctx.sock_addr, protocol), IPPROTO_TCP | IPPROTO_UDP) && is_ours(ctx)
+}
+
+/// In our network namespace.
+#[inline(always)]
+pub fn is_ours(ctx: &SockAddrContext) -> bool {
     let ours = NETNS_COOKIE.load();
     // SAFETY: the helper only reads its context.
     ours == 0 || unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) } == ours
 }
 
+/// The IPv6 destination, as words in network order.
 #[inline(always)]
-fn port(address: *const bpf_sock_addr) -> u16 {
+pub fn destination6(address: *const bpf_sock_addr) -> [u32; 4] {
+    [
+        context!(address, user_ip6[0]),
+        context!(address, user_ip6[1]),
+        context!(address, user_ip6[2]),
+        context!(address, user_ip6[3]),
+    ]
+}
+
+/// The destination's port, in host order.
+#[inline(always)]
+pub fn port(address: *const bpf_sock_addr) -> u16 {
     // The low half of the field holds it, in network order.
     u16::from_be(context!(address, user_port) as u16)
 }

@@ -1,5 +1,5 @@
-//! sk_lookup: hands captured connections to our listeners. Attached to one network namespace; runs once for each new
-//! connection that arrives, before the kernel looks for a listener of its own.
+//! sk_lookup: hands captured connections and datagrams to our listeners. Attached to one network namespace; runs once for
+//! each new connection and each datagram that arrives for no connected socket, before the kernel looks for a listener.
 //!
 //! What this host itself owns is never ours: a program could bind our address and connect to its own loopback, and
 //! must not meet the far one. Otherwise a captured connection comes from our own address, since only our routing table
@@ -11,14 +11,14 @@ use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, maps::lpm_trie::Key, 
 
 use shuttle_common::lan::Family;
 
+use crate::connect::{IPPROTO_TCP, IPPROTO_UDP};
 use crate::maps::{
     LANS, LISTENERS, LOCAL4, LOCAL6, SOURCE4, SOURCE6, TUN, captured4, captured6, captures4, captures6,
-    context, log, octets,
+    context, log, octets, same,
 };
 
 const DROP: u32 = 0;
 const PASS: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 /// The loopback interface has this index in every namespace.
@@ -27,9 +27,11 @@ const LOOPBACK: u32 = 1;
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
-    if context!(lookup, protocol) != IPPROTO_TCP {
-        return PASS;
-    }
+    let first = match context!(lookup, protocol) {
+        IPPROTO_TCP => 0,
+        IPPROTO_UDP => 2,
+        _ => return PASS,
+    };
     let tun = TUN.load();
     let mut forwarded = false;
     if tun != 0 {
@@ -44,8 +46,8 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
     }
     match context!(lookup, family) {
-        AF_INET if is_captured4(lookup, forwarded) => redirect(&ctx, 0),
-        AF_INET6 if is_captured6(lookup, forwarded) => redirect(&ctx, 1),
+        AF_INET if is_captured4(lookup, forwarded) => redirect(&ctx, first),
+        AF_INET6 if is_captured6(lookup, forwarded) => redirect(&ctx, first + 1),
         _ => PASS,
     }
 }
@@ -102,12 +104,6 @@ fn redirect(ctx: &SkLookupContext, listener: u32) -> u32 {
             DROP
         }
     }
-}
-
-/// Word by word: the verifier of some kernels refuses the block comparison that `==` on arrays becomes.
-#[inline(always)]
-fn same(a: [u32; 4], b: [u32; 4]) -> bool {
-    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
 }
 
 #[inline(always)]

@@ -16,6 +16,8 @@ mod lookup;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod packet;
+#[cfg(target_arch = "bpf")]
+mod sendmsg;
 
 /// Both licenses: some helpers are for GPL-compatible programs alone.
 #[cfg(target_arch = "bpf")]

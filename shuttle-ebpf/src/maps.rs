@@ -6,6 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, SockMap, lpm_trie::Key},
 };
 use shuttle_common::{
+    flows::{FlowKey, Words},
     lan::{Lan, LanKey},
     ports::PortSet,
 };
@@ -74,9 +75,16 @@ pub static LOCAL4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(MAX_LOCAL, 
 #[map]
 pub static LOCAL6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(MAX_LOCAL, 0);
 
-/// Our listeners: IPv4 at 0, IPv6 at 1.
+/// Our sockets: TCP listeners for IPv4 and IPv6 at 0 and 1, UDP ones at 2 and 3.
 #[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
+pub static LISTENERS: SockMap = SockMap::with_max_entries(4, 0);
+
+/// UDP flows that are remembered: more than the client keeps.
+const MAX_FLOWS: u32 = 16_384;
+
+/// The sources that programs chose for captured datagrams, by binding their sockets or in control messages.
+#[map]
+pub static CHOSEN: LruHashMap<FlowKey, Words> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
 /// The interfaces whose forwarded traffic is captured.
 #[map]
@@ -144,6 +152,12 @@ fn second_is_live() -> bool {
 pub fn octets(words: [u32; 4]) -> [u8; 16] {
     // SAFETY: both types have the same size and no invalid values.
     unsafe { core::mem::transmute(words) }
+}
+
+/// Word by word: the verifier of some kernels refuses the block comparison that `==` on arrays becomes.
+#[inline(always)]
+pub fn same(a: [u32; 4], b: [u32; 4]) -> bool {
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
 }
 
 /// Reads one field of a kernel context with one load of its own size: the verifier knows no other.

@@ -101,7 +101,9 @@ fn receive(mux: &mut Mux, lane: &[u8], now: Instant) -> u64 {
             | Event::Door(_)
             | Event::Opened { .. }
             | Event::Arrived { .. } => {}
-            Event::Reset { .. } | Event::Goaway { .. } => unreachable!("nobody resets"),
+            Event::Datagram { .. } | Event::Closed { .. } | Event::Reset { .. } | Event::Goaway { .. } => {
+                unreachable!("nobody resets, nor sends datagrams")
+            }
         }
     }
     taken

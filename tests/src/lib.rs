@@ -50,6 +50,8 @@ pub mod addr {
     pub const TARGET6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2);
     /// A second address of the target, for exclusions.
     pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 3);
+    /// A second address of the target, as OTHER.
+    pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 3);
     /// Answers nothing: what goes there is dropped without a word.
     pub const BLACKHOLE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 1);
     /// An address on the server's own network that no machine has.

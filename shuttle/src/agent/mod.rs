@@ -1,5 +1,6 @@
 //! The agent: what runs on the remote machine. Its stdin and stdout are the first lane.
 
+mod datagrams;
 pub mod door;
 
 use std::io::Write;
@@ -11,9 +12,10 @@ use std::{fs, io};
 use mio::Token;
 use mio::net::TcpStream;
 
-use crate::link::{End, Link, Pipes, Role, reason};
-use crate::mux::{LaneId, Reason, Side, Target};
+use crate::link::{End, Link, Pipes, Role, association_of, reason};
+use crate::mux::{AssociationId, LaneId, Peer, Reason, Side, Target};
 use crate::sys;
+use datagrams::Associations;
 
 /// Serves stdin and stdout until the client is gone.
 ///
@@ -32,7 +34,7 @@ pub fn run(home: Option<&Path>) -> Result<(), End> {
     let mut link = Link::new(Side::Agent, lane)?;
     // A local agent needs no further lanes. A remote one without a door works too, with a single lane.
     let door = home.and_then(|_| door::Doorway::open(&mut link).ok());
-    match link.run(&mut Agent { door }) {
+    match link.run(&mut Agent { door, associations: Associations::default() }) {
         // The client has left, as clients do.
         End::Closed => Ok(()),
         end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped) => Err(end),
@@ -46,6 +48,7 @@ fn own(stream: impl AsFd) -> io::Result<OwnedFd> {
 struct Agent {
     /// Where further lanes join.
     door: Option<door::Doorway>,
+    associations: Associations,
 }
 
 impl Role for Agent {
@@ -59,8 +62,18 @@ impl Role for Agent {
         TcpStream::connect(target.0).map_err(|error| reason(&error))
     }
 
+    fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]) {
+        self.associations.send(link, association, peer, bytes);
+    }
+
+    fn closed(&mut self, _link: &mut Link, association: AssociationId) {
+        self.associations.close(association);
+    }
+
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
-        if let Some(door) = &mut self.door {
+        if let Some(association) = association_of(token) {
+            self.associations.receive(link, association);
+        } else if let Some(door) = &mut self.door {
             door.ready(link, token);
         }
         ControlFlow::Continue(())

@@ -62,6 +62,12 @@ pub struct Tunnel {
     /// Separate ssh connections that share the load, for more than one processor's worth of encryption
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub connections: u8,
+    /// Seconds after which a flow of datagrams ends to which no answer has come
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub udp_timeout: u32,
+    /// Seconds after which a flow of datagrams ends that has gone both ways
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub udp_stream_timeout: u32,
     /// Explain what happens: -v steps, -vv connections, -vvv everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,

@@ -4,20 +4,21 @@ use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::ops::ControlFlow;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Token, Waker};
 use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::udp::{self, Timeouts, Udp};
 use crate::link::{Link, Pipes, Role, role_token};
-use crate::mux::{Door, LaneId, Reason, StreamId, Target};
+use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
 
 /// The token by which [`Order`]s are announced.
 pub(super) const ORDERS: Token = role_token(0);
-const FIRST_LISTENER: usize = 1;
+const FIRST_LISTENER: usize = udp::END;
 
 /// Client → link thread.
 pub(super) enum Order {
@@ -25,6 +26,10 @@ pub(super) enum Order {
     Join(LaneId, Pipes),
     /// Accept from these listeners, whose connections are captured ones.
     Listen(Vec<StdListener>),
+    /// Take captured datagrams.
+    Datagrams(udp::Start),
+    /// What the helper has said about a reply to one.
+    Answer(udp::Answer),
     /// End, resetting every connection.
     Stop,
 }
@@ -42,9 +47,10 @@ pub(super) enum Report {
 }
 
 /// Sends orders to the link's thread.
+#[derive(Clone)]
 pub(super) struct Orders {
     pub(super) sender: mpsc::Sender<Order>,
-    pub(super) waker: Waker,
+    pub(super) waker: Arc<Waker>,
 }
 
 impl Orders {
@@ -65,6 +71,7 @@ pub(super) struct Captures {
     reports: UnboundedSender<Report>,
     listeners: Vec<Listener>,
     spare: Option<File>,
+    udp: Udp,
 }
 
 struct Listener {
@@ -73,8 +80,12 @@ struct Listener {
 }
 
 impl Captures {
-    pub(super) fn new(orders: mpsc::Receiver<Order>, reports: UnboundedSender<Report>) -> Self {
-        Self { orders, reports, listeners: Vec::new(), spare: spare() }
+    pub(super) fn new(
+        orders: mpsc::Receiver<Order>,
+        reports: UnboundedSender<Report>,
+        timeouts: Timeouts,
+    ) -> Self {
+        Self { orders, reports, listeners: Vec::new(), spare: spare(), udp: Udp::new(timeouts) }
     }
 
     fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>) -> io::Result<()> {
@@ -91,7 +102,9 @@ impl Captures {
     /// just reset, waits in their queues and is reset with them; without a listener it would wait for an answer long
     /// after shuttle is gone.
     pub(super) fn hold(&self) {
-        while let Ok(Order::Listen(_) | Order::Join(..)) = self.orders.recv() {}
+        while let Ok(Order::Listen(_) | Order::Join(..) | Order::Datagrams(_) | Order::Answer(_)) =
+            self.orders.recv()
+        {}
     }
 
     fn report(&self, report: Report) {
@@ -191,9 +204,28 @@ impl Role for Captures {
         Err(Reason::Other)
     }
 
+    fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]) {
+        self.udp.arrived(link, association, peer, bytes);
+    }
+
+    fn closed(&mut self, _link: &mut Link, association: AssociationId) {
+        self.udp.closed(association);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.udp.deadline()
+    }
+
+    fn tick(&mut self, link: &mut Link, now: Instant) {
+        self.udp.tick(link, now);
+    }
+
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
         if token != ORDERS {
-            self.accept(link, token.0 - role_token(FIRST_LISTENER).0);
+            match token.0.checked_sub(role_token(FIRST_LISTENER).0) {
+                Some(index) => self.accept(link, index),
+                None => self.udp.receive(link, token),
+            }
             return ControlFlow::Continue(());
         }
         loop {
@@ -204,6 +236,13 @@ impl Role for Captures {
                         return ControlFlow::Break(());
                     }
                 }
+                Ok(Order::Datagrams(start)) => {
+                    if let Err(error) = self.udp.start(link, start) {
+                        tracing::error!("can't watch for datagrams: {error}");
+                        return ControlFlow::Break(());
+                    }
+                }
+                Ok(Order::Answer(answer)) => self.udp.answered(answer),
                 Ok(Order::Join(lane, pipes)) => {
                     if let Err(error) = link.join(lane, pipes) {
                         tracing::info!("no lane {}: {error}", lane.0);

@@ -4,11 +4,13 @@
 mod identity;
 mod lanes;
 mod listener;
+mod udp;
 
 use std::io;
 use std::num::NonZeroU8;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -25,6 +27,7 @@ use crate::sys;
 use identity::Identity;
 use lanes::{Opener, Wanted};
 use listener::{Captures, ORDERS, Order, Orders, Report};
+use udp::Timeouts;
 
 /// How long the agent may take to greet once it has been started.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,13 +90,20 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             () = signals.any() => return Ok(ExitCode::SUCCESS),
         };
         let wanted = Wanted { lanes: tunnel.lanes, connections: tunnel.connections };
-        let mut tunnel = match Running::start(session, wanted, &mut signals).await {
+        let timeouts = Timeouts {
+            one_way: Duration::from_secs(tunnel.udp_timeout.into()),
+            both_ways: Duration::from_secs(tunnel.udp_stream_timeout.into()),
+        };
+        let mut tunnel = match Running::start(session, wanted, timeouts, &mut signals).await {
             Ok(tunnel) => tunnel,
             Err(end) => return end.report().await,
         };
         let captured = helper.capture()?;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
         tunnel.orders.send(Order::Listen(listeners));
+        let questions = udp::spawn_asker(captured.replies, tunnel.orders.clone())?;
+        let listeners = captured.udp4.into_iter().chain(captured.udp6).collect();
+        tunnel.orders.send(Order::Datagrams(udp::Start { listeners, questions }));
         eprintln!("shuttle: connected; capturing by {}", captured.description);
         let cause = tunnel.watch(&helper, &mut signals).await?;
         // First no more connections are captured; then those there are get their resets, for which the routes must
@@ -155,10 +165,15 @@ struct Ended {
 
 impl Running {
     /// Starts the link, and waits for the agent's greeting.
-    async fn start(session: Session, wanted: Wanted, signals: &mut Signals) -> Result<Self, Ended> {
+    async fn start(
+        session: Session,
+        wanted: Wanted,
+        timeouts: Timeouts,
+        signals: &mut Signals,
+    ) -> Result<Self, Ended> {
         let Session { pipes, process, stderr, lanes, name } = session;
         let session = SessionEnd { process, stderr, name };
-        let (orders, reports, end) = match spawn_link(pipes) {
+        let (orders, reports, end) = match spawn_link(pipes, timeouts) {
             Ok(started) => started,
             Err(error) => return Err(Ended { cause: Cause::Link(Some(End::Io(error))), session }),
         };
@@ -240,14 +255,16 @@ impl Ended {
 
 type Started = (Orders, mpsc::UnboundedReceiver<Report>, mpsc::Receiver<End>);
 
-fn spawn_link(pipes: Pipes) -> io::Result<Started> {
+fn spawn_link(pipes: Pipes, timeouts: Timeouts) -> io::Result<Started> {
     let mut link = Link::new(Side::Client, pipes)?;
-    let waker = link.waker(ORDERS)?;
+    let waker = Arc::new(link.waker(ORDERS)?);
     let (sender, receiver) = std::sync::mpsc::channel();
     let (report, reports) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
-    let mut captures = Captures::new(receiver, report);
+    // Made on its thread: its sockets are shared there.
+    let captures = move || Captures::new(receiver, report, timeouts);
     let run = move || {
+        let mut captures = captures();
         let end = link.run(&mut captures);
         let stopped = matches!(end, End::Stopped);
         drop(ended.try_send(end));

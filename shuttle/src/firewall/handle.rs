@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -15,6 +15,7 @@ use shuttle_common::rule::Rule;
 
 use super::{
     Method,
+    replies::Replies,
     wire::{self, Request, Response, VERSION},
 };
 use crate::plan::Plan;
@@ -53,6 +54,13 @@ pub struct Captured {
     pub listener4: Option<TcpListener>,
     /// As `listener4`; absent too where this host has no IPv6.
     pub listener6: Option<TcpListener>,
+    /// Non-blocking; tells each datagram's original destination in a control message. What is sent to the socket's own
+    /// address was not captured: drop it.
+    pub udp4: Option<UdpSocket>,
+    /// As `udp4`; absent where `listener6` is.
+    pub udp6: Option<UdpSocket>,
+    /// By what replies to datagrams get to programs.
+    pub replies: Replies,
     /// One line for the user: the method, and what of the plan this host cannot do.
     pub description: String,
 }
@@ -151,10 +159,12 @@ impl Handle {
         let (Response::Captured { method, v4, v6, description }, descriptors) = answer else {
             return Err(Error::Confused);
         };
-        let mut listeners = descriptors.into_iter().map(TcpListener::from);
-        let listener4 = if v4 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
-        let listener6 = if v6 { Some(listeners.next().ok_or(Error::Confused)?) } else { None };
-        Ok(Captured { method, listener4, listener6, description })
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or(Error::Confused);
+        let (listener4, udp4) = if v4 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
+        let (listener6, udp6) = if v6 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
+        let replies = Replies(next()?.into());
+        Ok(Captured { method, listener4, listener6, udp4, udp6, replies, description })
     }
 
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde::de::DeserializeOwned;
 use shuttle_common::rule::Rule;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -22,7 +23,8 @@ use tokio::{
 
 use super::{
     Method,
-    ebpf::{Capture, Enclosure, Loader, Prepared, Started},
+    ebpf::{Capture, Enclosure, Loader, Prepared, Reply, Started},
+    replies::{Answer, Question},
     wire::{self, Request, Response, VERSION},
 };
 use crate::plan::Plan;
@@ -67,6 +69,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
         enclosure: None,
         prepared: None,
         capture: None,
+        questions: None,
     };
     let ended = loop {
         tokio::select! {
@@ -77,6 +80,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             },
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
+            question = asked(&mut helper.questions) => helper.reply(question),
         }
     };
     helper.undo().await;
@@ -85,7 +89,9 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
 
 /// A thread reads, so that a client that sends half a message keeps the helper neither from its signals nor from the
 /// kernel's notices. The channel closes at the end of the socket.
-fn receive_requests(stream: UnixStream) -> mpsc::Receiver<Result<Request, wire::Error>> {
+fn receive_requests<T: DeserializeOwned + Send + 'static>(
+    stream: UnixStream,
+) -> mpsc::Receiver<Result<T, wire::Error>> {
     let (sender, receiver) = mpsc::channel(1);
     thread::spawn(move || {
         loop {
@@ -110,6 +116,26 @@ async fn local_changed(capture: &mut Option<Capture>) {
     }
 }
 
+/// The helper's end of the socket pair for replies.
+struct Questions {
+    stream: UnixStream,
+    receiver: mpsc::Receiver<Result<Question, wire::Error>>,
+}
+
+/// The next question. After the last there are none.
+async fn asked(questions: &mut Option<Questions>) -> Question {
+    match questions.as_mut().map(|questions| questions.receiver.recv()) {
+        Some(next) => match next.await {
+            Some(Ok(question)) => return question,
+            Some(Err(error)) => tracing::warn!(%error, "no more replies to datagrams"),
+            None => {}
+        },
+        None => return std::future::pending().await,
+    }
+    *questions = None;
+    std::future::pending().await
+}
+
 struct Helper {
     client: i32,
     greeted: bool,
@@ -117,11 +143,13 @@ struct Helper {
     enclosure: Option<Enclosure>,
     prepared: Option<Prepared>,
     capture: Option<Capture>,
+    questions: Option<Questions>,
 }
 
 impl Helper {
     async fn answer(&mut self, stream: &UnixStream, request: Request) -> Result<(), Error> {
         let mut started = None;
+        let mut replies = None;
         let answer = match request {
             Request::Hello { version } => {
                 self.greeted = version == VERSION;
@@ -132,13 +160,18 @@ impl Helper {
             Request::Prepare { plan, log } => self.prepare(&plan, log).await,
             Request::Capture => {
                 let result = self.start().await;
-                result.map(|it| captured(started.insert(it)))
+                result.map(|(it, stream)| {
+                    replies = Some(stream);
+                    captured(started.insert(it))
+                })
             }
             Request::Replace { rules } => self.replace(&rules),
         };
         let response = answer.unwrap_or_else(|message| Response::Failed { message });
-        let listeners = started.iter().flat_map(|started| [&started.listener4, &started.listener6]).flatten();
-        let descriptors: Vec<_> = listeners.map(AsFd::as_fd).collect();
+        let listeners =
+            started.iter().flat_map(|started| [&started.listeners.v4, &started.listeners.v6]).flatten();
+        let listeners = listeners.flat_map(|listener| [listener.tcp.as_fd(), listener.udp.as_fd()]);
+        let descriptors: Vec<_> = listeners.chain(replies.iter().map(AsFd::as_fd)).collect();
         Ok(wire::send(stream, &response, &descriptors)?)
     }
 
@@ -162,11 +195,28 @@ impl Helper {
         Ok(Response::Prepared)
     }
 
-    async fn start(&mut self) -> Result<Started, String> {
+    async fn start(&mut self) -> Result<(Started, UnixStream), String> {
         let prepared = self.prepared.take().ok_or("no capture is prepared")?;
+        let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
+        let receiver = ours.try_clone().map(receive_requests).map_err(|error| error.to_string())?;
         let (capture, started) = prepared.start().await.map_err(|error| error.to_string())?;
         self.capture = Some(capture);
-        Ok(started)
+        self.questions = Some(Questions { stream: ours, receiver });
+        Ok((started, theirs))
+    }
+
+    fn reply(&mut self, question: Question) {
+        let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
+        let (answer, socket) = match capture.reply(&question) {
+            Ok(Reply::Direct { to, socket }) => (Answer::Direct { to }, socket),
+            Ok(Reply::Relayed(socket)) => (Answer::Relayed, Some(socket)),
+            Err(error) => (Answer::Refused { message: error.to_string() }, None),
+        };
+        let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = wire::send(&questions.stream, &answer, &descriptors) {
+            tracing::debug!(%error, "the client asks for no more replies");
+            self.questions = None;
+        }
     }
 
     fn replace(&mut self, rules: &[Rule]) -> Result<Response, String> {
@@ -196,8 +246,8 @@ impl Helper {
 fn captured(started: &Started) -> Response {
     Response::Captured {
         method: Method::Ebpf,
-        v4: started.listener4.is_some(),
-        v6: started.listener6.is_some(),
+        v4: started.listeners.v4.is_some(),
+        v6: started.listeners.v6.is_some(),
         description: started.description.clone(),
     }
 }

@@ -4,10 +4,12 @@
 //! and undoes it when the client's end of their socket closes, whatever ended the client.
 
 pub mod cleanup;
+pub mod datagrams;
 mod ebpf;
 pub mod handle;
 pub mod helper;
 mod method;
+pub mod replies;
 pub mod wire;
 
 pub use method::Method;

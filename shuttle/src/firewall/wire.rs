@@ -62,13 +62,14 @@ pub enum Response {
     Enclosed,
     /// Answers `Prepare`.
     Prepared,
-    /// Answers `Capture`; the listeners' descriptors come along, IPv4 first.
+    /// Answers `Capture`; descriptors come along: the TCP and the UDP listener of IPv4, then of IPv6, then the client's end
+    /// of the socket pair for [`replies`](super::replies).
     Captured {
         /// The method in use.
         method: Method,
-        /// Whether an IPv4 listener comes along.
+        /// Whether IPv4 listeners come along.
         v4: bool,
-        /// Whether an IPv6 listener comes along.
+        /// Whether IPv6 listeners come along.
         v6: bool,
         /// One line for the user.
         description: String,

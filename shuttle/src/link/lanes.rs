@@ -100,6 +100,8 @@ impl Link {
                 self.connections.remove(&stream);
                 role.was_reset(stream, reason);
             }
+            Event::Datagram { association, peer, bytes } => role.datagram(self, association, peer, &bytes),
+            Event::Closed { association } => role.closed(self, association),
             Event::Goaway { message } => return Err(End::Goaway(message)),
         }
         Ok(())

@@ -17,7 +17,7 @@ use mio::event::{Event as Ready, Source};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::mux::{Door, LaneId, Mux, ProtocolError, Reason, Side, StreamId, Target};
+use crate::mux::{AssociationId, Door, LaneId, Mux, Peer, ProtocolError, Reason, Side, StreamId, Target};
 use connection::Connection;
 pub use pipes::Pipes;
 
@@ -29,6 +29,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Tokens below are stream numbers; from here on each lane has two.
 const FIRST_LANE_TOKEN: usize = StreamId::MOST.0 as usize + 1;
 const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MOST.0 as usize + 1);
+/// From here on each association has one, up to the highest that 32 bits hold.
+const FIRST_ASSOCIATION_TOKEN: usize = 3 << 30;
 
 const fn lane_in(lane: LaneId) -> Token {
     Token(FIRST_LANE_TOKEN + 2 * lane.0 as usize)
@@ -58,8 +60,22 @@ pub trait Role {
     /// Begins a connection to the target of a stream that the far side opened.
     fn dial(&mut self, target: Target) -> Result<TcpStream, Reason>;
 
+    /// A datagram has arrived. To an agent, one of an association that it doesn't know begins it.
+    fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]);
+
+    /// The far side has given up an association, or doesn't know it.
+    fn closed(&mut self, link: &mut Link, association: AssociationId);
+
     /// A source of the role's own is ready; `Break` ends the link as [`End::Stopped`].
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
+
+    /// When [`Self::tick`] is to be called at the latest.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Time has passed.
+    fn tick(&mut self, _link: &mut Link, _now: Instant) {}
 
     /// The far side reset a stream.
     fn was_reset(&mut self, _stream: StreamId, _reason: Reason) {}
@@ -68,6 +84,16 @@ pub trait Role {
 /// The token of a role's own source number `index`.
 pub const fn role_token(index: usize) -> Token {
     Token(FIRST_ROLE_TOKEN + index)
+}
+
+/// The token of the socket of an association, which is the role's own.
+pub const fn association_token(association: AssociationId) -> Token {
+    Token(FIRST_ASSOCIATION_TOKEN + association.0 as usize)
+}
+
+/// The association that a token is of, if it is of one.
+pub fn association_of(token: Token) -> Option<AssociationId> {
+    token.0.checked_sub(FIRST_ASSOCIATION_TOKEN).map(|id| AssociationId(id as u32))
 }
 
 /// Why a link ended.
@@ -99,6 +125,8 @@ pub struct Link {
     connections: HashMap<StreamId, Connection>,
     /// Connections being dialled and when to give up, earliest first.
     dials: VecDeque<(Instant, StreamId)>,
+    /// Sources of the role's own that it has not read dry.
+    again: Vec<Token>,
 }
 
 impl Link {
@@ -113,6 +141,7 @@ impl Link {
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             connections: HashMap::new(),
             dials: VecDeque::new(),
+            again: Vec::new(),
         })
     }
 
@@ -135,6 +164,11 @@ impl Link {
     /// Watches a source of the role's own for reading.
     pub fn watch(&mut self, source: &mut impl Source, token: Token) -> io::Result<()> {
         self.poll.registry().register(source, token, Interest::READABLE)
+    }
+
+    /// Has [`Role::ready`] called with this token in the next turn too, after others have had theirs.
+    pub fn again(&mut self, token: Token) {
+        self.again.push(token);
     }
 
     /// A waker whose wake-ups reach [`Role::ready`] with `token`.
@@ -164,6 +198,21 @@ impl Link {
         Ok(connection)
     }
 
+    /// A new association of this client.
+    pub fn associate(&mut self) -> AssociationId {
+        self.mux.associate()
+    }
+
+    /// Sends a datagram to (or, of an agent, from) `peer`, unless there is more to send than goes.
+    pub fn send_datagram(&mut self, association: AssociationId, peer: Peer, payload: &[u8]) {
+        self.mux.datagram(association, peer, payload, now());
+    }
+
+    /// Ends an association, and tells the far side.
+    pub fn dissociate(&mut self, association: AssociationId) {
+        self.mux.dissociate(association);
+    }
+
     /// Moves bytes until the link ends. The connections stand until the link is dropped.
     pub fn run(&mut self, role: &mut impl Role) -> End {
         let mut events = Events::with_capacity(1024);
@@ -175,12 +224,17 @@ impl Link {
     }
 
     fn turn(&mut self, role: &mut impl Role, events: &mut Events) -> Result<(), End> {
-        self.wait(events)?;
+        self.wait(role.deadline(), events)?;
+        let again = std::mem::take(&mut self.again);
         for ready in events.iter() {
             self.dispatch(ready, role)?;
         }
+        for token in again {
+            self.call(token, role)?;
+        }
         self.read_lanes(role)?;
         let now = now();
+        role.tick(self, now);
         self.give_up_dials(now);
         self.mux.tick(now)?;
         self.write_lanes(role)?;
@@ -190,11 +244,15 @@ impl Link {
         Ok(())
     }
 
-    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let deadline = self.mux.deadline();
+    fn wait(&mut self, role: Option<Instant>, events: &mut Events) -> io::Result<()> {
+        let deadline = role.map_or(self.mux.deadline(), |role| role.min(self.mux.deadline()));
         let deadline = self.dials.front().map_or(deadline, |(dial, _)| deadline.min(*dial));
         let readable = self.lanes.values().any(|pipes| pipes.readable);
-        let timeout = if readable { Duration::ZERO } else { deadline.saturating_duration_since(now()) };
+        let timeout = if readable || !self.again.is_empty() {
+            Duration::ZERO
+        } else {
+            deadline.saturating_duration_since(now())
+        };
         match self.poll.poll(events, Some(timeout)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 events.clear();
@@ -208,13 +266,13 @@ impl Link {
         match ready.token() {
             Token(stream @ ..FIRST_LANE_TOKEN) => self.on_socket(StreamId(stream as u32), ready),
             Token(token @ ..FIRST_ROLE_TOKEN) => self.on_pipe(token - FIRST_LANE_TOKEN, ready),
-            token => {
-                if role.ready(self, token).is_break() {
-                    return Err(End::Stopped);
-                }
-            }
+            token => self.call(token, role)?,
         }
         Ok(())
+    }
+
+    fn call(&mut self, token: Token, role: &mut impl Role) -> Result<(), End> {
+        if role.ready(self, token).is_break() { Err(End::Stopped) } else { Ok(()) }
     }
 
     // Sockets.
@@ -313,8 +371,8 @@ impl Link {
     }
 }
 
-/// The clock of the link; the mux reads none.
-fn now() -> Instant {
+/// The clock of the link and its roles; the mux reads none.
+pub fn now() -> Instant {
     Instant::now()
 }
 

@@ -1,19 +1,23 @@
 //! From a lane's bytes, split anyhow, to frames.
 
-use super::StreamId;
-use super::frame::{DATA_HEADER, Frame, FrameError, HEADER, Header, Kind};
+use std::borrow::Cow;
+
+use super::frame::{DATA_HEADER, Frame, FrameError, HEADER, Header, Kind, decode_peer};
+use super::{AssociationId, Peer, StreamId};
 
 /// One thing found in a lane's bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item<'a> {
-    /// A whole frame other than DATA.
+    /// A whole frame other than DATA and DATAGRAM.
     Frame(Frame),
     /// A piece of a DATA frame's payload, never empty: as much as has arrived.
     Data { stream: StreamId, offset: u64, bytes: &'a [u8] },
+    /// A whole DATAGRAM.
+    Datagram { association: AssociationId, peer: Peer, bytes: Cow<'a, [u8]> },
 }
 
-/// Takes a lane apart. Payloads pass through without a copy; what it holds itself is one partial frame of at most
-/// [`super::frame::MAX_CONTROL_BODY`] bytes.
+/// Takes a lane apart. Payloads pass through without a copy, but for those of datagrams that come in pieces; what it
+/// holds itself is one partial frame, at the most a whole datagram.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     partial: Vec<u8>,
@@ -49,6 +53,15 @@ impl Decoder {
                     self.partial.clear();
                     self.payload = Payload::new(header, head);
                 }
+                Some(Kind::Datagram) => {
+                    let Some(body) = self.body(header.length, input) else { return Ok(None) };
+                    let (peer, start) = decode_peer(&body)?;
+                    let bytes = match body {
+                        Cow::Borrowed(body) => Cow::Borrowed(&body[start..]),
+                        Cow::Owned(mut body) => Cow::Owned(body.split_off(start)),
+                    };
+                    return Ok(Some(Item::Datagram { association: AssociationId(header.id), peer, bytes }));
+                }
                 kind => {
                     if !self.fill(HEADER + header.length, input) {
                         return Ok(None);
@@ -61,6 +74,22 @@ impl Decoder {
                 }
             }
         }
+    }
+
+    /// The whole body of the frame whose header is here, once it is here too: of `input`, unless it came in pieces.
+    fn body<'a>(&mut self, length: usize, input: &mut &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        if self.partial.len() == HEADER
+            && let Some((body, rest)) = input.split_at_checked(length)
+        {
+            *input = rest;
+            self.partial.clear();
+            return Some(Cow::Borrowed(body));
+        }
+        self.fill(HEADER + length, input).then(|| {
+            let body = self.partial.split_off(HEADER);
+            self.partial.clear();
+            Cow::Owned(body)
+        })
     }
 
     /// The first `N` bytes of the frame, once they are here.

@@ -1,5 +1,6 @@
 //! What the mux and its driver say to each other.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use super::frame::FrameError;
@@ -14,8 +15,21 @@ impl StreamId {
     pub const MOST: Self = Self((1 << 31) - 1);
 }
 
-/// A lane's number, given by the client.
+/// The number of an association, given by the client: all that one of its programs' UDP sockets exchanges with whomever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AssociationId(pub u32);
+
+impl AssociationId {
+    /// The highest number: its driver has other uses for those above.
+    pub const MOST: Self = Self((1 << 30) - 1);
+}
+
+/// The far end of a datagram: where the agent sends it to, or had it from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Peer(pub SocketAddr);
+
+/// A lane's number, given by the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub u32);
 
 impl LaneId {
@@ -135,6 +149,20 @@ pub enum Event<'a> {
         /// Why.
         reason: Reason,
     },
+    /// A datagram. To an agent, one of an association that it doesn't know begins it.
+    Datagram {
+        /// The association.
+        association: AssociationId,
+        /// Where it is to go, or came from.
+        peer: Peer,
+        /// Its payload, which may be empty.
+        bytes: Cow<'a, [u8]>,
+    },
+    /// The far side has given up the association, or doesn't know it.
+    Closed {
+        /// The association.
+        association: AssociationId,
+    },
     /// The far side ended the session.
     Goaway {
         /// Why, for people to read.
@@ -166,6 +194,9 @@ pub enum ProtocolError {
     /// An OPEN of a stream that is open, or from an agent, or of a number too high.
     #[error("the far side opened a stream out of turn")]
     Open,
+    /// An association of number 0, or of one too high.
+    #[error("the far side numbered an association out of turn")]
+    Association,
     /// Nothing arrived, not even an answer to a PING.
     #[error("the far side has been silent for {} seconds", (PING_AFTER + DEAD_AFTER).as_secs())]
     Silent,

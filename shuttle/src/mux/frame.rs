@@ -1,15 +1,16 @@
 //! Frames: their layout, as docs/protocol.md has it, and the checks that every field passes on the way in.
 //!
 //! A frame is an 8-byte header (type, 24-bit length of the body, 32-bit stream or lane) and a body. Integers are
-//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]); every other body is at
-//! most [`MAX_CONTROL_BODY`] bytes and parsed whole.
+//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]), that of a DATAGRAM whole; every
+//! other body is at most [`MAX_CONTROL_BODY`] bytes and parsed whole.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
-use super::{Door, Reason, StreamId, Target};
+use super::{AssociationId, Door, Peer, Reason, StreamId, Target};
 
 /// The version that both sides must have in common.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The first bytes of every HELLO body.
 pub(super) const MAGIC: [u8; 8] = *b"shuttle\0";
 /// Bytes of the header.
@@ -18,7 +19,11 @@ pub(super) const HEADER: usize = 8;
 pub(super) const DATA_HEADER: usize = HEADER + 8;
 /// The longest payload of one DATA frame.
 pub(super) const MAX_DATA: usize = 256 * 1024;
-/// The longest body of a frame other than DATA.
+/// The longest payload of a datagram: what IPv6 can carry without jumbograms (RFC 8200), which is more than IPv4 can.
+pub(super) const MAX_DATAGRAM: usize = 65_535 - 8;
+/// Bytes of a DATAGRAM's body before its payload: family, address, port.
+const PEER_LENGTHS: RangeInclusive<usize> = 1 + 4 + 2..=1 + 16 + 2;
+/// The longest body of a frame other than DATA and DATAGRAM.
 pub(super) const MAX_CONTROL_BODY: usize = 1024;
 
 /// The types of frame, by their number on the wire.
@@ -51,6 +56,10 @@ pub enum Kind {
     Reset = 0x14,
     /// The offset up to which a stream's far side may send.
     Credit = 0x15,
+    /// A datagram of an association, to or from a peer.
+    Datagram = 0x20,
+    /// An association ends.
+    Close = 0x21,
 }
 
 impl Kind {
@@ -69,6 +78,8 @@ impl Kind {
             0x13 => Self::Fin,
             0x14 => Self::Reset,
             0x15 => Self::Credit,
+            0x20 => Self::Datagram,
+            0x21 => Self::Close,
             _ => return None,
         })
     }
@@ -84,7 +95,7 @@ pub(super) struct Header {
     pub(super) kind: Option<Kind>,
     /// Length of the body, bytes.
     pub(super) length: usize,
-    /// The stream, or for HELLO and ACK the lane; else 0.
+    /// The stream, association, or for HELLO and ACK the lane; else 0.
     pub(super) id: u32,
 }
 
@@ -94,14 +105,15 @@ impl Header {
         let [number, l0, l1, l2, i0, i1, i2, i3] = bytes;
         let length = u32::from_be_bytes([0, l0, l1, l2]) as usize;
         let kind = Kind::from_wire(number);
-        let limit = match kind {
-            Some(Kind::Data) => MAX_DATA + (DATA_HEADER - HEADER),
-            Some(_) | None => MAX_CONTROL_BODY,
+        let limits = match kind {
+            Some(Kind::Data) => DATA_HEADER - HEADER..=MAX_DATA + (DATA_HEADER - HEADER),
+            Some(Kind::Datagram) => *PEER_LENGTHS.start()..=MAX_DATAGRAM + *PEER_LENGTHS.end(),
+            Some(_) | None => 0..=MAX_CONTROL_BODY,
         };
         if kind.is_none() && number < FIRST_OPTIONAL {
             return Err(FrameError::UnknownKind(number));
         }
-        if length > limit || (kind == Some(Kind::Data) && length < DATA_HEADER - HEADER) {
+        if !limits.contains(&length) {
             return Err(FrameError::Length { kind: number, length });
         }
         Ok(Self { kind, length, id: u32::from_be_bytes([i0, i1, i2, i3]) })
@@ -117,6 +129,35 @@ pub(super) fn encode_data_header(out: &mut [u8; DATA_HEADER], stream: StreamId, 
     out[8..].copy_from_slice(&offset.to_be_bytes());
 }
 
+/// A whole DATAGRAM frame.
+pub(super) fn encode_datagram(association: AssociationId, peer: Peer, payload: &[u8]) -> Vec<u8> {
+    debug_assert!(payload.len() <= MAX_DATAGRAM);
+    let mut out = Vec::with_capacity(HEADER + PEER_LENGTHS.end() + payload.len());
+    out.extend([0; HEADER]);
+    encode_address(peer.0, &mut out);
+    out.extend(payload);
+    fill_header(&mut out, Kind::Datagram, association.0);
+    out
+}
+
+/// The peer of a DATAGRAM and how many bytes of its body that takes.
+pub(super) fn decode_peer(body: &[u8]) -> Result<(Peer, usize), FrameError> {
+    let mut rest = Body { kind: Kind::Datagram, rest: body };
+    let peer = Peer(rest.address()?);
+    let payload = rest.rest.len();
+    if payload > MAX_DATAGRAM {
+        return Err(FrameError::Malformed(Kind::Datagram));
+    }
+    Ok((peer, body.len() - payload))
+}
+
+/// Writes the header of a frame whose body follows it.
+fn fill_header(frame: &mut [u8], kind: Kind, id: u32) {
+    let [_, l0, l1, l2] = ((frame.len() - HEADER) as u32).to_be_bytes();
+    frame[..4].copy_from_slice(&[kind as u8, l0, l1, l2]);
+    frame[4..HEADER].copy_from_slice(&id.to_be_bytes());
+}
+
 /// What a side says first on a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
@@ -126,7 +167,7 @@ pub(super) struct Hello {
     pub(super) initial_credit: u64,
 }
 
-/// A frame other than DATA.
+/// A frame other than DATA and DATAGRAM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Frame {
     /// See [`Kind::Hello`]. `lane` is the number the client gave this lane.
@@ -154,6 +195,8 @@ pub(super) enum Frame {
     Reset { stream: StreamId, reason: Reason },
     /// The sender takes bytes up to offset `limit`; a lower limit than an earlier one says nothing.
     Credit { stream: StreamId, limit: u64 },
+    /// The sender has given up the association, or doesn't know it.
+    Close { association: AssociationId },
 }
 
 /// The number of TCP in OPEN's first field.
@@ -218,14 +261,12 @@ impl Frame {
                 out.extend(limit.to_be_bytes());
                 (Kind::Credit, stream.0)
             }
+            Self::Close { association } => (Kind::Close, association.0),
         };
-        let length = (out.len() - start - HEADER) as u32;
-        let [_, l0, l1, l2] = length.to_be_bytes();
-        out[start..start + 4].copy_from_slice(&[kind as u8, l0, l1, l2]);
-        out[start + 4..start + 8].copy_from_slice(&id.to_be_bytes());
+        fill_header(&mut out[start..], kind, id);
     }
 
-    /// Parses the whole body of a frame other than DATA.
+    /// Parses the whole body of a frame other than DATA and DATAGRAM.
     pub(super) fn decode(kind: Kind, id: u32, body: &[u8]) -> Result<Self, FrameError> {
         let mut body = Body { kind, rest: body };
         let stream = StreamId(id);
@@ -263,7 +304,8 @@ impl Frame {
             Kind::Fin => Self::Fin { stream, end: body.u64()? },
             Kind::Reset => Self::Reset { stream, reason: Reason::from_wire(body.array::<1>()?[0]) },
             Kind::Credit => Self::Credit { stream, limit: body.u64()? },
-            Kind::Data => return Err(FrameError::Malformed(kind)),
+            Kind::Close => Self::Close { association: AssociationId(id) },
+            Kind::Data | Kind::Datagram => return Err(FrameError::Malformed(kind)),
         };
         if body.rest.is_empty() { Ok(frame) } else { Err(FrameError::Malformed(kind)) }
     }
@@ -356,6 +398,9 @@ mod tests {
             (0x12, data, Ok(Some(Kind::Data))),
             (0x12, data + 1, Err(FrameError::Length { kind: 0x12, length: MAX_DATA + 9 })),
             (0x12, 7, Err(FrameError::Length { kind: 0x12, length: 7 })),
+            (0x20, 65_527 + 19, Ok(Some(Kind::Datagram))),
+            (0x20, 65_528 + 19, Err(FrameError::Length { kind: 0x20, length: 65_528 + 19 })),
+            (0x20, 6, Err(FrameError::Length { kind: 0x20, length: 6 })),
             (0x05, 1024, Ok(Some(Kind::Goaway))),
             (0x05, 1025, Err(FrameError::Length { kind: 0x05, length: 1025 })),
             (0x7f, 0, Err(FrameError::UnknownKind(0x7f))),
@@ -376,7 +421,7 @@ mod tests {
         for (kind, body, expected) in [
             (Kind::Hello, hello(9), FrameError::Version(9)),
             (Kind::Hello, vec![0; 18], FrameError::Magic),
-            (Kind::Hello, [hello(1), vec![0]].concat(), FrameError::Malformed(Kind::Hello)),
+            (Kind::Hello, [hello(VERSION), vec![0]].concat(), FrameError::Malformed(Kind::Hello)),
             (Kind::Open, vec![0; 8], FrameError::Malformed(Kind::Open)),
             (
                 Kind::Open,
@@ -386,6 +431,7 @@ mod tests {
             (Kind::Credit, vec![0; 7], FrameError::Malformed(Kind::Credit)),
             (Kind::Credit, vec![0; 9], FrameError::Malformed(Kind::Credit)),
             (Kind::Data, vec![0; 8], FrameError::Malformed(Kind::Data)),
+            (Kind::Close, vec![0], FrameError::Malformed(Kind::Close)),
         ] {
             assert_eq!(Frame::decode(kind, 1, &body), Err(expected), "{kind:?} {body:?}");
         }

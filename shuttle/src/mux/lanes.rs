@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::lane::Lane;
-use super::stream::Stream;
 use super::{LaneId, ProtocolError};
 
 /// A stream changes to the emptiest lane when that has this many bytes less in flight: not for every chunk, or the
@@ -88,19 +87,19 @@ impl Lanes {
         self.iter().map(|(_, lane)| lane.out.written_in_flight()).sum()
     }
 
-    /// The lane that takes the stream's next bytes, of those that can be written to and have less than `most` in
-    /// flight: the one that took its last, or one that has clearly less in flight.
-    pub(super) fn choose(&self, stream: &Stream, most: u64) -> Option<Room> {
+    /// The lane that takes a sender's next bytes, of those that can be written to and have less than `most` in flight:
+    /// the one that took its `last`, or one that has clearly less in flight. What is not `known` to the far side goes by
+    /// the first.
+    pub(super) fn choose(&self, last: LaneId, known: bool, most: u64) -> Option<Room> {
         let takes = |lane: &Lane| {
             lane.greeted && lane.writable && lane.out.unwritten_len() < BATCH && lane.out.in_flight() < most
         };
-        let candidates =
-            self.iter().filter(|(id, lane)| takes(lane) && (stream.known || *id == LaneId::FIRST));
+        let candidates = self.iter().filter(|(id, lane)| takes(lane) && (known || *id == LaneId::FIRST));
         let (id, emptiest) = candidates.min_by_key(|(_, lane)| lane.out.in_flight())?;
-        let last = self
-            .get(stream.lane)
+        let before = self
+            .get(last)
             .filter(|lane| takes(lane) && lane.out.in_flight() < emptiest.out.in_flight() + WORTH_A_CHANGE);
-        let (lane, chosen) = last.map_or((id, emptiest), |lane| (stream.lane, lane));
+        let (lane, chosen) = before.map_or((id, emptiest), |lane| (last, lane));
         Some(Room { lane, bytes: most - chosen.out.in_flight() })
     }
 }

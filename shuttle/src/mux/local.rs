@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::credit::ReceiveWindow;
 use super::frame::Frame;
+use super::schedule::Sender;
 use super::stream::Stream;
 use super::{Mux, Reason, StreamId, Target};
 
@@ -43,7 +44,7 @@ impl Mux {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.readable = readable;
             if state.can_send() {
-                self.schedule.add_new(stream, state);
+                self.schedule.add_new(Sender::Stream(stream), &mut state.turn);
             }
         }
     }

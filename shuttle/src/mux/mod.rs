@@ -1,4 +1,4 @@
-//! Streams over lanes: the pure state of one end.
+//! Streams and datagrams over lanes: the pure state of one end.
 //!
 //! A [`Mux`] has no socket and reads no clock. Its driver ([`crate::link`]) hands it the bytes that arrive and
 //! `now`, and carries out what comes back:
@@ -8,6 +8,7 @@
 //! - **Local ends.** [`Mux::open`] or [`Event::Open`] begins a stream; [`Mux::readable`], [`Mux::finish`],
 //!   [`Mux::opened`], [`Mux::reset`] say what its socket did; [`Mux::take`], [`Mux::inbox`], [`Mux::drain`] and
 //!   [`Mux::shut`] move arrived bytes to it.
+//! - **Datagrams.** [`Mux::associate`], [`Mux::datagram`], [`Mux::dissociate`].
 //! - **Out.** [`Mux::prepare`], then [`Mux::grant`] and [`Mux::send`] as long as there are grants, then
 //!   [`Mux::unwritten`] and [`Mux::wrote`] for each lane; [`Mux::writable`] says which of them can be written to.
 //! - **Time.** [`Mux::tick`] at [`Mux::deadline`].
@@ -16,6 +17,7 @@
 //! reads into the lane's own segment).
 
 mod credit;
+mod datagrams;
 mod decode;
 mod event;
 mod frame;
@@ -37,10 +39,13 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use event::{Door, Event, Grant, LaneId, ProtocolError, Reason, Side, StreamId, Target};
+pub use event::{
+    AssociationId, Door, Event, Grant, LaneId, Peer, ProtocolError, Reason, Side, StreamId, Target,
+};
 pub use frame::{FrameError, VERSION};
 
 use credit::Budget;
+use datagrams::Associations;
 use frame::{Frame, Hello};
 use lanes::Lanes;
 use pacing::Pacing;
@@ -64,6 +69,7 @@ pub struct Mux {
     streams: HashMap<StreamId, Stream>,
     /// What all of them may be sent together.
     budget: Budget,
+    associations: Associations,
     schedule: Schedule,
     /// Frames other than DATA and their lanes, in order; they go before any DATA.
     control: VecDeque<(LaneId, Frame)>,
@@ -90,6 +96,7 @@ impl Mux {
             pacing: Pacing::new(now),
             streams: HashMap::new(),
             budget: Budget::default(),
+            associations: Associations::default(),
             schedule: Schedule::default(),
             control: VecDeque::new(),
             scratch: Vec::new(),

@@ -156,11 +156,12 @@ impl Outgoing {
         Some(newly)
     }
 
-    /// The frames that may not have arrived whole, each with its header, but for those that only concern this lane.
+    /// The frames that may not have arrived whole, each with its header, but for those that only concern this lane, and
+    /// datagrams, which would come late.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
         let frames = self.segments.iter().flat_map(Segment::frames);
-        let of_lane = |kind| matches!(kind, Some(Kind::Hello | Kind::Ack));
-        frames.filter(move |(kind, end, _)| *end > self.acked && !of_lane(*kind)).map(|(.., frame)| frame)
+        let is_lost = |kind| matches!(kind, Some(Kind::Hello | Kind::Ack | Kind::Datagram));
+        frames.filter(move |(kind, end, _)| *end > self.acked && !is_lost(*kind)).map(|(.., frame)| frame)
     }
 
     /// Uses the only segment from its beginning again once nothing in it is needed.

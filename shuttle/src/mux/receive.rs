@@ -7,6 +7,7 @@ use super::decode::Item;
 use super::frame::{Frame, Hello};
 use super::inbox::Arrival;
 use super::lane::Lane;
+use super::schedule::Sender;
 use super::stream::Stream;
 use super::{Event, LaneId, Mux, ProtocolError, Side, StreamId, Target};
 
@@ -37,6 +38,7 @@ impl Mux {
             let event = match item {
                 Item::Frame(frame) => self.on_frame(lane, frame, now)?,
                 Item::Data { stream, offset, bytes } => self.on_data(stream, offset, bytes)?,
+                Item::Datagram { association, peer, bytes } => self.on_datagram(association, peer, bytes)?,
             };
             if event.is_some() {
                 return Ok(event);
@@ -93,6 +95,10 @@ impl Mux {
                 state.set_end(end)?;
                 return Ok(Some(Event::Arrived { stream }));
             }
+            Frame::Close { association } => {
+                self.associations.remove(association);
+                return Ok(Some(Event::Closed { association }));
+            }
             Frame::Reset { stream, reason } => {
                 return Ok(self.forget(stream).map(|_| Event::Reset { stream, reason }));
             }
@@ -140,7 +146,7 @@ impl Mux {
             state.known = true;
             state.send_limit = state.send_limit.max(limit);
             if state.can_send() {
-                self.schedule.add_old(stream, state);
+                self.schedule.add_old(Sender::Stream(stream), &mut state.turn);
             }
         }
     }

@@ -1,18 +1,21 @@
-//! Which stream sends next: deficit round robin, with streams that were idle before those that were not.
+//! Who sends next, stream or association: deficit round robin, with those that were idle before those that were not.
 //!
 //! The scheme is fq_codel's (RFC 8290, section 4.2) without its dropping: a stream that becomes ready joins the new
 //! list with a quantum to spend; having spent it, it joins the end of the old list. One that has spent less keeps the
 //! rest, and so goes on being new, until the old list has gone round. So a stream that sends little never waits for
-//! one that sends much, and those that send much share equally.
+//! one that sends much, and those that send much share equally. An association counts as a stream: a call goes before
+//! bulk, a flood of datagrams gets no more than its share.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{StreamId, stream::Stream};
+use super::datagrams::Associations;
+use super::stream::Stream;
+use super::{AssociationId, StreamId};
 
-/// Bytes that a stream may send as a new one: a request, or a small answer.
+/// Bytes that a sender may send as a new one: a request, or a small answer.
 pub(super) const NEW_QUANTUM: i64 = 16 * 1024;
 
-/// Where a stream stands.
+/// Where a sender stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Listed {
     /// It has nothing to send, or no credit.
@@ -24,68 +27,104 @@ pub(super) enum Listed {
     Old,
 }
 
-/// The two lists. Each stream keeps its own deficit and place.
+/// What takes turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    Stream(StreamId),
+    Association(AssociationId),
+}
+
+/// What the schedule knows of a sender; each keeps its own.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// Bytes it may send in this turn.
+    pub(super) deficit: i64,
+    /// The turn at which it last got a new sender's quantum, plus one.
+    renewed: u64,
+    /// Its place.
+    pub(super) listed: Listed,
+}
+
+/// All that may be listed.
+pub(super) struct Senders<'a> {
+    pub(super) streams: &'a mut HashMap<StreamId, Stream>,
+    pub(super) associations: &'a mut Associations,
+}
+
+impl Senders<'_> {
+    /// The sender's turn, and whether it can send; `None` when it is gone.
+    fn find(&mut self, sender: Sender) -> Option<(&mut Turn, bool)> {
+        match sender {
+            Sender::Stream(id) => {
+                self.streams.get_mut(&id).map(|stream| (stream.can_send(), &mut stream.turn))
+            }
+            Sender::Association(id) => self
+                .associations
+                .get_mut(id)
+                .map(|association| (association.can_send(), &mut association.turn)),
+        }
+        .map(|(can_send, turn)| (turn, can_send))
+    }
+}
+
+/// The two lists.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    new: VecDeque<StreamId>,
-    old: VecDeque<StreamId>,
-    /// Turns that streams of the old list have used up.
+    new: VecDeque<Sender>,
+    old: VecDeque<Sender>,
+    /// Turns that senders of the old list have used up.
     turns: u64,
 }
 
 impl Schedule {
-    /// Adds a stream whose local end has something to send again, unless it is listed.
-    pub(super) fn add_new(&mut self, id: StreamId, stream: &mut Stream) {
-        if stream.listed != Listed::Nowhere {
+    /// Adds a sender that has something to send again, unless it is listed.
+    pub(super) fn add_new(&mut self, sender: Sender, turn: &mut Turn) {
+        if turn.listed != Listed::Nowhere {
             return;
         }
-        if self.turns >= stream.renewed + self.old.len() as u64 {
-            stream.deficit = NEW_QUANTUM;
-            stream.renewed = self.turns + 1;
+        if self.turns >= turn.renewed + self.old.len() as u64 {
+            turn.deficit = NEW_QUANTUM;
+            turn.renewed = self.turns + 1;
         }
-        if stream.deficit > 0 {
-            stream.listed = Listed::New;
-            self.new.push_back(id);
+        if turn.deficit > 0 {
+            turn.listed = Listed::New;
+            self.new.push_back(sender);
         } else {
-            self.add_old(id, stream);
+            self.add_old(sender, turn);
         }
     }
 
     /// Adds a stream that had more to send than credit, unless it is listed: it was never idle.
-    pub(super) fn add_old(&mut self, id: StreamId, stream: &mut Stream) {
-        if stream.listed == Listed::Nowhere {
-            stream.listed = Listed::Old;
-            self.old.push_back(id);
+    pub(super) fn add_old(&mut self, sender: Sender, turn: &mut Turn) {
+        if turn.listed == Listed::Nowhere {
+            turn.listed = Listed::Old;
+            self.old.push_back(sender);
         }
     }
 
-    /// The stream whose turn it is, of `quantum` bytes for one of the old list. It keeps its turn until its deficit is
-    /// spent or it can't send.
-    pub(super) fn next(&mut self, streams: &mut HashMap<StreamId, Stream>, quantum: i64) -> Option<StreamId> {
+    /// Whose turn it is, of `quantum` bytes for one of the old list, and its place. It keeps its turn until its deficit
+    /// is spent or it can't send.
+    pub(super) fn next(&mut self, senders: &mut Senders<'_>, quantum: i64) -> Option<(Sender, Listed)> {
         loop {
             let (list, place) =
                 if self.new.is_empty() { (&mut self.old, Listed::Old) } else { (&mut self.new, Listed::New) };
-            let id = *list.front()?;
-            match streams.get_mut(&id) {
-                Some(stream) if stream.can_send() && stream.deficit > 0 => return Some(id),
-                Some(stream) => {
+            let sender = *list.front()?;
+            match senders.find(sender) {
+                Some((turn, true)) if turn.deficit > 0 => return Some((sender, place)),
+                Some((turn, can_send)) => {
                     list.pop_front();
                     self.turns += u64::from(place == Listed::Old);
-                    self.move_on(id, stream, quantum);
+                    // One that has used its turn goes to the end of the old list; one that can't send leaves.
+                    turn.listed = Listed::Nowhere;
+                    if can_send {
+                        turn.deficit += quantum;
+                        self.add_old(sender, turn);
+                    }
                 }
                 None => {
                     list.pop_front();
                 }
             }
-        }
-    }
-
-    /// A stream that has used its turn goes to the end of the old list; one that can't send leaves.
-    fn move_on(&mut self, id: StreamId, stream: &mut Stream, quantum: i64) {
-        stream.listed = Listed::Nowhere;
-        if stream.can_send() {
-            stream.deficit += quantum;
-            self.add_old(id, stream);
         }
     }
 }

@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use super::frame::{self, DATA_HEADER, Frame};
-use super::schedule::Listed;
-use super::{Grant, LEAST_CHUNK, LaneId, Mux, Side};
+use super::schedule::{Listed, Sender, Senders};
+use super::{AssociationId, Grant, LEAST_CHUNK, LaneId, Mux, Side, StreamId};
 
 impl Mux {
     /// Puts everything but DATA that is due onto the lanes.
     pub fn prepare(&mut self, now: Instant) {
         self.pacing.tick(now);
+        self.associations.advance(now);
         if let Some(token) = self.pong.take() {
             self.tell(Frame::Pong { token });
         }
@@ -30,34 +31,60 @@ impl Mux {
         }
     }
 
-    /// Which stream may send next, how much, and by which lane. Asking changes nothing; [`Self::send`],
-    /// [`Self::readable`], [`Self::finish`] or [`Self::reset`] must follow, or the same grant comes again.
+    /// Which stream may send next, how much, and by which lane. Asking puts the datagrams whose turn it is onto the lanes,
+    /// and changes nothing else; [`Self::send`], [`Self::readable`], [`Self::finish`] or [`Self::reset`] must follow, or
+    /// the same grant comes again.
     pub fn grant(&mut self) -> Option<Grant> {
         self.greeted?;
-        let in_flight = self.lanes.in_flight();
-        if self.pacing.room(in_flight, true) == 0 {
-            self.notice_narrow();
-            return None;
+        loop {
+            let in_flight = self.lanes.in_flight();
+            if self.pacing.room(in_flight, true) == 0 {
+                self.notice_narrow();
+                return None;
+            }
+            let mut senders = Senders { streams: &mut self.streams, associations: &mut self.associations };
+            let Some((sender, place)) = self.schedule.next(&mut senders, self.pacing.chunk() as i64) else {
+                self.pacing.starve(true);
+                return None;
+            };
+            let room = self.pacing.room(in_flight, place == Listed::New);
+            if room == 0 {
+                self.notice_narrow();
+                return None;
+            }
+            self.pacing.starve(false);
+            match sender {
+                Sender::Stream(stream) => return self.grant_stream(stream, room),
+                Sender::Association(association) => self.send_datagram(association)?,
+            }
         }
-        let chunk = self.pacing.chunk();
-        let Some(stream) = self.schedule.next(&mut self.streams, chunk as i64) else {
-            self.pacing.starve(true);
-            return None;
-        };
+    }
+
+    fn grant_stream(&mut self, stream: StreamId, room: u64) -> Option<Grant> {
         let state = self.streams.get(&stream)?;
-        let room = self.pacing.room(in_flight, state.listed == Listed::New);
-        if room == 0 {
-            self.notice_narrow();
-            return None;
-        }
-        self.pacing.starve(false);
-        let Some(on_lane) = self.lanes.choose(state, self.pacing.most_on_lane()) else {
+        let Some(on_lane) = self.lanes.choose(state.lane, state.known, self.pacing.most_on_lane()) else {
             self.notice_narrow();
             return None;
         };
         let credit = state.send_limit - state.sent;
-        let most = room.min(on_lane.bytes).min(credit).min(chunk as u64) as usize;
+        let most = room.min(on_lane.bytes).min(credit).min(self.pacing.chunk() as u64) as usize;
         Some(Grant { lane: on_lane.lane, stream, most })
+    }
+
+    /// Puts the association's next datagram onto a lane, whole though it may exceed what there is room for. `None`: no
+    /// lane takes it.
+    fn send_datagram(&mut self, id: AssociationId) -> Option<()> {
+        let association = self.associations.get_mut(id)?;
+        let Some(on_lane) = self.lanes.choose(association.lane, true, self.pacing.most_on_lane()) else {
+            self.notice_narrow();
+            return None;
+        };
+        // `None` when all that waited had become stale.
+        if let Some(frame) = self.associations.take(id, on_lane.lane) {
+            self.lanes.get_or_first(on_lane.lane).out.push(&frame);
+            self.pacing.spend(frame.len());
+        }
+        Some(())
     }
 
     /// No more may be in flight: it may be for the number of lanes.
@@ -87,7 +114,7 @@ impl Mux {
         self.pacing.spend(DATA_HEADER + length);
         state.lane = grant.lane;
         state.sent += length as u64;
-        state.deficit -= length as i64;
+        state.turn.deficit -= length as i64;
     }
 
     /// The lane can be written to, or (`false`) takes no more for now.

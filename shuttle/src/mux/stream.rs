@@ -11,7 +11,7 @@
 
 use super::credit::ReceiveWindow;
 use super::inbox::{Arrival, Inbox};
-use super::schedule::Listed;
+use super::schedule::Turn;
 use super::{LaneId, ProtocolError};
 
 /// The state of one stream.
@@ -29,12 +29,8 @@ pub(super) struct Stream {
     pub(super) finished: bool,
     /// The local end may have bytes to send.
     pub(super) readable: bool,
-    /// Bytes it may send in this turn.
-    pub(super) deficit: i64,
-    /// The turn at which it last got a new stream's quantum, plus one.
-    pub(super) renewed: u64,
     /// Its place in the schedule.
-    pub(super) listed: Listed,
+    pub(super) turn: Turn,
 
     /// What the far side may send.
     pub(super) window: ReceiveWindow,
@@ -56,9 +52,7 @@ impl Stream {
             send_limit,
             finished: false,
             readable: false,
-            deficit: 0,
-            renewed: 0,
-            listed: Listed::Nowhere,
+            turn: Turn::default(),
             window,
             inbox: Inbox::default(),
             end: None,

@@ -1,5 +1,6 @@
 //! Properties of the mux as a whole: what goes in at one end comes out at the other, whatever happens between.
 
+mod datagrams;
 mod frames;
 mod lanes;
 
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::credit::{FLOOR, ReceiveWindow};
-use super::frame::{DATA_HEADER, Frame, Hello, VERSION, encode_data_header};
+use super::frame::{DATA_HEADER, Frame, Hello, MAX_DATAGRAM, VERSION, encode_data_header, encode_datagram};
 use super::inbox::Arrival;
 use super::*;
 use frames::{Found, encode};
@@ -26,6 +27,8 @@ struct End {
     got: HashMap<StreamId, Vec<u8>>,
     ended: HashMap<StreamId, usize>,
     resets: HashMap<StreamId, Reason>,
+    datagrams: Vec<(AssociationId, Peer, Vec<u8>)>,
+    closed: Vec<AssociationId>,
     /// Bytes that each program takes at once; 0 stalls.
     appetite: usize,
 }
@@ -38,6 +41,8 @@ impl End {
             got: HashMap::new(),
             ended: HashMap::new(),
             resets: HashMap::new(),
+            datagrams: Vec::new(),
+            closed: Vec::new(),
             appetite: usize::MAX,
         }
     }
@@ -107,6 +112,10 @@ impl End {
                 Event::Reset { stream, reason } => {
                     self.resets.insert(stream, reason);
                 }
+                Event::Datagram { association, peer, bytes } => {
+                    self.datagrams.push((association, peer, bytes.into_owned()));
+                }
+                Event::Closed { association } => self.closed.push(association),
                 Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
                 Event::Goaway { message } => panic!("{message}"),
             }

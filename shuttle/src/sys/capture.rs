@@ -5,7 +5,7 @@ use std::{
     fs::OpenOptions,
     io,
     mem::size_of,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 /// The root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that nobody else
@@ -70,6 +70,19 @@ pub fn wait_for_packets() {
     if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0_usize, 0_usize) } != 0 {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
+}
+
+/// Has the kernel compute the checksum of what a raw IPv6 socket sends, and put it at this offset (IPV6_CHECKSUM, RFC 3542).
+pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
+    const IPV6_CHECKSUM: libc::c_int = 7;
+    let offset = libc::c_int::from(offset);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value outlives the call and has the length given.
+    let failed = unsafe {
+        let value = (&raw const offset).cast();
+        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_IPV6, IPV6_CHECKSUM, value, length)
+    };
+    if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {

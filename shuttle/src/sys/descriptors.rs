@@ -9,7 +9,7 @@ use nix::sys::socket::{
 use nix::unistd::geteuid;
 
 /// The most descriptors that one message can carry.
-pub const MAX_DESCRIPTORS: usize = 4;
+pub const MAX_DESCRIPTORS: usize = 8;
 
 /// Whether the process at the other end of a UNIX socket belonged to this process's user when it connected or listened.
 pub fn peer_is_own_user(socket: impl AsFd) -> io::Result<bool> {

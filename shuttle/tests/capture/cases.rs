@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, router,
+    lifetime, router, udp,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -39,6 +39,15 @@ pub(crate) const ALL: &[Case] = &[
     ("without_ipv6", without_ipv6),
     ("without_capturing_ipv6", without_capturing_ipv6),
     ("errors_are_named", errors_are_named),
+    ("udp_steering", udp::steering),
+    ("udp_of_the_link", udp::what_is_for_the_link_stays),
+    ("udp_one_socket", udp::one_socket),
+    ("udp_port_ranges", udp::port_ranges),
+    ("udp_long_datagrams", udp::long_datagrams),
+    ("udp_segmented", udp::segmented),
+    ("udp_replies_are_confined", udp::replies_are_confined),
+    ("udp_killed_helper", udp::killed_helper),
+    ("udp_bypass", udp::bypass),
     ("kernel_rules", kernel_rules::equal_the_reference),
     ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
 ];

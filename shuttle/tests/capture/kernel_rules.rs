@@ -50,7 +50,7 @@ pub(crate) fn equal_the_reference() {
     println!("{checked} destinations agree");
 }
 
-/// Only TCP, and not what carries the bypass bit.
+/// Only TCP and UDP, and not what carries the bypass bit.
 pub(crate) fn every_kind_of_socket() {
     const BYPASS: u32 = 0x2000_0000;
     const CAPTURE: u32 = 0x1000_0000;
@@ -63,8 +63,9 @@ pub(crate) fn every_kind_of_socket() {
         (Type::STREAM, 0xca6c, 0xca6c | CAPTURE),
         (Type::STREAM, BYPASS, BYPASS),
         (Type::STREAM, BYPASS | CAPTURE, BYPASS | CAPTURE),
-        (Type::DGRAM, 0, 0),
-        (Type::DGRAM, 5, 5),
+        (Type::DGRAM, 0, CAPTURE),
+        (Type::DGRAM, 5, 5 | CAPTURE),
+        (Type::DGRAM, BYPASS, BYPASS),
     ];
     for (kind, before, after) in rows {
         for destination in ["192.0.2.1:80", "[2001:db8::1]:80", "[::ffff:192.0.2.1]:80"] {
@@ -76,6 +77,17 @@ pub(crate) fn every_kind_of_socket() {
             drop(socket.connect(&destination.into()));
             assert_eq!(socket.mark().expect("a mark"), after, "{kind:?} {before:#x} {destination}");
         }
+    }
+    // Sockets for pings are of the same type as those of UDP.
+    for (destination, protocol) in
+        [("192.0.2.1:80", Protocol::ICMPV4), ("[2001:db8::1]:80", Protocol::ICMPV6)]
+    {
+        std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").expect("a sysctl");
+        let destination: SocketAddr = destination.parse().expect("an address");
+        let domain = Domain::for_address(destination);
+        let socket = Socket::new(domain, Type::DGRAM, Some(protocol)).expect("a socket");
+        drop(socket.connect(&destination.into()));
+        assert_eq!(socket.mark().expect("a mark"), 0, "{protocol:?}");
     }
 }
 

@@ -7,6 +7,7 @@ mod kernel_rules;
 mod lab;
 mod lifetime;
 mod router;
+mod udp;
 
 use std::{
     env, io,

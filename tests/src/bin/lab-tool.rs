@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use shuttle_tests::link::{Shape, relay};
 use shuttle_tests::traffic::bulk::Direction;
-use shuttle_tests::traffic::{bulk, connects, exchange, hold, port, probe, rtt, serve};
+use shuttle_tests::traffic::{bulk, connects, exchange, hold, port, probe, rtt, serve, udp};
 
 #[derive(Parser)]
 enum Tool {
@@ -87,12 +87,58 @@ enum Tool {
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
+    /// Datagrams to echo services.
+    Udp {
+        #[command(flatten)]
+        plan: Datagrams,
+    },
+    /// The same, beside bulk flows.
+    UdpLoaded {
+        bulk: SocketAddr,
+        direction: Direction,
+        #[arg(long, default_value_t = 4)]
+        flows: usize,
+        #[command(flatten)]
+        plan: Datagrams,
+    },
+    /// As whom one socket is seen by `who` ports. Each line of standard input asks again.
+    UdpWho { services: Vec<SocketAddr> },
+    /// How many of so many sockets a `who` port answers.
+    UdpMany { service: SocketAddr, count: usize },
     /// Sends without end to the echo service and never reads, until standard input ends.
     Flood {
         address: SocketAddr,
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
+}
+
+#[derive(clap::Args)]
+struct Datagrams {
+    #[arg(long)]
+    to: Vec<SocketAddr>,
+    #[arg(long)]
+    from: Option<SocketAddr>,
+    #[arg(long)]
+    connected: bool,
+    #[arg(long, default_value_t = 64)]
+    length: usize,
+    #[arg(long, default_value_t = 1)]
+    window: usize,
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    #[arg(long, default_value_t = 0)]
+    pause_ms: u64,
+}
+
+impl Datagrams {
+    fn plan(self) -> udp::Plan {
+        let Self { to, from, connected, length, window, batch, seconds, pause_ms } = self;
+        let (time, pause) = (Duration::from_secs_f64(seconds), Duration::from_millis(pause_ms));
+        udp::Plan { to, from, connected, length, window, batch, time, pause }
+    }
 }
 
 fn main() -> Result<()> {
@@ -127,6 +173,20 @@ fn main() -> Result<()> {
             print(&probe::fate(address, Duration::from_millis(limit_ms), || print(&"standing"))?)
         }
         Tool::Connects { address, total, at_once } => print(&connects::run(address, total, at_once)),
+        Tool::Udp { plan } => print(&udp::run(&plan.plan())?),
+        Tool::UdpLoaded { bulk, direction, flows, plan } => {
+            print(&udp::loaded(&plan.plan(), bulk, direction, flows)?)
+        }
+        Tool::UdpWho { services } => {
+            let asker = udp::Asker::new(services[0])?;
+            print(&asker.ask(&services)?)?;
+            for line in std::io::stdin().lines() {
+                line?;
+                print(&asker.ask(&services)?)?;
+            }
+            Ok(())
+        }
+        Tool::UdpMany { service, count } => print(&udp::many(service, count)?),
         Tool::Hold { address, count } => keep(hold::idle(address, count)?),
         Tool::Flood { address, seconds } => keep(hold::flood(address, Duration::from_secs_f64(seconds))?),
         Tool::Stall { address, seconds } => keep(hold::stalled(address, Duration::from_secs_f64(seconds))?),

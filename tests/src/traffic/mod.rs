@@ -7,6 +7,7 @@ pub mod hold;
 pub mod probe;
 pub mod rtt;
 pub mod serve;
+pub mod udp;
 
 use std::time::Duration;
 

@@ -1,14 +1,14 @@
 //! The target's services: a thread a connection, ended with the process.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Socket, Type};
 
-use super::exchange;
-use super::port;
+use super::{exchange, port, udp};
+use crate::addr;
 
 type Service = fn(TcpStream) -> io::Result<()>;
 
@@ -20,7 +20,9 @@ pub fn run() -> Result<()> {
         (port::SOURCE, source),
         (port::EXCHANGE, exchange::answer),
     ]);
-    thread::spawn(|| echo_datagrams().ok());
+    let addresses = [addr::TARGET.into(), addr::OTHER.into(), addr::TARGET6.into(), addr::OTHER6.into()];
+    udp::serve(&addresses, port::ECHO, |bytes, _| bytes.to_vec());
+    udp::serve(&addresses, port::WHO[0], |_, from| from.to_string().into_bytes());
     for (port, service) in services {
         let listener = listen(port)?;
         thread::spawn(move || accept(&listener, service));
@@ -81,14 +83,5 @@ fn source(mut stream: TcpStream) -> io::Result<()> {
     let zeros = vec![0; 256 << 10];
     loop {
         stream.write_all(&zeros)?;
-    }
-}
-
-fn echo_datagrams() -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port::ECHO))?;
-    let mut buffer = vec![0; 65_536];
-    loop {
-        let (length, from) = socket.recv_from(&mut buffer)?;
-        socket.send_to(&buffer[..length], from)?;
     }
 }

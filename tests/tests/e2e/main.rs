@@ -8,6 +8,7 @@ mod memory;
 mod privilege;
 mod router;
 mod transfer;
+mod udp;
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -9,6 +9,7 @@ use shuttle_tests::traffic::bulk::Rate;
 use shuttle_tests::traffic::connects::Connects;
 use shuttle_tests::traffic::hold::Held;
 use shuttle_tests::traffic::rtt::Loaded;
+use shuttle_tests::traffic::udp::{self, Echoes};
 use shuttle_tests::traffic::{Spread, port};
 use shuttle_tests::{Host, Lab, Link, Load};
 
@@ -25,7 +26,7 @@ type Part = (fn(&On) -> Result<Vec<f64>>, &'static [&'static str]);
 
 /// What is measured, in the order of the table. Memory first: later, growth would hide in what earlier measurements left
 /// allocated.
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     (
         |on| on.held(),
         &[
@@ -63,6 +64,18 @@ const PARTS: [Part; 8] = [
         ],
     ),
     (|on| on.connects(), &["connect+echo, 32 at once, 1/s", "connect+echo p50, ms", "connect+echo lost"]),
+    (
+        |on| on.datagrams(),
+        &[
+            "UDP echoes of 1,200 bytes, 64 at once, 1/s",
+            "UDP echoes lost, %",
+            "UDP idle round trip p50, ms",
+            "UDP round trip p50 under 4 flows down, ms",
+            "bulk meanwhile down (UDP), Mbit/s",
+            "UDP round trip p50 under 4 flows up, ms",
+            "bulk meanwhile up (UDP), Mbit/s",
+        ],
+    ),
 ];
 
 /// The figures in the order of the table.
@@ -179,6 +192,24 @@ impl On<'_> {
         let total = self.effort.connects.to_string();
         let connects: Connects = self.lab.measure(&["connects", &self.at(port::ECHO), &total, "32"])?;
         Ok(vec![connects.per_second, connects.time.p50_us as f64 / 1e3, connects.lost as f64])
+    }
+
+    fn datagrams(&self) -> Result<Vec<f64>> {
+        ensure!(self.peer.carries_datagrams(), "{} carries no UDP", self.peer.name());
+        let (echo, seconds) = (self.at(port::ECHO), self.effort.round_trips.to_string());
+        let common = ["--to", &echo, "--seconds", &seconds];
+        let many: Echoes =
+            self.lab.measure(&[&["udp", "--length", "1200", "--window", "64"], &common[..]].concat())?;
+        let lost = 100.0 * (1.0 - many.received as f64 / many.sent as f64);
+        let idle: Echoes = self.lab.measure(&[&["udp"], &common[..]].concat())?;
+        let mut values = vec![many.per_second, lost, idle.rtt.p50_us as f64 / 1e3];
+        let seconds = self.effort.bulk.to_string();
+        for (direction, port) in [("down", port::SOURCE), ("up", port::DISCARD)] {
+            let args = ["udp-loaded", &self.at(port), direction, "--to", &echo, "--seconds", &seconds];
+            let loaded: udp::Loaded = self.lab.measure(&[&args[..], &["--pause-ms", "5"]].concat())?;
+            values.extend([loaded.echoes.rtt.p50_us as f64 / 1e3, loaded.bulk.mbits]);
+        }
+        Ok(values)
     }
 
     /// What connections that stand cost, and new ones beside them.

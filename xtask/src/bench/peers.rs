@@ -52,6 +52,14 @@ impl Peer {
         }
     }
 
+    /// Whether it carries UDP as it is run here.
+    pub(crate) fn carries_datagrams(self) -> bool {
+        match self {
+            Peer::Direct | Peer::Shuttle => true,
+            Peer::Ssh | Peer::SshGcm | Peer::Sshuttle => false,
+        }
+    }
+
     /// Where the target's services are found on the client.
     pub(crate) fn address(self) -> IpAddr {
         match self {

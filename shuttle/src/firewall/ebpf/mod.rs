@@ -2,7 +2,8 @@
 //!
 //! A connect that the rules capture gets a bit in its socket's mark; a policy rule sends that mark to a table that
 //! calls every address local; so the SYN comes back in, and the sk_lookup program hands it to our listener. The
-//! accepted socket's local address is then the original destination.
+//! accepted socket's local address is then the original destination. So too with connected UDP sockets; what others send
+//! gets our source address, datagram by datagram, and another policy rule sends that to the same table.
 
 mod cgroup;
 mod enclosure;
@@ -13,13 +14,15 @@ mod local;
 mod netlink;
 mod program_log;
 mod programs;
+mod reply;
 mod router;
 mod slot;
 mod tun;
 
 use std::{
     io,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
 };
 
 use shuttle_common::{
@@ -28,16 +31,17 @@ use shuttle_common::{
 };
 
 pub(super) use self::{
-    cgroup::sweep, enclosure::Enclosure, local::Watch, netlink::Netlink, programs::Loader,
+    cgroup::sweep, enclosure::Enclosure, listen::Listeners, local::Watch, netlink::Netlink, programs::Loader,
 };
 use self::{
-    listen::Listeners,
     netlink::Family,
     programs::{Programs, Settings},
+    reply::{Relays, is_pair, reply_socket},
     router::Router,
     slot::{SLOTS, Slot},
     tun::Tun,
 };
+use super::replies::Question;
 use crate::{
     plan::{Families, Plan},
     sys::capture::wait_for_packets,
@@ -126,6 +130,7 @@ pub(super) struct Capture {
     families: Families,
     router: Router,
     watch: Watch,
+    relays: Relays,
     /// Holds the routes.
     _tun: Tun,
 }
@@ -133,9 +138,34 @@ pub(super) struct Capture {
 /// What [`Prepared::start`] hands out beside the capture itself.
 #[derive(Debug)]
 pub(super) struct Started {
-    pub(super) listener4: Option<TcpListener>,
-    pub(super) listener6: Option<TcpListener>,
+    pub(super) listeners: Listeners,
     pub(super) description: String,
+}
+
+/// What [`Capture::reply`] has made.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// Replies are to be sent to `to`; by the socket, where one was asked for.
+    Direct { to: SocketAddr, socket: Option<OwnedFd> },
+    /// Replies are to be sent to this socket, each after eight bytes.
+    Relayed(OwnedFd),
+}
+
+/// Why there is no way for a reply.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReplyError {
+    /// Nobody can have sent anything there by this capture.
+    #[error("{0} is not captured")]
+    NotCaptured(SocketAddr),
+    /// No program of this host is there.
+    #[error("{0} is not an address of this host")]
+    NotLocal(SocketAddr),
+    /// A map failed.
+    #[error(transparent)]
+    Capture(#[from] Error),
+    /// A system call failed.
+    #[error("making a reply socket: {0}")]
+    System(#[from] io::Error),
 }
 
 impl Prepared {
@@ -146,14 +176,14 @@ impl Prepared {
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
         let note = router.description() + &note;
-        let mut capture = Capture { programs, netlink, slot, families, router, watch, _tun: tun };
+        let relays = Relays::default();
+        let mut capture = Capture { programs, netlink, slot, families, router, watch, relays, _tun: tun };
         if let Err(error) = capture.engage().await {
             capture.undo().await;
             return Err(error);
         }
         let description = format!("ebpf: mark bit {:#x}, routing table {}{note}", slot.bit(), slot.table());
-        let Listeners { v4, v6 } = listeners;
-        Ok((capture, Started { listener4: v4, listener6: v6, description }))
+        Ok((capture, Started { listeners, description }))
     }
 }
 
@@ -184,7 +214,7 @@ impl Capture {
             self.netlink.add_rules(family, self.slot).await?;
         }
         self.router.engage(self.programs.object(), &self.netlink, self.slot, self.families).await?;
-        self.programs.attach_connect()
+        self.programs.attach_to_cgroup()
     }
 
     /// Replaces all rules at one stroke; on an error the old ones stay.
@@ -196,6 +226,31 @@ impl Capture {
             self.programs.forget_replaced()?;
         }
         Ok(())
+    }
+
+    /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
+    pub(super) fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
+        let Question { source, peer, socket } = *question;
+        if !is_pair(source, peer) || !self.programs.captures(peer)? {
+            return Err(ReplyError::NotCaptured(peer));
+        }
+        let chosen = self.programs.chosen_source(peer, source.port())?;
+        let ours = Family::of(self.families).any(|family| self.slot.source(family) == source.ip());
+        // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
+        let to = SocketAddr::new(chosen.filter(|_| ours).unwrap_or(source.ip()), source.port());
+        if !self.programs.is_local(to.ip()) {
+            return Err(ReplyError::NotLocal(to));
+        }
+        if !socket {
+            return Ok(Reply::Direct { to, socket: None });
+        }
+        match reply_socket(self.slot, peer) {
+            Ok(socket) => Ok(Reply::Direct { to, socket: Some(socket.into()) }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                Ok(Reply::Relayed(self.relays.start(self.slot, peer, to)?))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until the addresses of this host change. Meanwhile it watches over what is forwarded.
@@ -217,7 +272,7 @@ impl Capture {
 
     /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
-        let Self { programs, netlink, slot, families, router, watch, _tun: tun } = self;
+        let Self { programs, netlink, slot, families, router, watch, relays: _, _tun: tun } = self;
         // Detaches.
         drop(programs);
         router.undo(&netlink, slot, families).await;

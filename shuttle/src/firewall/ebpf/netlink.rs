@@ -140,10 +140,10 @@ impl Netlink {
         }
     }
 
-    /// Sends packets with the slot's bit to its table, and those that find nothing there nowhere: when the table is
-    /// gone, so is the proxy, and what captured connections still have to say must not leave this host.
+    /// Sends packets with the slot's bit or source to its table, and those that find nothing there nowhere: when the table
+    /// is gone, so is the proxy, and what captured connections still have to say must not leave this host.
     pub(super) async fn add_rules(&self, family: Family, slot: Slot) -> Result<(), Error> {
-        for message in [guard_rule(family, slot), lookup_rule(family, slot)] {
+        for message in rules_of(family, slot) {
             let mut request = self.0.rule().add();
             *request.message_mut() = message;
             request
@@ -154,11 +154,13 @@ impl Netlink {
         Ok(())
     }
 
-    /// Deletes both rules, the second whether or not the first was there.
+    /// Deletes them all, each whether or not the one before was there. The guards go last.
     pub(super) async fn delete_rules(&self, family: Family, slot: Slot) -> Result<(), Error> {
-        let lookup = self.0.rule().del(lookup_rule(family, slot)).execute().await;
-        let guard = self.0.rule().del(guard_rule(family, slot)).execute().await;
-        lookup.and(guard).map_err(failed(format!("deleting the policy rules for mark {:#x}", slot.bit())))
+        let mut result = Ok(());
+        for message in rules_of(family, slot).into_iter().rev() {
+            result = result.and(self.0.rule().del(message).execute().await);
+        }
+        result.map_err(failed(format!("deleting the policy rules for mark {:#x}", slot.bit())))
     }
 
     /// Sends packets that came in by `interface` and were marked there to the slot's table. The interface is named so that
@@ -234,10 +236,11 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// The destinations that this host owns.
+    /// The destinations that this host owns, and its networks' broadcast addresses: what never leaves its own tables.
     pub(super) async fn local_destinations(&self, family: Family) -> Result<Vec<(IpAddr, u8)>, Error> {
         let routes = self.routes(family, LOCAL_TABLE.into()).await?;
-        let local = routes.iter().filter(|route| route.header.kind == RouteType::Local);
+        let own = [RouteType::Local, RouteType::Broadcast];
+        let local = routes.iter().filter(|route| own.contains(&route.header.kind));
         Ok(local
             .filter_map(|route| Some((destination(route)?, route.header.destination_prefix_length)))
             .collect())
@@ -253,7 +256,8 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
             if !netlink.routes(family, slot.table()).await?.is_empty() {
                 continue;
             }
-            let what = format!("{family:?} policy rule for mark {:#x}, {:?}", slot.bit(), rule.header.action);
+            let by = if rule.header.src_len == 0 { "mark" } else { "source of mark" };
+            let what = format!("{family:?} policy rule for {by} {:#x}, {:?}", slot.bit(), rule.header.action);
             netlink.0.rule().del(rule).execute().await.map_err(failed(format!("deleting the {what}")))?;
             purged.push(what);
         }
@@ -262,43 +266,64 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
 }
 
 fn forwarding_rule(family: Family, slot: Slot, interface: &str) -> RuleMessage {
-    let mut rule = rule(family, slot.forwarded(), RuleAction::ToTable, PRIORITY);
-    let to = [RuleAttribute::Table(slot.table()), RuleAttribute::Iifname(interface.to_owned())];
-    rule.attributes.extend(to);
+    let mut rule = rule(family, RuleAction::ToTable, PRIORITY);
+    rule.attributes.extend([
+        RuleAttribute::FwMark(slot.forwarded()),
+        RuleAttribute::FwMask(slot.forwarded()),
+        RuleAttribute::Iifname(interface.to_owned()),
+        RuleAttribute::Table(slot.table()),
+    ]);
     rule
 }
 
-fn lookup_rule(family: Family, slot: Slot) -> RuleMessage {
-    let mut rule = rule(family, slot.bit(), RuleAction::ToTable, PRIORITY);
-    rule.attributes.push(RuleAttribute::Table(slot.table()));
-    rule
+/// By what a rule knows packets: the mark of their socket, which lacks the bit of forwarded ones, or the source that a program has given them.
+#[derive(Clone, Copy)]
+enum Selector {
+    Mark,
+    Source,
 }
 
-fn guard_rule(family: Family, slot: Slot) -> RuleMessage {
-    rule(family, slot.bit(), RuleAction::Unreachable, PRIORITY + 1)
+/// The rules of a slot, in the order in which they are added.
+fn rules_of(family: Family, slot: Slot) -> [RuleMessage; 4] {
+    let rule = |selector, action, priority| {
+        let mut rule = self::rule(family, action, priority);
+        match (selector, slot.source(family)) {
+            (Selector::Mark, _) => {
+                rule.attributes.push(RuleAttribute::FwMark(slot.bit()));
+                rule.attributes.push(RuleAttribute::FwMask(slot.forwarded()));
+            }
+            (Selector::Source, source) => {
+                rule.header.src_len = host_prefix(source);
+                rule.attributes.push(RuleAttribute::Source(source));
+            }
+        }
+        rule
+    };
+    let lookup = |selector| {
+        let mut rule = rule(selector, RuleAction::ToTable, PRIORITY);
+        rule.attributes.push(RuleAttribute::Table(slot.table()));
+        rule
+    };
+    let guard = |selector| rule(selector, RuleAction::Unreachable, PRIORITY + 1);
+    [guard(Selector::Mark), guard(Selector::Source), lookup(Selector::Mark), lookup(Selector::Source)]
 }
 
-/// A rule for `mark`: for a forwarded packet's, or for that of this host's own, which lacks the bit of the former.
-fn rule(family: Family, mark: u32, action: RuleAction, priority: u32) -> RuleMessage {
+fn rule(family: Family, action: RuleAction, priority: u32) -> RuleMessage {
     let mut rule = RuleMessage::default();
     rule.header.family = family.number();
     rule.header.action = action;
-    rule.attributes = vec![
-        RuleAttribute::Priority(priority),
-        RuleAttribute::FwMark(mark),
-        RuleAttribute::FwMask(mark | FORWARDED_BIT),
-        RuleAttribute::Protocol(PROTOCOL),
-    ];
+    rule.attributes = vec![RuleAttribute::Priority(priority), RuleAttribute::Protocol(PROTOCOL)];
     rule
 }
 
 fn slot_of(rule: &RuleMessage) -> Option<Slot> {
     let ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
-    let bit = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMark(mark) => Some(*mark & !FORWARDED_BIT),
+    let slot = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::FwMark(bit) => Slot::of_bit(*bit & !FORWARDED_BIT),
+        RuleAttribute::Source(source) => Slot::of_source(*source),
         _ => None,
     });
-    if ours { Slot::of_bit(bit?) } else { None }
+    slot.filter(|_| ours)
 }
 
 fn table_of(route: &RouteMessage) -> u32 {

@@ -3,17 +3,19 @@
 use std::{
     collections::HashSet,
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, LpmTrie, MapData, SockMap, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, SockMap, lpm_trie::Key},
     programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, SkLookup},
 };
+use ipnet::IpNet;
 use shuttle_common::{
     compile::Entries,
+    flows::{FlowKey, UNCHOSEN, Words, flow_key, mapped},
     ports::{PortSet, RawPorts},
 };
 
@@ -40,6 +42,9 @@ static LOGGING: &[u8] = aya::include_bytes_aligned!(concat!(
 
 /// The two sets of rule maps, IPv4 and IPv6.
 const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];
+
+/// The programs at the root of the cgroup2 hierarchy, in the order in which they are attached.
+const AT_CGROUP: [&str; 4] = ["sendmsg4", "sendmsg6", "connect4", "connect6"];
 
 /// What loads objects. aya reads all of the kernel's types for one, 5 MB of them, which takes longer than all the rest
 /// of a start: so there is one for this process, made when it is first needed.
@@ -112,7 +117,7 @@ impl Programs {
             object = loader.load(settings, log, false).map_err(object_failed)?;
             sk_lookup(&mut object)?.load().map_err(|error| program_failed("steer", "Linux 5.9", &error))?;
         }
-        for name in ["connect4", "connect6"] {
+        for name in AT_CGROUP {
             connect(&mut object, name)?.load().map_err(|error| program_failed(name, "Linux 5.8", &error))?;
         }
         if log {
@@ -128,7 +133,8 @@ impl Programs {
         let mut map = SockMap::try_from(map).map_err(|error| map_failed(name, error))?;
         for (index, listener) in [(0, &listeners.v4), (1, &listeners.v6)] {
             if let Some(listener) = listener {
-                map.set(index, listener, 0).map_err(|error| map_failed(name, error))?;
+                map.set(index, &listener.tcp, 0).map_err(|error| map_failed(name, error))?;
+                map.set(index + 2, &listener.udp, 0).map_err(|error| map_failed(name, error))?;
             }
         }
         Ok(())
@@ -174,7 +180,50 @@ impl Programs {
         &mut self.object
     }
 
-    /// Tells the sk_lookup program which destinations this host owns.
+    /// Whether the rules capture the destination, and this host doesn't own it.
+    pub(super) fn captures(&mut self, destination: SocketAddr) -> Result<bool, Error> {
+        let rules = RULES[self.live];
+        let found = match destination.ip() {
+            IpAddr::V4(address) => self.trie(rules[0])?.get(&Key::new(32, address.octets()), 0),
+            IpAddr::V6(address) => self.trie(rules[1])?.get(&Key::new(128, address.octets()), 0),
+        };
+        let ports = match found {
+            Err(MapError::KeyNotFound) => return Ok(false),
+            found => found.map_err(|error| map_failed("rules", error))?,
+        };
+        Ok(PortSet::from_raw(ports).contains(destination.port()) && !self.is_local(destination.ip()))
+    }
+
+    /// Whether this host owns the address.
+    pub(super) fn is_local(&self, address: IpAddr) -> bool {
+        let owns = |(network, length): &(IpAddr, u8)| {
+            IpNet::new(*network, *length).is_ok_and(|network| network.contains(&address))
+        };
+        self.local.iter().flatten().any(owns)
+    }
+
+    /// The source that a program chose for what it sends from `port` to `destination`; `None` when it left the choice to the
+    /// kernel, or that has been forgotten.
+    pub(super) fn chosen_source(
+        &mut self,
+        destination: SocketAddr,
+        port: u16,
+    ) -> Result<Option<IpAddr>, Error> {
+        let name = "CHOSEN";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let map = HashMap::<_, FlowKey, Words>::try_from(map).map_err(|error| map_failed(name, error))?;
+        let words = match destination.ip() {
+            IpAddr::V4(address) => mapped(u32::from_ne_bytes(address.octets())),
+            IpAddr::V6(address) => words(address.octets()),
+        };
+        match map.get(&flow_key(words, destination.port(), port), 0) {
+            Ok(UNCHOSEN) | Err(MapError::KeyNotFound) => Ok(None),
+            Ok(words) => Ok(Some(IpAddr::from(octets(words)).to_canonical())),
+            Err(error) => Err(map_failed(name, error)),
+        }
+    }
+
+    /// Tells the programs which destinations this host owns.
     pub(super) fn set_local(&mut self, family: Family, now: Vec<(IpAddr, u8)>) -> Result<(), Error> {
         let now: HashSet<_> = now.into_iter().collect();
         let index = match family {
@@ -223,10 +272,10 @@ impl Programs {
         attached.map(drop).map_err(|error| program_failed("steer", "Linux 5.9", &error))
     }
 
-    /// Attaches the connect programs to the root of the cgroup2 hierarchy: from now on, connections are captured.
-    pub(super) fn attach_connect(&mut self) -> Result<(), Error> {
+    /// Attaches the programs to the root of the cgroup2 hierarchy: from now on, connections and datagrams are captured.
+    pub(super) fn attach_to_cgroup(&mut self) -> Result<(), Error> {
         let root = cgroup2_root().map_err(Error::Cgroup)?;
-        for name in ["connect4", "connect6"] {
+        for name in AT_CGROUP {
             // Links always let several programs be; the mode that says so is refused with a link.
             let attached = connect(&mut self.object, name)?.attach(&root, CgroupAttachMode::Single);
             attached
@@ -266,6 +315,22 @@ impl Exemption {
     fn failed(error: ProgramError) -> Error {
         program_failed(Self::NAME, "Linux 5.7", &error)
     }
+}
+
+fn words(octets: [u8; 16]) -> Words {
+    let mut words = UNCHOSEN;
+    for (word, from) in words.iter_mut().zip(octets.as_chunks().0) {
+        *word = u32::from_ne_bytes(*from);
+    }
+    words
+}
+
+fn octets(words: Words) -> [u8; 16] {
+    let mut octets = [0; 16];
+    for (to, word) in octets.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    octets
 }
 
 type Trie<'a, K, V> = LpmTrie<&'a mut MapData, K, V>;

@@ -61,6 +61,13 @@ impl Slot {
         }
     }
 
+    /// The slot of a source address, if it is one of ours.
+    pub(crate) fn of_source(source: IpAddr) -> Option<Self> {
+        let is_of =
+            |slot: &Self| [Family::V4, Family::V6].map(|family| slot.source(family)).contains(&source);
+        SLOTS.into_iter().find(is_of)
+    }
+
     /// The slot of a mark, if it is one of our bits.
     pub(crate) fn of_bit(bit: u32) -> Option<Self> {
         SLOTS.into_iter().find(|slot| slot.bit() == bit)
@@ -80,6 +87,9 @@ mod tests {
             assert_eq!(bit & (seen | 0x00ff_0000 | 0xc000 | 0x0f00 | 0x1_bd00 | 0x0800_0000), 0, "{bit:#x}");
             seen |= bit;
             assert_eq!(Slot::of_bit(bit), Some(slot));
+            for family in [Family::V4, Family::V6] {
+                assert_eq!(Slot::of_source(slot.source(family)), Some(slot));
+            }
         }
         assert_eq!(Slot::of_bit(0xca6c), None);
     }

@@ -138,6 +138,39 @@ fn a_change_of_rate_is_followed() {
     }
 }
 
+#[test]
+fn datagrams_do_not_wait_behind_bulk() {
+    let mut findings = Findings::default();
+    for line in [line(10.0, 40.0), line(100.0, 5.0), line(200.0, 50.0), line(1000.0, 20.0)] {
+        for length in [100, 1200] {
+            let mut idle = World::new(line.wire(), 0);
+            let alone = idle.median_echo(20, length, line.round_trips(0.3));
+            let mut world = World::new(line.wire(), 4);
+            world.run(line.round_trips(30.0).max(ms(1000.0)));
+            let beside = world.median_echo(40, length, line.round_trips(0.3));
+            let share = world.share(line.round_trips(20.0).max(ms(300.0)));
+            let delay = beside.saturating_sub(alone);
+            findings.check(format!("{line}, {length} bytes"), share, 0.9, delay, ms(10.0));
+        }
+    }
+}
+
+/// A flood gets the share of one stream of five, and the queue that it may make is not the others'.
+#[test]
+fn a_flood_of_datagrams_leaves_bulk_its_share() {
+    let mut findings = Findings::default();
+    for line in [line(10.0, 40.0), line(200.0, 50.0)] {
+        for length in [1200, 60_000] {
+            let mut world = World::new(line.wire(), 4);
+            world.run(line.round_trips(30.0).max(ms(1000.0)));
+            let share = world.share_beside_flood(length, ms(2000.0));
+            let delay = world.worst_message_delay(10, line.round_trips(0.3));
+            let most = ms(12.0) + line.sends(12.0) + line.sends(length as f64 / 1024.0);
+            findings.check(format!("{line}, flood of {length} bytes"), share, 0.65, delay, most);
+        }
+    }
+}
+
 /// Lanes that are not needed do no harm.
 #[test]
 fn lanes_share_one_limit() {

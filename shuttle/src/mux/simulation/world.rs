@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::super::{Event, LaneId, Mux, Side, StreamId, Target};
+use super::super::{AssociationId, Event, LaneId, Mux, Peer, Side, StreamId, Target};
 use super::path::{Packet, Path, Wire};
 
 /// What one end's programs do.
@@ -19,12 +19,18 @@ pub(super) struct Simulated {
     pub(super) stalled: HashSet<StreamId>,
     /// One small message to be sent on a stream of its own.
     message: Option<StreamId>,
+    /// Its datagrams go back to where they came from.
+    echoes: bool,
+    /// When a datagram last came.
+    answered: Option<Instant>,
 }
 
 impl Simulated {
     fn new(side: Side, now: Instant) -> Self {
         let (got, stalled) = (HashMap::new(), HashSet::new());
-        Self { mux: Mux::new(side, now), lanes: 1, bulk: Vec::new(), got, stalled, message: None }
+        let echoes = side == Side::Agent;
+        let mux = Mux::new(side, now);
+        Self { mux, lanes: 1, bulk: Vec::new(), got, stalled, message: None, echoes, answered: None }
     }
 
     fn transmit(&mut self, path: &mut Path, now: Instant) {
@@ -71,7 +77,11 @@ impl Simulated {
                 }
                 Event::Arrived { stream } => self.drain(stream, now),
                 Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
-                Event::Reset { .. } | Event::Goaway { .. } => panic!("{event:?}"),
+                Event::Datagram { association, peer, bytes } => match self.echoes {
+                    true => self.mux.datagram(association, peer, &bytes, now),
+                    false => self.answered = Some(now),
+                },
+                Event::Closed { .. } | Event::Reset { .. } | Event::Goaway { .. } => panic!("{event:?}"),
             }
         }
     }
@@ -175,6 +185,47 @@ impl World {
             assert!(self.now < sent + Duration::from_secs(20), "the message never arrives");
         }
         (self.now - sent).saturating_sub(self.up.wire().delay)
+    }
+
+    /// How long a datagram and its echo take on a path of two ways; `None`: longer than a second.
+    fn echo(&mut self, association: AssociationId, length: usize) -> Option<Duration> {
+        let sent = self.now;
+        self.client.answered = None;
+        let peer = Peer(SocketAddr::from(([10, 0, 0, 1], 53)));
+        self.client.mux.datagram(association, peer, &vec![0; length], sent);
+        while self.client.answered.is_none() && self.now < sent + Duration::from_secs(1) {
+            self.step();
+        }
+        self.client.answered.map(|at| at - sent)
+    }
+
+    /// The middle one of the times that echoes of so many bytes take, of `count` after pauses.
+    pub(super) fn median_echo(&mut self, count: usize, length: usize, pause: Duration) -> Duration {
+        let association = self.client.mux.associate();
+        let mut times: Vec<Duration> = Vec::new();
+        for _ in 0..count {
+            self.run(pause);
+            times.push(self.echo(association, length).unwrap_or(Duration::MAX));
+        }
+        times.sort();
+        times[count / 2]
+    }
+
+    /// Has a new association send `length` bytes for `time`, at the path's whole rate, and gives the share of the path that
+    /// the bulk streams get meanwhile.
+    pub(super) fn share_beside_flood(&mut self, length: usize, time: Duration) -> f64 {
+        let association = self.client.mux.associate();
+        let peer = Peer(SocketAddr::from(([10, 0, 0, 1], 9)));
+        let (before, start) = (self.total(), self.now);
+        let mut sent = 0.0;
+        while self.now < start + time {
+            while sent < self.up.wire().rate * (self.now - start).as_secs_f64() {
+                self.client.mux.datagram(association, peer, &vec![0; length], self.now);
+                sent += length as f64;
+            }
+            self.step();
+        }
+        (self.total() - before) as f64 / (self.up.wire().rate * time.as_secs_f64())
     }
 
     pub(super) fn worst_message_delay(&mut self, count: u32, pause: Duration) -> Duration {

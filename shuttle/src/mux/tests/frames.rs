@@ -3,13 +3,16 @@
 use super::super::decode::{Decoder, Item};
 use super::*;
 
+fn any_address() -> impl Strategy<Value = SocketAddr> + Clone {
+    prop_oneof![
+        any::<([u8; 4], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
+        any::<([u8; 16], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
+    ]
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
     let stream = any::<u32>().prop_map(StreamId);
     let reason = (0u8..6).prop_map(Reason::from_wire);
-    let address = prop_oneof![
-        any::<([u8; 4], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
-        any::<([u8; 16], u16)>().prop_map(|(ip, port)| SocketAddr::from((ip, port))),
-    ];
     let hello = any::<u64>().prop_map(|initial_credit| Hello { version: VERSION, initial_credit });
     prop_oneof![
         (any::<u32>(), hello).prop_map(|(lane, hello)| Frame::Hello { lane, hello }),
@@ -24,7 +27,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         "[a-zäöü ]{0,300}".prop_map(|message| Frame::Goaway { message }),
         any::<(u32, u128)>().prop_map(|(process, token)| Frame::Door { door: Door { process, token } }),
         Just(Frame::Narrow),
-        (stream.clone(), address, any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
+        (stream.clone(), any_address(), any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
             stream,
             target: Target(target),
             credit
@@ -33,6 +36,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         (stream.clone(), any::<u64>()).prop_map(|(stream, end)| Frame::Fin { stream, end }),
         (stream.clone(), reason).prop_map(|(stream, reason)| Frame::Reset { stream, reason }),
         (stream, any::<u64>()).prop_map(|(stream, limit)| Frame::Credit { stream, limit }),
+        any::<u32>().prop_map(|id| Frame::Close { association: AssociationId(id) }),
     ]
 }
 
@@ -41,6 +45,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
 pub(super) enum Found {
     Frame(Frame),
     Data(StreamId, u64, Vec<u8>),
+    Datagram(AssociationId, Peer, Vec<u8>),
 }
 
 fn any_found() -> impl Strategy<Value = Found> {
@@ -48,6 +53,8 @@ fn any_found() -> impl Strategy<Value = Found> {
         any_frame().prop_map(Found::Frame),
         (any::<u32>(), 0u64..1 << 40, prop::collection::vec(any::<u8>(), 1..2000))
             .prop_map(|(stream, offset, bytes)| Found::Data(StreamId(stream), offset, bytes)),
+        (any::<u32>(), any_address(), prop::collection::vec(any::<u8>(), 0..3000))
+            .prop_map(|(id, peer, bytes)| Found::Datagram(AssociationId(id), Peer(peer), bytes)),
     ]
 }
 
@@ -61,6 +68,7 @@ pub(super) fn encode(found: &Found) -> Vec<u8> {
             out.extend(header);
             out.extend(bytes);
         }
+        Found::Datagram(association, peer, bytes) => out.extend(encode_datagram(*association, *peer, bytes)),
     }
     out
 }
@@ -68,6 +76,9 @@ pub(super) fn encode(found: &Found) -> Vec<u8> {
 fn note(found: &mut Vec<Found>, item: Item<'_>) {
     match (item, found.last_mut()) {
         (Item::Frame(frame), _) => found.push(Found::Frame(frame)),
+        (Item::Datagram { association, peer, bytes }, _) => {
+            found.push(Found::Datagram(association, peer, bytes.into_owned()));
+        }
         (Item::Data { stream, offset, bytes }, Some(Found::Data(last, start, sofar)))
             if *last == stream && *start + sofar.len() as u64 == offset =>
         {

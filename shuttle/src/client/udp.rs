@@ -1,0 +1,218 @@
+//! Captured datagrams: sent on at once, each source by an association of its own; and the replies to them.
+//!
+//! The socket for a reply is asked of the helper when the first one comes, by a thread of its own, since the link's must
+//! not wait. Sockets are shared by flows with the same peer.
+
+mod flows;
+mod waiting;
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::rc::{Rc, Weak};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use mio::Token;
+use mio::unix::SourceFd;
+use socket2::Socket;
+
+use super::listener::{Order, Orders};
+use crate::firewall::datagrams::Datagrams;
+use crate::firewall::replies::{self, Question, Replies};
+use crate::link::{Link, now, role_token};
+use crate::mux::{AssociationId, Peer};
+pub(super) use flows::Timeouts;
+use flows::{Flows, Key, Source};
+use waiting::{Total, Waiting};
+
+/// The tokens of the listeners are this and the next.
+pub(super) const FIRST_LISTENER: usize = 1;
+/// One after the last.
+pub(super) const END: usize = FIRST_LISTENER + 2;
+/// Flows at the most: each peer costs a descriptor here, each source one at the agent.
+const MOST_FLOWS: usize = 4096;
+/// Datagrams that are read before others have a turn.
+const READS_PER_TURN: usize = 64;
+/// Flows that wait for the helper.
+const MOST_QUESTIONS: usize = 1024;
+/// What precedes each reply that goes through the helper.
+const ROOM_FOR_HEADER: [u8; 8] = [0; 8];
+
+/// What the helper has said to a question.
+pub(super) type Answer = (Question, Result<replies::Way, replies::Error>);
+
+/// What a client needs for datagrams.
+pub(super) struct Start {
+    pub(super) listeners: Vec<UdpSocket>,
+    pub(super) questions: mpsc::SyncSender<Question>,
+}
+
+/// The link's side.
+pub(super) struct Udp {
+    listeners: Vec<Datagrams>,
+    questions: Option<mpsc::SyncSender<Question>>,
+    flows: Flows<Way>,
+    /// The sockets in use, by the address that they send from.
+    sockets: HashMap<SocketAddr, Weak<UdpSocket>>,
+    waiting: Total,
+}
+
+/// How replies of a flow get to its program.
+#[derive(Debug, Default)]
+enum Way {
+    /// Nobody has asked.
+    #[default]
+    Unknown,
+    /// The helper was asked; these replies wait. The socket is one that another flow has.
+    Asked {
+        waiting: Waiting,
+        socket: Option<Rc<UdpSocket>>,
+    },
+    Direct(Rc<UdpSocket>, SocketAddr),
+    Relayed(Socket),
+    /// The helper doesn't do it.
+    Refused,
+}
+
+/// Asks the helper what the link's thread asks, until that ends.
+pub(super) fn spawn_asker(replies: Replies, orders: Orders) -> io::Result<mpsc::SyncSender<Question>> {
+    let (sender, questions) = mpsc::sync_channel(MOST_QUESTIONS);
+    let ask = move || {
+        for question in questions {
+            orders.send(Order::Answer((question, replies.ask(&question))));
+        }
+    };
+    std::thread::Builder::new().name("replies".into()).spawn(ask)?;
+    Ok(sender)
+}
+
+impl Udp {
+    pub(super) fn new(timeouts: Timeouts) -> Self {
+        let flows = Flows::new(timeouts, MOST_FLOWS);
+        Self {
+            listeners: Vec::new(),
+            questions: None,
+            flows,
+            sockets: HashMap::new(),
+            waiting: Total::default(),
+        }
+    }
+
+    pub(super) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
+        self.questions = Some(start.questions);
+        for socket in start.listeners {
+            let token = role_token(FIRST_LISTENER + self.listeners.len());
+            link.watch(&mut SourceFd(&socket.as_raw_fd()), token)?;
+            self.listeners.push(Datagrams::new(socket)?);
+        }
+        Ok(())
+    }
+
+    /// Sends on what programs have sent.
+    pub(super) fn receive(&mut self, link: &mut Link, token: Token) {
+        let Some(listener) = self.listeners.get_mut(token.0 - role_token(FIRST_LISTENER).0) else { return };
+        let now = now();
+        for _ in 0..READS_PER_TURN {
+            match listener.receive() {
+                Ok(Some(datagram)) => {
+                    let key = (Source(datagram.source), Peer(datagram.destination));
+                    let (association, ended) = self.flows.sent(key, now, || link.associate());
+                    if let Some(ended) = ended {
+                        link.dissociate(ended);
+                    }
+                    link.send_datagram(association, key.1, datagram.bytes);
+                }
+                Ok(None) => tracing::debug!("a program sent a datagram to shuttle's own listener"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::debug!("a captured datagram is lost: {error}");
+                    break;
+                }
+            }
+        }
+        link.again(token);
+    }
+
+    /// A reply has come from the agent.
+    pub(super) fn arrived(&mut self, link: &mut Link, id: AssociationId, peer: Peer, bytes: &[u8]) {
+        let Some((key, way, ended)) = self.flows.arrived(id, peer, now()) else { return };
+        match way {
+            Way::Unknown => {
+                let socket = self.sockets.get(&peer.0).and_then(Weak::upgrade);
+                let question = Question { source: key.0.0, peer: peer.0, socket: socket.is_none() };
+                // Too many at once: the next reply asks again.
+                if self.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok()) {
+                    let mut waiting = Waiting::new(&self.waiting);
+                    waiting.push(bytes);
+                    *way = Way::Asked { waiting, socket };
+                }
+            }
+            Way::Asked { waiting, .. } => waiting.push(bytes),
+            Way::Refused => {}
+            Way::Direct(..) | Way::Relayed(_) => deliver(way, bytes),
+        }
+        if let Some(ended) = ended {
+            link.dissociate(ended);
+        }
+    }
+
+    /// The helper has answered.
+    pub(super) fn answered(&mut self, (question, answer): Answer) {
+        let key: Key = (Source(question.source), Peer(question.peer));
+        // The flow may have ended.
+        let Some(way) = self.flows.way(key) else { return };
+        let Way::Asked { waiting, socket } = std::mem::take(way) else { return };
+        *way = match answer {
+            Ok(replies::Way::Direct(made, to)) => {
+                let made = made.map(|made| Rc::new(UdpSocket::from(made)));
+                if let Some(made) = &made {
+                    self.sockets.insert(question.peer, Rc::downgrade(made));
+                }
+                made.or(socket).map_or(Way::Unknown, |socket| Way::Direct(socket, to))
+            }
+            Ok(replies::Way::Relayed(socket)) => Way::Relayed(socket.into()),
+            Err(error) => {
+                tracing::debug!("replies from {} to {} are lost: {error}", question.peer, question.source);
+                Way::Refused
+            }
+        };
+        for bytes in waiting.iter() {
+            deliver(way, bytes);
+        }
+    }
+
+    /// The agent has ended an association.
+    pub(super) fn closed(&mut self, id: AssociationId) {
+        self.flows.close(id);
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.flows.deadline()
+    }
+
+    /// Ends what has been idle.
+    pub(super) fn tick(&mut self, link: &mut Link, now: Instant) {
+        if self.flows.deadline().is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        for ended in self.flows.end_idle(now) {
+            link.dissociate(ended);
+        }
+        self.sockets.retain(|_, socket| socket.strong_count() > 0);
+        tracing::debug!("{} flows of datagrams", self.flows.len());
+    }
+}
+
+/// Sends a reply to its program; it may be lost, as datagrams may.
+fn deliver(way: &Way, bytes: &[u8]) {
+    let sent = match way {
+        Way::Direct(socket, to) => socket.send_to(bytes, to),
+        Way::Relayed(socket) => socket.send_vectored(&[IoSlice::new(&ROOM_FOR_HEADER), IoSlice::new(bytes)]),
+        Way::Unknown | Way::Asked { .. } | Way::Refused => return,
+    };
+    if let Err(error) = sent {
+        tracing::trace!("a reply is lost: {error}");
+    }
+}

@@ -1,0 +1,144 @@
+//! Datagrams arrive whole or not at all, soon or not at all, and never twice.
+
+use super::*;
+
+fn peer(port: u16) -> Peer {
+    Peer(SocketAddr::from(([10, 78, 0, 2], port)))
+}
+
+#[test]
+fn datagrams_go_both_ways_with_their_peers() {
+    let mut pair = Pair::new(vec![]);
+    let six = Peer("[fd99::1]:53".parse().unwrap());
+    let (one, two) = (pair.client.mux.associate(), pair.client.mux.associate());
+    let sent = [
+        (one, peer(1), vec![]),
+        (one, peer(2), pattern(2, 1200)),
+        (two, six, pattern(3, MAX_DATAGRAM)),
+        (one, peer(1), pattern(4, 65_507)),
+    ];
+    for (association, peer, bytes) in &sent {
+        pair.client.mux.datagram(*association, *peer, bytes, pair.now);
+        // In pieces as lanes have them, some of which hold a frame's parts only.
+        while pair.exchange(30_001) {}
+    }
+    assert!(pair.agent.datagrams == sent, "{} arrived", pair.agent.datagrams.len());
+    for (association, peer, bytes) in &sent {
+        pair.agent.mux.datagram(*association, *peer, bytes, pair.now);
+        while pair.exchange(usize::MAX) {}
+    }
+    assert!(pair.client.datagrams == sent, "{} came back", pair.client.datagrams.len());
+    assert_eq!((pair.client.mux.dropped_datagrams(), pair.agent.mux.dropped_datagrams()), (0, 0));
+}
+
+#[test]
+fn what_cannot_go_soon_is_dropped() {
+    const LONGEST: usize = 65_507;
+    // How many of which length are queued, after how many milliseconds the lane takes them, and how many go.
+    let rows: [(usize, usize, u64, usize); 6] = [
+        (10, 100, 0, 10),
+        (10, 100, 199, 10),
+        (10, 100, 201, 0),
+        (9, LONGEST, 0, 7),
+        (9, LONGEST, 201, 0),
+        (3, MAX_DATAGRAM + 1, 0, 0),
+    ];
+    for (count, length, wait, arrive) in rows {
+        let mut pair = Pair::new(vec![]);
+        // The window is learnt, or so much would not be in flight at once.
+        let bulk = pair.client.mux.open(target(), pair.now);
+        pair.client.program(bulk, vec![0; 20_000_000]);
+        pair.settle();
+        let association = pair.client.mux.associate();
+        for seed in 0..count {
+            pair.client.mux.datagram(association, peer(1), &pattern(seed as u8, length), pair.now);
+        }
+        pair.now += Duration::from_millis(wait);
+        for _ in 0..16 {
+            pair.exchange(usize::MAX);
+        }
+        let got: Vec<u8> = pair.agent.datagrams.iter().map(|(.., bytes)| bytes[0]).collect();
+        let newest: Vec<u8> = (count - arrive..count).map(|seed| seed as u8).collect();
+        assert_eq!(got, newest, "{count} of {length} bytes, after {wait} ms");
+        assert_eq!(pair.client.mux.dropped_datagrams() as usize, count - arrive);
+    }
+}
+
+#[test]
+fn what_waits_is_bounded_over_all_associations() {
+    let now = Instant::now();
+    let mut mux = Mux::new(Side::Client, now);
+    for _ in 0..1000 {
+        let association = mux.associate();
+        for _ in 0..10 {
+            mux.datagram(association, peer(1), &[0; 60_000], now);
+        }
+    }
+    let kept = 10_000 - mux.dropped_datagrams();
+    assert!((100..=8 * 1024 * 1024 / 60_000).contains(&kept), "{kept}");
+}
+
+#[test]
+fn an_association_ends_at_both_ends() {
+    let mut pair = Pair::new(vec![]);
+    let association = pair.client.mux.associate();
+    pair.client.mux.datagram(association, peer(1), b"a", pair.now);
+    pair.exchange(usize::MAX);
+    pair.client.mux.dissociate(association);
+    // What crosses its end is not for the client's programs, and the agent is told again.
+    pair.agent.mux.datagram(association, peer(1), b"b", pair.now);
+    pair.exchange(usize::MAX);
+    pair.exchange(usize::MAX);
+    assert_eq!(pair.agent.closed, [association; 2]);
+    assert_eq!(pair.client.datagrams, []);
+    // The agent may end one too.
+    let association = pair.client.mux.associate();
+    pair.agent.mux.dissociate(association);
+    pair.exchange(usize::MAX);
+    assert_eq!(pair.client.closed, [association]);
+}
+
+#[test]
+fn numbers_out_of_range_end_the_session() {
+    for (id, fits) in
+        [(0, false), (1, true), (AssociationId::MOST.0, true), (AssociationId::MOST.0 + 1, false)]
+    {
+        let hello = Frame::Hello { lane: 0, hello: Hello { version: VERSION, initial_credit: 0 } };
+        let datagram = Found::Datagram(AssociationId(id), peer(1), vec![1]);
+        let bytes = [encode(&Found::Frame(hello)), encode(&datagram)].concat();
+        let mut mux = Mux::new(Side::Agent, Instant::now());
+        let mut input = &bytes[..];
+        assert_eq!(mux.receive(LaneId::FIRST, &mut input, Instant::now()), Ok(Some(Event::Hello)));
+        let result = mux.receive(LaneId::FIRST, &mut input, Instant::now()).map(|event| event.is_some());
+        assert_eq!(result, if fits { Ok(true) } else { Err(ProtocolError::Association) }, "{id}");
+    }
+}
+
+#[test]
+fn a_lost_lane_takes_its_datagrams_along() {
+    let mut pair = Pair::new(vec![]);
+    let lane = LaneId(1);
+    let now = pair.now;
+    for end in [&mut pair.client, &mut pair.agent] {
+        end.mux.join(lane, now).unwrap();
+    }
+    let carry = |from: &mut End, to: &mut End| {
+        from.mux.prepare(now);
+        let bytes = from.mux.unwritten(lane).to_vec();
+        from.mux.wrote(lane, bytes.len(), now);
+        to.receive_on(lane, &bytes, &[], now);
+    };
+    carry(&mut pair.client, &mut pair.agent);
+    carry(&mut pair.agent, &mut pair.client);
+    // The first lane takes nothing, so they go by the other.
+    pair.client.mux.writable(LaneId::FIRST, false);
+    let association = pair.client.mux.associate();
+    pair.client.mux.datagram(association, peer(1), b"lost", now);
+    pair.client.mux.prepare(now);
+    assert_eq!(pair.client.mux.grant(), None);
+    assert!(pair.client.mux.unwritten(lane).windows(4).any(|bytes| bytes == b"lost"));
+    pair.client.mux.writable(LaneId::FIRST, true);
+    pair.client.mux.lose(lane);
+    pair.exchange(usize::MAX);
+    assert_eq!(pair.agent.datagrams, []);
+}

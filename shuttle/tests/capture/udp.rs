@@ -1,0 +1,481 @@
+//! Datagrams: which are captured, and how replies get back.
+
+use std::{
+    collections::HashMap,
+    io::{self, IoSlice},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket},
+    os::fd::AsRawFd,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt},
+    },
+    unistd::Pid,
+};
+use shuttle::{
+    firewall::{
+        cleanup,
+        datagrams::Datagrams,
+        handle::{Captured, Handle},
+        replies::{Question, Replies, Way},
+    },
+    plan::Plan,
+};
+use shuttle_common::rule::{Ports, Rule, Verdict};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    cases::{BOTH, assert_eventually, capture, everything, rule},
+    lab::{NAME_PORT, World, address, ip, network_state},
+};
+
+/// How a program sends.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Connected,
+    Unconnected,
+    /// IPv4 over an unconnected IPv6 socket.
+    Mapped,
+    MappedConnected,
+    /// Bound to this address, and not connected.
+    Bound(&'static str),
+    BoundConnected(&'static str),
+    /// From this address by IP_PKTINFO.
+    PacketInfo([u8; 4]),
+    /// SO_BINDTODEVICE.
+    Device(&'static str),
+}
+
+/// Long enough for two network namespaces, short enough for what is never answered.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
+    let target = match (how, destination) {
+        (How::Mapped | How::MappedConnected, SocketAddr::V4(v4)) => {
+            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+        }
+        _ => destination,
+    };
+    let socket =
+        Socket::new(Domain::for_address(target), Type::DGRAM, Some(Protocol::UDP)).expect("a socket");
+    match how {
+        How::Bound(source) | How::BoundConnected(source) => {
+            socket.bind(&SocketAddr::new(source.parse().expect("an address"), 0).into()).expect("bind");
+        }
+        How::Device(name) => socket.bind_device(Some(name.as_bytes())).expect("a device"),
+        How::Connected | How::Unconnected | How::Mapped | How::MappedConnected | How::PacketInfo(_) => {}
+    }
+    if let How::Connected | How::MappedConnected | How::BoundConnected(_) = how {
+        socket.connect(&target.into()).expect("connect");
+    }
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    (socket.into(), target)
+}
+
+fn send(how: How, socket: &UdpSocket, bytes: &[u8], target: SocketAddr) -> io::Result<usize> {
+    match how {
+        How::Connected | How::MappedConnected | How::BoundConnected(_) => socket.send(bytes),
+        How::Unconnected | How::Mapped | How::Bound(_) | How::Device(_) => socket.send_to(bytes, target),
+        How::PacketInfo(source) => {
+            let SocketAddr::V4(target) = target else { panic!("IPv4 alone") };
+            let source = libc::in_addr { s_addr: u32::from_ne_bytes(source) };
+            let info = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: source,
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            let control = [ControlMessage::Ipv4PacketInfo(&info)];
+            let to = SockaddrIn::from(target);
+            let parts = [IoSlice::new(bytes)];
+            Ok(sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&to))?)
+        }
+    }
+}
+
+/// Receives one answer, which must come from `destination`.
+fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
+    let mut buffer = vec![0; 65_536];
+    match socket.recv_from(&mut buffer) {
+        Ok((length, from)) => {
+            let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+            assert_eq!(from, destination, "the answer's source");
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        }
+        Err(error) => format!("{:?}", error.kind()),
+    }
+}
+
+/// Who answers at `destination`.
+fn ask(how: How, destination: SocketAddr) -> String {
+    let (socket, target) = socket(how, destination);
+    match send(how, &socket, b"?", target) {
+        Ok(_) => receive(&socket, destination),
+        Err(error) => format!("{:?}", error.kind()),
+    }
+}
+
+/// Answers each datagram with this name, from the address it came to.
+fn answer_at(address: &str, port: u16, name: &'static str) {
+    let socket = UdpSocket::bind((address, port)).expect("a free port");
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(name.as_bytes(), from).unwrap_or_default();
+        }
+    });
+}
+
+fn world() -> World {
+    let world = World::new();
+    world.run(|| {
+        for address in ["10.77.0.2", "10.88.0.1", "10.99.0.1", "fd77::2", "fd88::1", "fd99::1"] {
+            answer_at(address, NAME_PORT, "world");
+        }
+    });
+    // A neighbour that isn't known yet costs a second.
+    for destination in ["10.77.0.2:7", "[fd77::2]:7"] {
+        assert_eventually("the world is there", || ask(How::Unconnected, address(destination)) == "world");
+    }
+    world
+}
+
+/// Sends the answers of the capturing side.
+struct Answerer {
+    replies: Replies,
+    sockets: HashMap<SocketAddr, UdpSocket>,
+    relayed: usize,
+}
+
+impl Answerer {
+    fn answer(&mut self, source: SocketAddr, peer: SocketAddr, bytes: &[u8]) {
+        let socket = !self.sockets.contains_key(&peer);
+        match self.replies.ask(&Question { source, peer, socket }) {
+            Ok(Way::Direct(socket, to)) => {
+                if let Some(socket) = socket {
+                    self.sockets.insert(peer, socket.into());
+                }
+                if let Err(error) = self.sockets[&peer].send_to(bytes, to) {
+                    println!("{peer} to {to}: {error}");
+                }
+            }
+            Ok(Way::Relayed(socket)) => {
+                self.relayed += 1;
+                Socket::from(socket).send(&[&[0; 8], bytes].concat()).expect("the helper is there");
+            }
+            Err(error) => println!("{peer} to {source}: {error}"),
+        }
+    }
+}
+
+type Shared = Arc<Mutex<Answerer>>;
+
+/// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it was
+/// sent to.
+fn start(plan: &Plan) -> (Handle, Shared) {
+    let mut handle = Handle::spawn().expect("a helper");
+    let captured = capture(&mut handle, plan).expect("capture");
+    let Captured { udp4, udp6, replies, .. } = captured;
+    let answerer = Arc::new(Mutex::new(Answerer { replies, sockets: HashMap::new(), relayed: 0 }));
+    for socket in [udp4, udp6].into_iter().flatten() {
+        socket.set_nonblocking(false).expect("a listener");
+        let mut datagrams = Datagrams::new(socket).expect("a listener");
+        let answerer = answerer.clone();
+        thread::spawn(move || {
+            loop {
+                let Ok(Some(it)) = datagrams.receive() else { continue };
+                let echo = it.bytes.first() == Some(&b'e');
+                let answer =
+                    if echo { it.bytes.to_vec() } else { format!("proxy {}", it.destination).into() };
+                answerer.lock().expect("a proxy").answer(it.source, it.destination, &answer);
+            }
+        });
+    }
+    (handle, answerer)
+}
+
+pub(crate) fn steering() {
+    let _world = world();
+    for address in ["127.0.0.1", "10.77.0.1", "::1", "fd77::1"] {
+        answer_at(address, NAME_PORT, "home");
+    }
+    let (_handle, _proxy) = start(&everything());
+    let rows: &[(How, &str, &str)] = &[
+        (How::Connected, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::Connected, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::Unconnected, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::Unconnected, "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::Unconnected, "192.0.2.9:65535", "proxy 192.0.2.9:65535"),
+        (How::Mapped, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::MappedConnected, "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::Bound("10.77.0.1"), "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::Bound("fd77::1"), "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::BoundConnected("10.77.0.1"), "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        (How::BoundConnected("fd77::1"), "[fd99::1]:7", "proxy [fd99::1]:7"),
+        (How::PacketInfo([10, 77, 0, 1]), "10.99.0.1:7", "proxy 10.99.0.1:7"),
+        // On the link itself, and captured as well.
+        (How::Unconnected, "10.77.0.2:7", "proxy 10.77.0.2:7"),
+        // Excluded.
+        (How::Connected, "10.88.0.1:7", "world"),
+        (How::Unconnected, "10.88.0.1:7", "world"),
+        (How::Unconnected, "[fd88::1]:7", "world"),
+        (How::Connected, "[fd88::1]:7", "world"),
+        (How::Mapped, "10.88.0.1:7", "world"),
+        (How::Bound("10.77.0.1"), "10.88.0.1:7", "world"),
+        (How::PacketInfo([10, 77, 0, 1]), "10.88.0.1:7", "world"),
+        // The host itself, by any of its addresses.
+        (How::Unconnected, "127.0.0.1:7", "home"),
+        (How::Connected, "127.0.0.1:7", "home"),
+        (How::Unconnected, "[::1]:7", "home"),
+        (How::Unconnected, "10.77.0.1:7", "home"),
+        (How::Connected, "10.77.0.1:7", "home"),
+        (How::Bound("10.77.0.1"), "10.77.0.1:7", "home"),
+        (How::Unconnected, "[fd77::1]:7", "home"),
+        (How::Bound("198.19.219.1"), "10.77.0.1:7", "home"),
+        // Bound to a device: beyond policy routing.
+        (How::Device("v0"), "10.99.0.1:7", "world"),
+        (How::Device("v0"), "[fd99::1]:7", "world"),
+    ];
+    for (how, destination, want) in rows {
+        assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
+    }
+}
+
+/// Broadcasts and multicasts go where they went before.
+pub(crate) fn what_is_for_the_link_stays() {
+    let world = world();
+    world.run(|| {
+        let all = UdpSocket::bind("0.0.0.0:9").expect("a free port");
+        all.join_multicast_v4(&Ipv4Addr::new(239, 1, 2, 3), &Ipv4Addr::new(10, 77, 0, 2)).expect("a group");
+        thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = all.recv_from(&mut buffer) {
+                all.send_to(from.to_string().as_bytes(), from).unwrap_or_default();
+            }
+        });
+    });
+    let (_handle, _proxy) = start(&everything());
+    for destination in ["10.77.0.255:9", "255.255.255.255:9", "239.1.2.3:9"] {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.set_broadcast(true).expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        socket.send_to(b"?", destination).expect("sent");
+        let own = format!("10.77.0.1:{}", socket.local_addr().expect("bound").port());
+        assert_eq!(receive(&socket, address("10.77.0.2:9")), own, "{destination}");
+    }
+}
+
+/// One socket, made before the capture, with captured and other destinations in turn.
+pub(crate) fn one_socket() {
+    let _world = world();
+    let rows = [
+        ("0.0.0.0:0", ["10.99.0.1:7", "10.88.0.1:7", "192.0.2.9:53"]),
+        ("[::]:0", ["[fd99::1]:7", "[fd88::1]:7", "[2001:db8::9]:53"]),
+    ];
+    let sockets = rows.map(|(local, destinations)| {
+        let socket = UdpSocket::bind(local).expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        (socket, destinations.map(address))
+    });
+    let exchange = |expected: &dyn Fn(usize, SocketAddr) -> String| {
+        for (socket, destinations) in &sockets {
+            for _ in 0..3 {
+                for (index, destination) in destinations.iter().enumerate() {
+                    socket.send_to(b"?", destination).expect("sent");
+                    assert_eq!(receive(socket, *destination), expected(index, *destination), "{destination}");
+                }
+            }
+            // All at once, too.
+            for to in destinations {
+                socket.send_to(b"?", to).expect("sent");
+            }
+            let mut sources: Vec<_> =
+                (0..3).filter_map(|_| socket.recv_from(&mut [0; 64]).ok().map(|(_, from)| from)).collect();
+            sources.sort();
+            let mut want = destinations.to_vec();
+            want.sort();
+            assert_eq!(sources, want);
+        }
+    };
+    let (mut handle, _proxy) = start(&everything());
+    exchange(&|index, destination| if index == 1 { "world".into() } else { format!("proxy {destination}") });
+    handle.replace_rules(Vec::new()).expect("replace");
+    for (socket, destinations) in &sockets {
+        socket.send_to(b"?", destinations[0]).expect("sent");
+        assert_eq!(receive(socket, destinations[0]), "world", "no rules");
+    }
+}
+
+pub(crate) fn port_ranges() {
+    let _world = world();
+    let only =
+        |network: &str, first, last| Rule { ports: Ports { first, last }, ..rule(network, Verdict::Capture) };
+    let rules = vec![
+        only("10.99.0.0/16", 6, 7),
+        only("fd99::/16", 6, 7),
+        only("10.88.0.0/16", 8, 9),
+        only("fd88::/16", 8, 9),
+    ];
+    let (_handle, _proxy) = start(&Plan { rules, families: BOTH });
+    for how in [How::Unconnected, How::Connected] {
+        for (destination, want) in [
+            ("10.99.0.1:7", "proxy 10.99.0.1:7"),
+            ("[fd99::1]:7", "proxy [fd99::1]:7"),
+            ("10.99.0.1:6", "proxy 10.99.0.1:6"),
+            ("10.88.0.1:7", "world"),
+            ("[fd88::1]:7", "world"),
+            ("10.88.0.1:9", "proxy 10.88.0.1:9"),
+        ] {
+            assert_eq!(ask(how, address(destination)), want, "{how:?} {destination}");
+        }
+    }
+}
+
+/// The longest datagrams there are, and some that the kernel has to take apart.
+pub(crate) fn long_datagrams() {
+    let _world = world();
+    let (_handle, proxy) = start(&everything());
+    // A program of this host that leaves the port to nobody else, so that the helper must send the replies.
+    let _holders = ["0.0.0.0:11", "[::]:12"].map(|held| {
+        let held = address(held);
+        let socket = Socket::new(Domain::for_address(held), Type::DGRAM, None).expect("a socket");
+        if held.is_ipv6() {
+            socket.set_only_v6(true).expect("a socket");
+        }
+        socket.bind(&held.into()).expect("a free port");
+        socket
+    });
+    for (how, destination, length) in [
+        (How::Unconnected, "10.99.0.1:5", 0),
+        (How::Unconnected, "10.99.0.1:5", 4000),
+        (How::Connected, "10.99.0.1:5", 65_507),
+        (How::Unconnected, "10.99.0.1:5", 65_507),
+        (How::Bound("10.77.0.1"), "10.99.0.1:5", 65_507),
+        (How::Mapped, "10.99.0.1:5", 65_507),
+        (How::Unconnected, "[fd99::1]:5", 4000),
+        (How::Connected, "[fd99::1]:5", 65_527),
+        (How::Unconnected, "[fd99::1]:5", 65_527),
+        (How::Unconnected, "10.99.0.1:11", 1),
+        (How::Unconnected, "10.99.0.1:11", 65_507),
+        (How::Bound("10.77.0.1"), "10.99.0.1:11", 4000),
+        (How::Mapped, "10.99.0.1:11", 4000),
+        (How::Unconnected, "[fd99::1]:12", 1),
+        (How::Unconnected, "[fd99::1]:12", 65_527),
+        (How::Bound("fd77::1"), "[fd99::1]:12", 4001),
+    ] {
+        let (socket, target) = socket(how, address(destination));
+        let said = "e".repeat(length);
+        send(how, &socket, said.as_bytes(), target).expect("sent");
+        let want = if length == 0 { format!("proxy {destination}") } else { said };
+        let got = receive(&socket, address(destination));
+        assert!(got == want, "{how:?} {destination} {length}: {} bytes, {:.40}", got.len(), got);
+    }
+    assert_eq!(proxy.lock().expect("a proxy").relayed, 7);
+    drop(proxy);
+}
+
+/// What is handed to the kernel in one piece, to be sent in several (UDP_SEGMENT), comes as several.
+pub(crate) fn segmented() {
+    let _world = world();
+    let (_handle, _proxy) = start(&everything());
+    for destination in ["10.99.0.1:5", "[fd99::1]:5"] {
+        for how in [How::Unconnected, How::Connected] {
+            let (socket, target) = socket(how, address(destination));
+            setsockopt(&socket, sockopt::UdpGsoSegment, &1000).expect("Linux 4.18");
+            send(how, &socket, "e".repeat(4500).as_bytes(), target).expect("sent");
+            let got: Vec<_> = (0..5).map(|_| receive(&socket, address(destination)).len()).collect();
+            // What begins with an 'e' comes back as it was.
+            assert_eq!(got, [1000, 1000, 1000, 1000, 500], "{how:?} {destination}");
+        }
+    }
+}
+
+/// The helper makes no socket for what it can't have captured, and those that it makes reach nobody but this host.
+pub(crate) fn replies_are_confined() {
+    let world = world();
+    let (_handle, proxy) = start(&everything());
+    let proxy = proxy.lock().expect("a proxy");
+    for (source, peer, want) in [
+        ("10.77.0.1:1000", "10.88.0.1:53", "10.88.0.1:53 is not captured"),
+        ("10.77.0.1:1000", "127.0.0.1:53", "127.0.0.1:53 is not captured"),
+        ("10.77.0.1:1000", "10.77.0.1:53", "10.77.0.1:53 is not captured"),
+        ("10.77.0.1:1000", "[fd99::1]:53", "[fd99::1]:53 is not captured"),
+        ("10.77.0.1:0", "10.99.0.1:53", "10.99.0.1:53 is not captured"),
+        ("10.77.0.1:1000", "10.99.0.1:0", "10.99.0.1:0 is not captured"),
+        ("10.77.0.2:1000", "10.99.0.1:53", "10.77.0.2:1000 is not an address of this host"),
+        ("[fd77::2]:1000", "[fd99::1]:53", "[fd77::2]:1000 is not an address of this host"),
+    ] {
+        let question = Question { source: address(source), peer: address(peer), socket: true };
+        let error = proxy.replies.ask(&question).expect_err("refused").to_string();
+        assert_eq!(error, want);
+    }
+    let (heard, all) = std::sync::mpsc::channel();
+    world.run(move || {
+        for address in ["10.77.0.2:99", "10.88.0.1:99", "[fd88::1]:99"] {
+            let (socket, heard) = (UdpSocket::bind(address).expect("a free port"), heard.clone());
+            thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while let Ok((length, _)) = socket.recv_from(&mut buffer) {
+                    heard.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).unwrap_or_default();
+                }
+            });
+        }
+    });
+    for (peer, source, out) in [
+        ("10.99.0.1:53", "10.77.0.1:1000", ["10.77.0.2:99", "10.88.0.1:99"]),
+        ("[fd99::1]:53", "[fd77::1]:1000", ["[fd88::1]:99", "[fd88::1]:99"]),
+    ] {
+        let question = Question { source: address(source), peer: address(peer), socket: true };
+        let Ok(Way::Direct(Some(socket), _)) = proxy.replies.ask(&question) else {
+            panic!("{peer}: no socket")
+        };
+        let socket = UdpSocket::from(socket);
+        for out in out {
+            drop(socket.send_to(b"forged", out));
+            drop(socket.connect(out).and_then(|()| socket.send(b"forged")));
+        }
+    }
+    let free = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    free.send_to(b"last", "10.88.0.1:99").expect("sent");
+    assert_eq!(all.recv_timeout(Duration::from_secs(1)).as_deref(), Ok("last"));
+    assert!(all.recv_timeout(PATIENCE).is_err());
+}
+
+/// After kill -9 datagrams go directly at once, of sockets that were captured too.
+pub(crate) fn killed_helper() {
+    let _world = world();
+    let before = network_state();
+    let (handle, _proxy) = start(&everything());
+    let (socket, target) = socket(How::Unconnected, address("10.99.0.1:7"));
+    socket.send_to(b"?", target).expect("sent");
+    assert_eq!(receive(&socket, target), "proxy 10.99.0.1:7");
+    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
+    drop(handle);
+    let rules = ip("rule");
+    assert!(rules.contains("from 198.19.219.1 lookup 2190000 proto 219"), "{rules}");
+    assert_eventually("nothing is captured", || ask(How::Unconnected, address("10.99.0.1:7")) == "world");
+    socket.send_to(b"?", target).expect("sent");
+    assert_eq!(receive(&socket, target), "world");
+    for destination in ["10.99.0.1:7", "[fd99::1]:7"] {
+        for how in [How::Unconnected, How::Connected] {
+            assert_eq!(ask(how, address(destination)), "world", "{how:?} {destination}");
+        }
+    }
+    cleanup::run().expect("clean up");
+    assert_eq!(network_state(), before);
+}
+
+/// What the capturing side itself sends is not captured.
+pub(crate) fn bypass() {
+    let _world = world();
+    let (mut handle, _proxy) = start(&everything());
+    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
+    for how in [How::Unconnected, How::Connected, How::Mapped] {
+        assert_eq!(ask(how, address("10.99.0.1:7")), "world", "{how:?}");
+    }
+    assert_eq!(ask(How::Unconnected, address("[fd99::1]:7")), "world");
+}
