@@ -6,11 +6,7 @@
 //! connection keeps its way when the rules change, and those that stood before pass on.
 
 use aya_ebpf::{
-    bindings::{
-        __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1 as Tuple,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6, tcphdr,
-    },
+    bindings::{__sk_buff, tcphdr},
     helpers::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie},
     macros::classifier,
     maps::lpm_trie::Key,
@@ -19,9 +15,7 @@ use aya_ebpf::{
 use shuttle_common::{lan::Family, ports::PortSet};
 
 use crate::{
-    maps::{
-        FORWARDED, FRAGMENTS, FragmentKey, LANS, LOCAL4, LOCAL6, UDP_TOO, context, log, octets, rule4, rule6,
-    },
+    maps::{FORWARDED, FRAGMENTS, FragmentKey, LANS, LOCAL4, LOCAL6, context, log, octets, rule4, rule6},
     packet::{Ipv4, Ipv6, Part, Payload, load},
 };
 
@@ -44,10 +38,8 @@ const STATE_NEW_SYN_RECV: u32 = 12;
 #[classifier]
 pub fn shuttle_router(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    if concerns_us(skb)
-        && let Some(packet) = Packet::of(skb)
-        && packet.is_captured(skb)
-    {
+    let mut packet = Packet::default();
+    if concerns_us(skb) && packet.read(skb) && packet.is_captured(skb) {
         let mark = context!(skb, mark) | FORWARDED.load();
         // SAFETY: the kernel hands the program a valid context, whose mark is writable at this hook.
         unsafe { core::ptr::write_volatile(&raw mut (*skb).mark, mark) };
@@ -71,29 +63,43 @@ fn mapped(address: u32) -> [u32; 4] {
 
 /// A packet; IPv4 addresses are v4-mapped. Its methods that are not inlined have stack frames of their own, as one of
 /// the 512 bytes that a program may have would not hold it all.
+#[derive(Default)]
 struct Packet {
-    family: Family,
+    is_ipv6: bool,
     source: [u32; 4],
     destination: [u32; 4],
     payload: Payload,
 }
 
 impl Packet {
+    /// False for what is none of ours, or can't be read.
     #[inline(never)]
-    fn of(skb: *mut __sk_buff) -> Option<Self> {
+    fn read(&mut self, skb: *mut __sk_buff) -> bool {
         match context!(skb, protocol) {
             ETH_P_IP => {
-                let header = load::<Ipv4>(skb, 0)?;
-                let [source, destination] = [header.source, header.destination].map(mapped);
-                Some(Self { family: Family::V4, source, destination, payload: header.payload() })
+                let mut header = Ipv4::default();
+                if !load(skb, 0, &mut header) {
+                    return false;
+                }
+                self.is_ipv6 = false;
+                self.source = mapped(header.source);
+                self.destination = mapped(header.destination);
+                self.payload = header.payload();
+                true
             }
             ETH_P_IPV6 => {
-                let header = load::<Ipv6>(skb, 0)?;
-                let payload = header.payload(skb)?;
-                let (source, destination) = (header.source, header.destination);
-                Some(Self { family: Family::V6, source, destination, payload })
+                let mut header = Ipv6::default();
+                if !load(skb, 0, &mut header) {
+                    return false;
+                }
+                let Some(payload) = header.payload(skb) else { return false };
+                self.is_ipv6 = true;
+                self.source = header.source;
+                self.destination = header.destination;
+                self.payload = payload;
+                true
             }
-            _ => None,
+            _ => false,
         }
     }
 
@@ -101,9 +107,6 @@ impl Packet {
     /// address decides if it is captured on every port.
     #[inline(always)]
     fn is_captured(&self, skb: *mut __sk_buff) -> bool {
-        if self.payload.protocol == UDP && UDP_TOO.load() == 0 {
-            return false;
-        }
         if let Part::Later = self.payload.part {
             return self.is_remembered()
                 || self.payload.protocol == UDP
@@ -138,21 +141,23 @@ impl Packet {
     /// The ports on which the destination is captured.
     #[inline(never)]
     fn rule(&self) -> Option<&'static PortSet> {
-        match self.family {
-            Family::V4 => rule4(self.destination[3].to_ne_bytes(), true),
-            Family::V6 => rule6(octets(self.destination), true),
+        if self.is_ipv6 {
+            rule6(octets(self.destination), true)
+        } else {
+            rule4(self.destination[3].to_ne_bytes(), true)
         }
     }
 
     #[inline(never)]
     fn is_to_this_host(&self) -> bool {
-        match self.family {
-            Family::V4 => LOCAL4.get(Key::new(32, self.destination[3].to_ne_bytes())).is_some(),
-            Family::V6 => LOCAL6.get(Key::new(128, octets(self.destination))).is_some(),
+        if self.is_ipv6 {
+            LOCAL6.get(Key::new(128, octets(self.destination))).is_some()
+        } else {
+            LOCAL4.get(Key::new(32, self.destination[3].to_ne_bytes())).is_some()
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn captures(&self, port: u16) -> bool {
         self.rule().is_some_and(|ports| ports.contains(port)) && !self.is_to_this_host()
     }
@@ -162,8 +167,8 @@ impl Packet {
         match self.payload.protocol {
             TCP => self.is_captured_tcp(skb),
             UDP => {
-                let Some([_, port]) = load::<[u16; 2]>(skb, self.payload.offset) else { return false };
-                self.captures(u16::from_be(port))
+                let mut ports = [0_u16; 2];
+                load(skb, self.payload.offset, &mut ports) && self.captures(u16::from_be(ports[1]))
             }
             _ => false,
         }
@@ -171,9 +176,12 @@ impl Packet {
 
     #[inline(never)]
     fn is_captured_tcp(&self, skb: *mut __sk_buff) -> bool {
-        let Some(header) = load::<TcpHeader>(skb, self.payload.offset) else { return false };
+        let mut header = TcpHeader::default();
+        if !load(skb, self.payload.offset, &mut header) {
+            return false;
+        }
         let opens = header.flags & (SYN | ACK) == SYN;
-        if opens && self.captures(u16::from_be(header.ports[1])) {
+        if opens && self.captures(header.destination_port()) {
             self.count(skb, false);
             return true;
         }
@@ -190,7 +198,8 @@ impl Packet {
     fn follows_our_socket(&self, skb: *mut __sk_buff, header: &TcpHeader, opens: bool) -> bool {
         let (mut tuple, size) = self.tuple(header.ports);
         // SAFETY: the tuple lives on this stack frame, and is as long as the size says.
-        let socket = unsafe { bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, size, CURRENT_NETNS, 0) };
+        let socket =
+            unsafe { bpf_skc_lookup_tcp(skb.cast(), (&raw mut tuple).cast(), size, CURRENT_NETNS, 0) };
         if socket.is_null() {
             return false;
         }
@@ -204,18 +213,16 @@ impl Packet {
         follows
     }
 
-    /// The socket's address as the kernel wants it, and its size, which tells the family.
+    /// A `bpf_sock_tuple` as words in network order, and its size, which tells the family. Built in place: the union that the
+    /// kernel's headers have would be copied about on a stack with no room for it.
     #[inline(always)]
-    fn tuple(&self, [sport, dport]: [u16; 2]) -> (bpf_sock_tuple, u32) {
-        let (saddr, daddr) = (self.source, self.destination);
-        let (tuple, size) = match self.family {
-            Family::V4 => (
-                Tuple { ipv4: Tuple4 { saddr: saddr[3], daddr: daddr[3], sport, dport } },
-                size_of::<Tuple4>(),
-            ),
-            Family::V6 => (Tuple { ipv6: Tuple6 { saddr, daddr, sport, dport } }, size_of::<Tuple6>()),
-        };
-        (bpf_sock_tuple { __bindgen_anon_1: tuple }, size as u32)
+    fn tuple(&self, ports: u32) -> ([u32; 9], u32) {
+        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (self.source, self.destination);
+        if self.is_ipv6 {
+            ([s0, s1, s2, s3, d0, d1, d2, d3, ports], 36)
+        } else {
+            ([s3, d3, ports, 0, 0, 0, 0, 0, 0], 12)
+        }
     }
 
     #[inline(never)]
@@ -228,11 +235,11 @@ impl Packet {
         let mut header = *header;
         let header = (&raw mut header).cast::<tcphdr>();
         let length = size_of::<TcpHeader>() as u32;
-        let network = match self.family {
-            Family::V4 => 20,
-            Family::V6 => 40,
-        };
-        let Some(mut ip) = load::<Ipv6>(skb, 0) else { return false };
+        let network = if self.is_ipv6 { 40 } else { 20 };
+        let mut ip = Ipv6::default();
+        if !load(skb, 0, &mut ip) {
+            return false;
+        }
         let ip = (&raw mut ip).cast();
         // SAFETY: both headers live on this stack frame and are at least as long as said; an IPv4 packet with a TCP
         // header is no shorter than an IPv6 header.
@@ -242,7 +249,8 @@ impl Packet {
     /// Counts what opens a captured connection, and what follows: when nothing ever does, something drops it.
     #[inline(always)]
     fn count(&self, skb: *mut __sk_buff, follows: bool) {
-        let key = [context!(skb, ifindex), self.family as u32];
+        let family = if self.is_ipv6 { Family::V6 } else { Family::V4 };
+        let key = [context!(skb, ifindex), family as u32];
         let Some(lan) = LANS.get_ptr_mut(key) else { return };
         // SAFETY: the entry is not removed while the program is attached; a count that is lost to another processor
         // does not matter.
@@ -258,12 +266,19 @@ impl Packet {
 
 /// A TCP header without options.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct TcpHeader {
-    /// Of the source and the destination, in network order.
-    ports: [u16; 2],
+    /// Of the source and, after it, the destination.
+    ports: u32,
     _numbers: [u32; 2],
     _offset: u8,
     flags: u8,
     _rest: [u16; 3],
+}
+
+impl TcpHeader {
+    fn destination_port(&self) -> u16 {
+        let [_, _, high, low] = self.ports.to_ne_bytes();
+        u16::from_be_bytes([high, low])
+    }
 }

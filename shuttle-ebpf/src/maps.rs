@@ -24,10 +24,6 @@ pub static BYPASS_BIT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static FORWARDED: Global<u32> = Global::new(0);
 
-/// Whether forwarded UDP is captured: 0 or 1.
-#[unsafe(no_mangle)]
-pub static UDP_TOO: Global<u32> = Global::new(0);
-
 /// The one network namespace whose sockets are ours; 0 where the kernel cannot tell user space (before 5.14):
 /// elsewhere no rule uses the bit.
 #[unsafe(no_mangle)]

@@ -2,7 +2,7 @@
 //!
 //! All is read relative to the network header, so that it does not matter whether the device has an Ethernet header.
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET},
@@ -23,7 +23,7 @@ const HEADERS: u32 = 256;
 
 /// An IPv4 header, without options.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Ipv4 {
     version_length: u8,
     _service: u8,
@@ -39,7 +39,7 @@ pub struct Ipv4 {
 
 /// An IPv6 header, without extensions.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Ipv6 {
     _version: [u8; 4],
     _length: [u8; 2],
@@ -50,7 +50,7 @@ pub struct Ipv6 {
 }
 
 /// What follows the network header.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Payload {
     pub protocol: u8,
     /// Where it starts, from the network header.
@@ -62,8 +62,9 @@ pub struct Payload {
 
 /// How much of a datagram a packet is. It holds no number: what a variant leaves undefined may become the copy of a
 /// pointer, which the verifier refuses.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub enum Part {
+    #[default]
     Whole,
     /// The first fragment, which has the ports.
     First,
@@ -84,25 +85,29 @@ impl Ipv4 {
 }
 
 impl Ipv6 {
-    /// None when a routing header names another destination than this one, or when there is no end of extensions.
+    /// None when a routing header names another destination than this one, or when there is no end of extensions. Each of
+    /// them, and what may follow, is at least eight bytes long.
     #[inline(always)]
     pub fn payload(&self, skb: *mut __sk_buff) -> Option<Payload> {
         let mut payload = Payload { protocol: self.next, offset: 40, part: Part::Whole, id: 0 };
         for _ in 0..MAX_EXTENSIONS {
             let length = match payload.protocol {
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => {
-                    let [next, length, _, left] = load::<[u8; 4]>(skb, payload.offset)?;
+                    let mut extension = [0; 8];
+                    if !load::<[u8; 8]>(skb, payload.offset, &mut extension) {
+                        return None;
+                    }
+                    let [next, length, high, low_or_left, id @ ..] = extension;
                     let kind = payload.protocol;
                     payload.protocol = next;
                     match kind {
                         FRAGMENT => {
-                            let [_, _, high, low, id @ ..] = load::<[u8; 8]>(skb, payload.offset)?;
-                            let fragment = u16::from_be_bytes([high, low]);
+                            let fragment = u16::from_be_bytes([high, low_or_left]);
                             payload.part = part(fragment >> 3, fragment & 1 != 0);
                             payload.id = u32::from_be_bytes(id);
                             8
                         }
-                        ROUTING if left != 0 => return None,
+                        ROUTING if low_or_left != 0 => return None,
                         AUTHENTICATION => (u32::from(length) + 2) * 4,
                         _ => (u32::from(length) + 1) * 8,
                     }
@@ -128,25 +133,22 @@ fn part(offset: u16, more: bool) -> Part {
     }
 }
 
-/// Reads at an offset from the network header; None beyond the packet's end.
+/// Reads plain bytes at an offset from the network header; false beyond the packet's end. Read in place: returned, the value
+/// would be copied about on a stack with no room for it.
 #[inline(always)]
-pub fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    let to = value.as_mut_ptr().cast::<c_void>();
-    let length = size_of::<T>() as u32;
-    let read = || {
-        // SAFETY: the helper writes `length` bytes, which is the size of what `to` points to, or fails.
-        unsafe { bpf_skb_load_bytes_relative(skb.cast(), offset, to, length, BPF_HDR_START_NET) }
-    };
-    if read() != 0 {
-        // Some drivers leave headers in the packet's pages, out of the helper's reach.
-        let whole = context!(skb, len);
-        // SAFETY: the context is valid, and no pointer to the packet's data is held.
-        unsafe { bpf_skb_pull_data(skb, if whole < HEADERS { whole } else { HEADERS }) };
-        if read() != 0 {
-            return None;
+pub fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
+    let (to, length) = ((&raw mut *into).cast::<c_void>(), size_of::<T>() as u32);
+    for attempt in 0..2 {
+        // SAFETY: the helper writes `length` bytes, which is the size of what `to` points to, or zeros.
+        if unsafe { bpf_skb_load_bytes_relative(skb.cast(), offset, to, length, BPF_HDR_START_NET) } == 0 {
+            return true;
+        }
+        if attempt == 0 {
+            // Some drivers leave headers in the packet's pages, out of the helper's reach.
+            let whole = context!(skb, len);
+            // SAFETY: the context is valid, and no pointer to the packet's data is held.
+            unsafe { bpf_skb_pull_data(skb, if whole < HEADERS { whole } else { HEADERS }) };
         }
     }
-    // SAFETY: the helper has written all of it, and all callers' types are plain bytes.
-    Some(unsafe { value.assume_init() })
+    false
 }

@@ -41,7 +41,7 @@ pub struct Tunnel {
     /// Capture for other machines too: what this one forwards for those behind this interface; may be repeated
     #[arg(long, value_name = "IFACE", action = ArgAction::Append)]
     pub lan: Vec<String>,
-    /// 0.0.0.0 or [::]: as --lan for every LAN interface (up, Ethernet, without a default route)
+    /// As --lan for every LAN interface (up, Ethernet, without a default route): 0.0.0.0, or the same of IPv6
     #[arg(short, long, value_name = "ADDRESS[:PORT]", conflicts_with = "lan")]
     pub listen: Option<Listen>,
     /// Where forwarded traffic is seen: tests want the older kernels' way as well

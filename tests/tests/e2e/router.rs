@@ -1,5 +1,6 @@
 //! What the client forwards for the machine behind it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use shuttle_tests::shuttle::{exit_code, send};
 use shuttle_tests::traffic::exchange::Exchanged;
 use shuttle_tests::traffic::hold::Held;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
+use shuttle_tests::traffic::udp::Echoes;
 use shuttle_tests::wire::{self, Kind};
 use shuttle_tests::{Host, Lab, Load, Options, Role, Run, Shuttle, addr};
 
@@ -174,6 +176,91 @@ fn packets_of_every_shape_are_captured() -> Result<()> {
          ip addr add 10.76.0.1/24 dev br0\nip -6 addr add fd76::1/64 dev br0 nodad\n",
     )?;
     with_router(bridged, &["--lan", "br0"], |lab, _| expect_both(lab, lab.lan()?, Outcome::Captured))
+}
+
+/// Both families, whole and in pieces, with a socket for each peer and with one for several.
+#[test]
+fn forwarded_datagrams_are_captured() -> Result<()> {
+    const ECHO: &str = "10.78.0.2:7000";
+    const ECHO6: &str = "[fd78::2]:7000";
+    let every: [&[&str]; 3] = [&LAN, &["-l", "0.0.0.0"], &["--lan", "lan", "--ebpf-ingress=clsact"]];
+    for args in every {
+        // The router's own service on that port must not answer, nor keep the replies from being sent.
+        let lab = lab()?;
+        let tool = lab.program("lab-tool")?;
+        let mut served = lab.client.command(tool).arg("serve").spawn()?;
+        let checked = with_router(lab, args, |lab, _| {
+            for services in [["10.78.0.2:7004", "10.78.0.3:7004"], ["[fd78::2]:7004", "[fd78::3]:7004"]] {
+                let seen: Vec<Option<SocketAddr>> =
+                    Load::start_on(lab, lab.lan()?, &["udp-who", services[0], services[1]])?.answer()?;
+                let by_server = |seen: &Option<SocketAddr>| {
+                    let server = [IpAddr::from(addr::SERVER_INNER), addr::SERVER_INNER6.into()];
+                    seen.is_some_and(|seen| server.contains(&seen.ip()))
+                };
+                ensure!(seen.iter().all(by_server) && seen[0] == seen[1], "{services:?}: {seen:?}");
+            }
+            for options in [
+                &["--to", ECHO][..],
+                &["--to", ECHO6],
+                &["--to", ECHO, "--connected"],
+                &["--to", ECHO6, "--connected"],
+                &["--to", ECHO, "--to", "10.78.0.3:7000", "--window", "2"],
+                &["--to", ECHO, "--length", "1200", "--batch", "10", "--window", "20"],
+                &["--to", ECHO, "--length", "4000", "--window", "8"],
+                &["--to", ECHO6, "--length", "4000", "--window", "8"],
+                &["--to", ECHO, "--length", "65507"],
+                &["--to", ECHO6, "--length", "65527"],
+            ] {
+                let command = [&["udp", "--seconds", "0.3"], options].concat();
+                let [near, forwarded]: [Echoes; 2] =
+                    [lab.measure(&command)?, lab.measure_on(lab.lan()?, &command)?];
+                println!("{options:?}: here {near:?}\nforwarded {forwarded:?}");
+                ensure!(forwarded.wrong == 0 && near.wrong == 0, "{options:?}: {forwarded:?}");
+                let lost = |echoes: Echoes| (echoes.received as f64) < 0.99 * echoes.sent as f64;
+                ensure!(!lost(forwarded) && !lost(near), "{options:?}: {forwarded:?}");
+            }
+            Ok(())
+        });
+        served.kill()?;
+        served.wait()?;
+        checked?;
+    }
+    Ok(())
+}
+
+/// Datagrams in pieces, of which only the first have ports.
+#[test]
+fn fragments_go_the_way_of_the_first() -> Result<()> {
+    let lab = lab()?;
+    let mut shuttle = Shuttle::connect(
+        &lab,
+        Run::remote(&["--method=ebpf", "--lan", "lan", "10.78.0.2:7000", "[fd78::2]:7000"]),
+    )?;
+    for (to, captured) in [
+        ("10.78.0.2:7000", true),
+        ("[fd78::2]:7000", true),
+        ("10.78.0.3:7000", false),
+        ("[fd78::3]:7000", false),
+    ] {
+        let before = lab.client.output("nstat", &["-az"])?;
+        let echoes: Echoes =
+            lab.measure_on(lab.lan()?, &["udp", "--to", to, "--length", "6000", "--seconds", "1"])?;
+        // A few may be lost beside other tests.
+        ensure!(echoes.wrong == 0 && echoes.received * 4 >= echoes.sent * 3, "{to}: {echoes:?}");
+        let after = lab.client.output("nstat", &["-az"])?;
+        // What is captured is put together here; what is not is passed on as it is.
+        let name = if to.starts_with('[') { "Ip6ReasmOKs" } else { "IpReasmOKs" };
+        let grown = count(&after, name) - count(&before, name);
+        ensure!((grown >= echoes.received as f64) == captured, "{to}: {grown} put together, {echoes:?}");
+    }
+    shuttle.signal(Signal::SIGINT)?;
+    shuttle.wait(END).map(drop)
+}
+
+/// A counter of nstat.
+fn count(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or_default()
 }
 
 /// What stood before the start goes its way until its own end, and what was captured until the rules are gone.

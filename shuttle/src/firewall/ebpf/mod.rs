@@ -36,7 +36,7 @@ pub(super) use self::{
 use self::{
     netlink::Family,
     programs::{Programs, Settings},
-    reply::{Relays, is_pair, reply_socket},
+    reply::{Reach, Relays, is_pair, reply_socket},
     router::Router,
     slot::{SLOTS, Slot},
     tun::Tun,
@@ -157,9 +157,9 @@ pub(super) enum ReplyError {
     /// Nobody can have sent anything there by this capture.
     #[error("{0} is not captured")]
     NotCaptured(SocketAddr),
-    /// No program of this host is there.
-    #[error("{0} is not an address of this host")]
-    NotLocal(SocketAddr),
+    /// Nobody is there whose datagrams are captured.
+    #[error("{0} is neither an address of this host nor behind a LAN interface")]
+    Nobody(SocketAddr),
     /// A map failed.
     #[error(transparent)]
     Capture(#[from] Error),
@@ -229,7 +229,7 @@ impl Capture {
     }
 
     /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
-    pub(super) fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
+    pub(super) async fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
         let Question { source, peer, socket } = *question;
         if !is_pair(source, peer) || !self.programs.captures(peer)? {
             return Err(ReplyError::NotCaptured(peer));
@@ -238,16 +238,19 @@ impl Capture {
         let ours = Family::of(self.families).any(|family| self.slot.source(family) == source.ip());
         // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
         let to = SocketAddr::new(chosen.filter(|_| ours).unwrap_or(source.ip()), source.port());
-        if !self.programs.is_local(to.ip()) {
-            return Err(ReplyError::NotLocal(to));
-        }
+        let reach = if self.programs.is_local(to.ip()) {
+            Reach::Here
+        } else {
+            let lan = self.router.lan_of(&self.netlink, to.ip()).await?;
+            Reach::Lan(lan.ok_or(ReplyError::Nobody(to))?)
+        };
         if !socket {
             return Ok(Reply::Direct { to, socket: None });
         }
-        match reply_socket(self.slot, peer) {
+        match reply_socket(self.slot, peer, &reach) {
             Ok(socket) => Ok(Reply::Direct { to, socket: Some(socket.into()) }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                Ok(Reply::Relayed(self.relays.start(self.slot, peer, to)?))
+                Ok(Reply::Relayed(self.relays.start(self.slot, peer, to, &reach)?))
             }
             Err(error) => Err(error.into()),
         }

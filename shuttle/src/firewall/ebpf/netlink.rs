@@ -3,11 +3,12 @@
 
 use std::{io, net::IpAddr};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, IpVersion, LinkUnspec,
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily,
+        AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
         link::{LinkAttribute, LinkFlags},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -196,6 +197,31 @@ impl Netlink {
             _ => None,
         });
         Ok(name.unwrap_or_default())
+    }
+
+    /// The interface by which packets to an address leave this host.
+    pub(super) async fn interface_to(&self, address: IpAddr) -> Result<Option<u32>, Error> {
+        let mut route = RouteMessage::default();
+        route.header.address_family = Family::of_address(address).number();
+        route.header.destination_prefix_length = host_prefix(address);
+        route.attributes.push(RouteAttribute::Destination(address.into()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(route));
+        request.header.flags = NLM_F_REQUEST;
+        let what = || format!("asking for the route to {address}");
+        let mut answers = self.handle().clone().request(request).map_err(failed(what()))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                    return Ok(route.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    }));
+                }
+                NetlinkPayload::Error(_) => return Ok(None),
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 
     /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing

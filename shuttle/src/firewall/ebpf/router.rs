@@ -1,6 +1,6 @@
 //! Capture of what comes in by LAN interfaces: the ingress program there, and its policy rules.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use aya::{
     Ebpf,
@@ -122,6 +122,15 @@ impl Router {
                 }
             }
         }
+    }
+
+    /// The LAN interface by which this host sends to an address, if it is one.
+    pub(super) async fn lan_of(&self, netlink: &Netlink, address: IpAddr) -> Result<Option<String>, Error> {
+        if !self.is_on() {
+            return Ok(None);
+        }
+        let way = netlink.interface_to(address).await?;
+        Ok(self.lans.iter().find(|lan| Some(lan.index) == way).map(|lan| lan.name.clone()))
     }
 
     /// Warns of interfaces whose connections are captured and then come to nothing. Never ends; may be dropped and
