@@ -4,6 +4,7 @@
 #[cfg(feature = "user")]
 pub mod compile;
 pub mod flows;
+pub mod lan;
 pub mod ports;
 #[cfg(feature = "user")]
 pub mod rule;

@@ -32,6 +32,13 @@ impl PortSet {
         false
     }
 
+    /// Whether connections to every port are captured.
+    #[inline(always)]
+    pub fn is_all(&self) -> bool {
+        let [[first, last], ..] = self.0;
+        first == 0 && last == u16::MAX
+    }
+
     /// The set of ascending, disjoint ranges `first..=last`, with touching ranges joined; `None` when more than
     /// [`MAX_RANGES`] remain.
     pub fn from_ascending(ranges: impl IntoIterator<Item = (u16, u16)>) -> Option<Self> {

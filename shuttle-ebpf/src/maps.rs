@@ -3,10 +3,11 @@
 use aya_ebpf::{
     Global,
     macros::map,
-    maps::{Array, LpmTrie, LruHashMap, SockMap, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, SockMap, lpm_trie::Key},
 };
 use shuttle_common::{
     flows::{FlowKey, Words},
+    lan::{Lan, LanKey},
     ports::PortSet,
 };
 
@@ -17,6 +18,11 @@ pub static CAPTURE_BIT: Global<u32> = Global::new(0);
 /// The bit of a socket's mark that exempts it.
 #[unsafe(no_mangle)]
 pub static BYPASS_BIT: Global<u32> = Global::new(0);
+
+/// The bits that mark a forwarded packet that is captured: the capture bit and the one that tells it from a packet of
+/// this host's own.
+#[unsafe(no_mangle)]
+pub static FORWARDED: Global<u32> = Global::new(0);
 
 /// The one network namespace whose sockets are ours; 0 where the kernel cannot tell user space (before 5.14):
 /// elsewhere no rule uses the bit.
@@ -40,6 +46,11 @@ pub static TUN: Global<u32> = Global::new(0);
 const MAX_RULES: u32 = 262_144;
 /// Addresses of one host; busy container hosts have thousands.
 const MAX_LOCAL: u32 = 65_536;
+
+/// Twice as many as any router's interfaces.
+const MAX_LANS: u32 = 1024;
+/// Datagrams in pieces that are on their way at once.
+const MAX_FRAGMENTED: u32 = 8192;
 
 /// Which of the two rule sets is live: 0 or 1. The other one is filled first, so one write replaces all rules.
 #[map]
@@ -71,20 +82,60 @@ const MAX_FLOWS: u32 = 16_384;
 #[map]
 pub static CHOSEN: LruHashMap<FlowKey, Words> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
+/// The interfaces whose forwarded traffic is captured.
+#[map]
+pub static LANS: HashMap<LanKey, Lan> = HashMap::with_max_entries(MAX_LANS, 0);
+
+/// The datagrams whose first fragment was captured. The value means nothing.
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
+
+/// What the fragments of a datagram have in common, IPv4 addresses v4-mapped.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FragmentKey {
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    pub id: u32,
+    pub protocol: u32,
+}
+
 /// Whether the live rules capture this IPv4 destination.
 #[inline(always)]
 pub fn captures4(address: [u8; 4], port: u16) -> bool {
-    let key = Key::new(32, address);
-    let found = if second_is_live() { RULES4_B.get(&key) } else { RULES4_A.get(&key) };
-    found.is_some_and(|ports| ports.contains(port))
+    rule4(address, true).is_some_and(|ports| ports.contains(port))
 }
 
 /// Whether the live rules capture this IPv6 destination.
 #[inline(always)]
 pub fn captures6(address: [u8; 16], port: u16) -> bool {
+    rule6(address, true).is_some_and(|ports| ports.contains(port))
+}
+
+/// Whether the rules that were live before captured it; there are none but while user space replaces them.
+#[inline(always)]
+pub fn captured4(address: [u8; 4], port: u16) -> bool {
+    rule4(address, false).is_some_and(|ports| ports.contains(port))
+}
+
+/// As [`captured4`].
+#[inline(always)]
+pub fn captured6(address: [u8; 16], port: u16) -> bool {
+    rule6(address, false).is_some_and(|ports| ports.contains(port))
+}
+
+/// The captured ports of an IPv4 destination, by the rules that are live or by the others.
+#[inline(always)]
+pub fn rule4(address: [u8; 4], live: bool) -> Option<&'static PortSet> {
+    let key = Key::new(32, address);
+    if second_is_live() == live { RULES4_B.get(&key) } else { RULES4_A.get(&key) }
+}
+
+/// As [`rule4`].
+#[inline(always)]
+pub fn rule6(address: [u8; 16], live: bool) -> Option<&'static PortSet> {
     let key = Key::new(128, address);
-    let found = if second_is_live() { RULES6_B.get(&key) } else { RULES6_A.get(&key) };
-    found.is_some_and(|ports| ports.contains(port))
+    if second_is_live() == live { RULES6_B.get(&key) } else { RULES6_A.get(&key) }
 }
 
 #[inline(always)]

@@ -17,6 +17,41 @@ pub struct Plan {
     /// The address families to prepare; one that is off gets no listener, route or policy rule, and rules about it no
     /// effect, also those that come later.
     pub families: Families,
+    /// The traffic of other machines that this one forwards.
+    pub router: Router,
+}
+
+/// Whose traffic is captured beside this machine's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Router {
+    /// The interfaces that it comes in by.
+    pub lans: Lans,
+    /// Where it is seen.
+    pub hook: Hook,
+}
+
+/// Interfaces to machines behind this one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lans {
+    /// Nothing forwarded is captured.
+    #[default]
+    None,
+    /// Those with these names.
+    Named(Vec<String>),
+    /// Each Ethernet interface (a bridge or VLAN too) that is up at the start and has no default route.
+    All,
+}
+
+/// Where packets of a LAN are looked at as they come in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hook {
+    /// By tcx, or by clsact where the kernel has no tcx.
+    #[default]
+    Auto,
+    /// tcx alone (Linux 6.6).
+    Tcx,
+    /// A filter of the clsact qdisc.
+    Clsact,
 }
 
 /// Which address families are in use.

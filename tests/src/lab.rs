@@ -22,6 +22,9 @@ const PREFIX: &str = "shut-lab.";
 /// With the usual 4 MiB to send from, one flow could not fill the fat link.
 const WIDE_BUFFERS: &str = "echo '4096 16384 33554432' > /proc/sys/net/ipv4/tcp_wmem
 echo '4096 131072 33554432' > /proc/sys/net/ipv4/tcp_rmem";
+/// Has a host forward packets.
+const FORWARD: &str =
+    "echo 1 > /proc/sys/net/ipv4/ip_forward\necho 1 > /proc/sys/net/ipv6/conf/all/forwarding\n";
 const PARENT: &str = "/var/tmp";
 
 /// What kind of lab to make.
@@ -34,13 +37,15 @@ pub struct Options {
     /// Whether the server forwards packets to the target, so that what is *not* captured gets there too and
     /// [`crate::traffic::probe`] can tell the two ways apart. Without it, uncaptured traffic vanishes.
     pub forwarding: bool,
+    /// Whether a machine lives behind the client, which then forwards packets.
+    pub lan: bool,
     /// The folder of the programs built; by default that of the running program.
     pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { link: Link::Lan, server: Server::Plain, forwarding: true, programs: None }
+        Options { link: Link::Lan, server: Server::Plain, forwarding: true, lan: false, programs: None }
     }
 }
 
@@ -53,6 +58,8 @@ pub struct Lab {
     pub server: Host,
     /// What only the server reaches.
     pub target: Host,
+    /// Behind the client, if the lab has it.
+    pub lan: Option<Host>,
     /// Root, the local user and the ssh account.
     pub users: Users,
     dir: PathBuf,
@@ -101,14 +108,22 @@ impl Lab {
             Ok(target.command(tool))
         })?);
         number(&client, &server, &target, options.forwarding)?;
+        let lan = if options.lan { Some(host("lan")?) } else { None };
+        if let Some(lan) = &lan {
+            put_behind(&client, &server, lan)?;
+        }
         if options.link == Link::Fat {
-            [&client, &server, &target].into_iter().try_for_each(|host| host.script(WIDE_BUFFERS))?;
+            [&client, &server, &target]
+                .into_iter()
+                .chain(&lan)
+                .try_for_each(|host| host.script(WIDE_BUFFERS))?;
         }
         daemons.extend(sshd::start(&server, &users.root, &dir, options.server)?);
         let mut lab = Lab {
             client,
             server,
             target,
+            lan,
             users,
             dir,
             programs: options.programs,
@@ -133,10 +148,19 @@ impl Lab {
         place_program(&self.dir, self.programs.as_deref(), name)
     }
 
+    /// The machine behind the client.
+    pub fn lan(&self) -> Result<&Host> {
+        self.lan.as_ref().context("this lab has no LAN")
+    }
+
     /// Runs a `lab-tool` client on the client host and reads its result.
     pub fn measure<T: DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
-        let output =
-            self.client.command(self.program("lab-tool")?).args(args).stdin(Stdio::null()).output()?;
+        self.measure_on(&self.client, args)
+    }
+
+    /// As [`Lab::measure`], on any host.
+    pub fn measure_on<T: DeserializeOwned>(&self, host: &Host, args: &[&str]) -> Result<T> {
+        let output = host.command(self.program("lab-tool")?).args(args).stdin(Stdio::null()).output()?;
         let (text, errors) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         serde_json::from_str(&text).with_context(|| format!("lab-tool {args:?}: {}\n{errors}", output.status))
@@ -215,7 +239,7 @@ fn binds(dir: &Path, host: &str) -> Vec<(PathBuf, PathBuf)> {
     if host == "client" {
         binds.push((dir.join("etc").join(SUDOERS), "/etc/sudoers".into()));
     }
-    if host != "target" {
+    if host == "client" || host == "server" {
         binds.push((dir.join(host).join("tmp"), "/tmp".into()));
         binds.push((dir.join(host).join("run"), "/run".into()));
     }
@@ -255,6 +279,19 @@ fn number(client: &Host, server: &Host, target: &Host, forwarding: bool) -> Resu
     ))?;
     let inner = ["10.78.0.2/24", "10.78.0.3/24", "fd78::2/64", "fd78::3/64"];
     target.script(&format!("{}{}{}", addresses("inner", &inner), defaults("78", 1), forward(0)))
+}
+
+/// Joins the client and the machine behind it, and has the client forward its packets.
+fn put_behind(client: &Host, server: &Host, lan: &Host) -> Result<()> {
+    client.script(&format!(
+        "ip link add name lan type veth peer name up netns {}\n{}{}",
+        lan.pid(),
+        addresses("lan", &["10.76.0.1/24", "fd76::1/64"]),
+        FORWARD
+    ))?;
+    lan.script(&format!("{}{}", addresses("up", &["10.76.0.2/24", "fd76::2/64"]), defaults("76", 1)))?;
+    // All that may lie behind the client.
+    server.script("ip route add 10.72.0.0/13 via 10.77.0.1\nip -6 route add fd70::/13 via fd77::1\n")
 }
 
 fn addresses(device: &str, addresses: &[&str]) -> String {

@@ -20,6 +20,7 @@ impl Snapshot {
         let mut facts = BTreeSet::new();
         for (name, host) in [("client", &lab.client), ("server", &lab.server)] {
             network(name, host, &mut facts)?;
+            traffic_control(name, host, &mut facts)?;
             tree(&format!("{name} cgroup"), host.cgroup_root(), true, &mut facts)?;
             for folder in ["tmp", "run"] {
                 tree(&format!("{name} /{folder}"), &lab.dir().join(name).join(folder), false, &mut facts)?;
@@ -66,6 +67,21 @@ fn network(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> 
         // The kernel's own routes follow links, which are listed, and come late: with the carrier.
         let facts_there = text.lines().filter(|line| !line.contains("proto kernel"));
         facts.extend(facts_there.map(|line| format!("{name} {what}: {}", line.trim())));
+    }
+    Ok(())
+}
+
+/// The qdiscs, and the filters of those that have any.
+fn traffic_control(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> {
+    let text = host.output("tc", &["qdisc"])?;
+    let qdiscs = text.lines().filter(|line| !line.contains("noqueue") && !line.contains("fifo"));
+    for qdisc in qdiscs {
+        facts.insert(format!("{name} qdisc: {}", qdisc.trim()));
+        let device = qdisc.split(' ').skip_while(|word| *word != "dev").nth(1);
+        if let Some(device) = device.filter(|_| qdisc.contains("clsact")) {
+            let filters = host.output("tc", &["filter", "show", "dev", device, "ingress"])?;
+            facts.extend(filters.lines().map(|line| format!("{name} filter: {}", line.trim())));
+        }
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ pub mod shuttle;
 mod sshd;
 mod sys;
 pub mod traffic;
+pub mod wire;
 
 pub use accounts::User;
 pub use host::Host;

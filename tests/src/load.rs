@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 
-use crate::Lab;
+use crate::{Host, Lab};
 
 /// A `lab-tool` on the client host that stays. Dropping it ends it.
 #[derive(Debug)]
@@ -19,7 +19,12 @@ pub struct Load {
 impl Load {
     /// Starts one. Its first answer says that the load is there.
     pub fn start(lab: &Lab, args: &[&str]) -> Result<Load> {
-        let mut command = lab.client.command(lab.program("lab-tool")?);
+        Load::start_on(lab, &lab.client, args)
+    }
+
+    /// As [`Load::start`], on any host.
+    pub fn start_on(lab: &Lab, host: &Host, args: &[&str]) -> Result<Load> {
+        let mut command = host.command(lab.program("lab-tool")?);
         let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().context("no output")?).lines();

@@ -67,9 +67,34 @@ pub(crate) fn in_netns<T: Send>(net: &OwnedFd, work: impl FnOnce() -> Result<T> 
 nix::ioctl_write_int!(tunsetiff, b'T', 202);
 nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 
+/// Has each packet of an IPv6 socket bear hop-by-hop and destination options: padding, eight bytes each. Needs root.
+pub(crate) fn add_extension_headers(socket: &impl AsRawFd) -> io::Result<()> {
+    // The kernel puts the next header's number there; no more than these eight bytes; PadN of six.
+    let padding: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
+    for option in [libc::IPV6_HOPOPTS, libc::IPV6_DSTOPTS] {
+        let (value, length) = (padding.as_ptr().cast(), padding.len() as libc::socklen_t);
+        // SAFETY: the value outlives the call and is as long as said.
+        let failed =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IPV6, option, value, length) };
+        if failed < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Opens a new TAP device called `name` in the calling thread's network namespace; it goes with the descriptor.
 /// With `offload` each frame has a `virtio_net_hdr` before it and may be many TCP segments in one.
 pub(crate) fn open_tap(name: &str, offload: bool) -> Result<File> {
+    open_device(name, libc::IFF_TAP, offload)
+}
+
+/// As [`open_tap`], without Ethernet headers.
+pub(crate) fn open_tun(name: &str) -> Result<File> {
+    open_device(name, libc::IFF_TUN, false)
+}
+
+fn open_device(name: &str, kind: libc::c_int, offload: bool) -> Result<File> {
     let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
     let tap = tap.context("open /dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq.
@@ -78,7 +103,7 @@ pub(crate) fn open_tap(name: &str, offload: bool) -> Result<File> {
         *to = from as libc::c_char;
     }
     let header = if offload { libc::IFF_VNET_HDR } else { 0 };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | header) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | header) as libc::c_short;
     // SAFETY: TUNSETIFF takes a pointer to an ifreq, which outlives the call.
     unsafe { tunsetiff(tap.as_raw_fd(), &raw const request as libc::c_ulong) }.context("TUNSETIFF")?;
     if offload {

@@ -1,5 +1,6 @@
 //! The command line: argv → [`Args`], as typed → [`Plan`], resolved.
 
+mod listen;
 mod lists;
 mod rules;
 mod subnet;
@@ -11,8 +12,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::control::Name;
-use crate::plan::{Families, Plan};
+use crate::plan::{Families, Hook, Lans, Plan, Router};
 use crate::ssh::{LaneCount, Remote};
+pub use listen::{Listen, ListenError};
 pub use lists::{ListError, read_lists};
 pub use rules::{RuleSet, TooManyRules, TypedRule, UnknownRule};
 use shuttle_common::rule::Verdict;
@@ -53,6 +55,15 @@ pub struct Tunnel {
     /// What `shuttle status` and its like call this tunnel [default: after the remote host]
     #[arg(long)]
     pub name: Option<Name>,
+    /// Capture for other machines too: what this one forwards for those behind this interface; may be repeated
+    #[arg(long, value_name = "IFACE", action = ArgAction::Append)]
+    pub lan: Vec<String>,
+    /// As --lan for every LAN interface (up, Ethernet, without a default route): 0.0.0.0, or the same of IPv6
+    #[arg(short, long, value_name = "ADDRESS[:PORT]", conflicts_with = "lan")]
+    pub listen: Option<Listen>,
+    /// Where forwarded traffic is seen: tests want the older kernels' way as well
+    #[arg(long, value_enum, default_value_t = HookChoice::Auto, hide = true)]
+    pub ebpf_ingress: HookChoice,
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,
@@ -86,6 +97,17 @@ pub enum MethodChoice {
     Auto,
     /// eBPF programs, without iptables (Linux 5.9)
     Ebpf,
+}
+
+/// Where forwarded traffic is seen, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HookChoice {
+    /// The first that works
+    Auto,
+    /// A tcx link (Linux 6.6)
+    Tcx,
+    /// A clsact filter
+    Clsact,
 }
 
 /// What else shuttle does.
@@ -175,12 +197,28 @@ impl Tunnel {
         rules.fits()?;
         Ok(rules)
     }
+
+    /// For which other machines it captures.
+    pub fn router(&self) -> Router {
+        let lans = match self.listen {
+            Some(Listen::EveryLan) => Lans::All,
+            Some(Listen::Here) => Lans::None,
+            None if self.lan.is_empty() => Lans::None,
+            None => Lans::Named(self.lan.clone()),
+        };
+        let hook = match self.ebpf_ingress {
+            HookChoice::Auto => Hook::Auto,
+            HookChoice::Tcx => Hook::Tcx,
+            HookChoice::Clsact => Hook::Clsact,
+        };
+        Router { lans, hook }
+    }
 }
 
 impl RuleSet {
     /// Both families, as rules that come while the tunnel runs may need either.
-    pub fn plan(&self) -> Plan {
-        Plan { rules: self.rules(), families: Families { v4: true, v6: true } }
+    pub fn plan(&self, router: Router) -> Plan {
+        Plan { rules: self.rules(), families: Families { v4: true, v6: true }, router }
     }
 }
 
@@ -209,7 +247,7 @@ mod tests {
             ),
         ] {
             let args = Args::try_parse_from(["shuttle"].into_iter().chain(typed.split(' '))).unwrap();
-            let plan = args.tunnel.rules().unwrap().plan();
+            let plan = args.tunnel.rules().unwrap().plan(args.tunnel.router());
             for (destinations, verdict) in [(captured, Verdict::Capture), (passed, Verdict::Pass)] {
                 for destination in destinations {
                     let address: std::net::SocketAddr = destination.parse().unwrap();

@@ -82,7 +82,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         Ok(rules) => rules,
         Err(error) => return Ok(usage(&error)),
     };
-    helper.prepare(&rules.plan())?;
+    helper.prepare(&rules.plan(tunnel.router()))?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
         // From here on a signal lets it be removed again.

@@ -1,14 +1,14 @@
 //! Captured datagrams: sent on at once, each source by an association of its own; and the replies to them.
 //!
 //! The socket for a reply is asked of the helper when the first one comes, by a thread of its own, since the link's must
-//! not wait. Sockets are shared by flows with the same peer.
+//! not wait. Sockets are shared by flows of a host with the same peer.
 
 mod flows;
 mod waiting;
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::rc::{Rc, Weak};
 use std::sync::mpsc;
@@ -54,8 +54,8 @@ pub(super) struct Udp {
     listeners: Vec<Datagrams>,
     questions: Option<mpsc::SyncSender<Question>>,
     flows: Flows<Way>,
-    /// The sockets in use, by the address that they send from.
-    sockets: HashMap<SocketAddr, Weak<UdpSocket>>,
+    /// The sockets in use, by the address that they send from and the host that they may be good for alone.
+    sockets: HashMap<(SocketAddr, IpAddr), Weak<UdpSocket>>,
     waiting: Total,
 }
 
@@ -141,7 +141,7 @@ impl Udp {
         let Some((key, way, ended)) = self.flows.arrived(id, peer, bytes.len(), now()) else { return };
         match way {
             Way::Unknown => {
-                let socket = self.sockets.get(&peer.0).and_then(Weak::upgrade);
+                let socket = self.sockets.get(&(peer.0, key.0.0.ip())).and_then(Weak::upgrade);
                 let question = Question { source: key.0.0, peer: peer.0, socket: socket.is_none() };
                 // Too many at once: the next reply asks again.
                 if self.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok()) {
@@ -169,7 +169,7 @@ impl Udp {
             Ok(replies::Way::Direct(made, to)) => {
                 let made = made.map(|made| Rc::new(UdpSocket::from(made)));
                 if let Some(made) = &made {
-                    self.sockets.insert(question.peer, Rc::downgrade(made));
+                    self.sockets.insert((question.peer, question.source.ip()), Rc::downgrade(made));
                 }
                 made.or(socket).map_or(Way::Unknown, |socket| Way::Direct(socket, to))
             }

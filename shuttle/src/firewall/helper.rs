@@ -80,7 +80,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             },
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
-            question = asked(&mut helper.questions) => helper.reply(question),
+            question = asked(&mut helper.questions) => helper.reply(question).await,
         }
     };
     helper.undo().await;
@@ -205,9 +205,9 @@ impl Helper {
         Ok((started, theirs))
     }
 
-    fn reply(&mut self, question: Question) {
+    async fn reply(&mut self, question: Question) {
         let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
-        let (answer, socket) = match capture.reply(&question) {
+        let (answer, socket) = match capture.reply(&question).await {
             Ok(Reply::Direct { to, socket }) => (Answer::Direct { to }, socket),
             Ok(Reply::Relayed(socket)) => (Answer::Relayed, Some(socket)),
             Err(error) => (Answer::Refused { message: error.to_string() }, None),

@@ -61,13 +61,15 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Waits until every eBPF program that was running at the time of the call has ended: an RCU grace period (Linux 4.3,
-/// MEMBARRIER_CMD_GLOBAL in membarrier(2)). It takes some milliseconds.
-pub fn wait_for_programs() -> io::Result<()> {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+/// Waits until every eBPF program has ended that was running at the time of the call, and every packet has gone its way that
+/// was being handled: a grace period of RCU (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3), some milliseconds; where
+/// processors are exempt from that (nohz_full), for longer than any packet takes.
+pub fn wait_for_programs() {
+    const GLOBAL: libc::c_long = 1;
     // SAFETY: takes plain numbers only.
-    let failed = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0_usize, 0_usize) } != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 /// Has the kernel compute the checksum of what a raw IPv6 socket sends, and put it at this offset (IPV6_CHECKSUM, RFC 3542).

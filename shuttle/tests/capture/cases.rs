@@ -9,7 +9,7 @@ use std::{
 
 use shuttle::{
     firewall::handle::{Captured, Error, Handle},
-    plan::{Families, Plan, default_exclusions},
+    plan::{Families, Plan, Router, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, swaps, udp,
+    lifetime, router, swaps, udp,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -33,6 +33,7 @@ pub(crate) const ALL: &[Case] = &[
     ("two_instances", lifetime::two_instances),
     ("new_addresses_are_ours", new_addresses_are_ours),
     ("replaced_rules", replaced_rules),
+    ("forwarded_while_rules_change", router::while_rules_change),
     ("many_rules", many_rules),
     ("none_goes_the_wrong_way", swaps::none_goes_the_wrong_way),
     ("logging_programs", logging_programs),
@@ -63,7 +64,7 @@ pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
     rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
-    Plan { rules, families: BOTH }
+    Plan { rules, families: BOTH, router: Router::default() }
 }
 
 /// A helper that captures, and a proxy behind its listeners.
@@ -249,7 +250,7 @@ fn many_rules() {
     let some = (0..100_000_u32).map(|i| rule(&format!("{}/24", Ipv4Addr::from(i << 12)), Verdict::Pass));
     let rules: Vec<_> = everything().rules.into_iter().chain(some).collect();
     let start_time = Instant::now();
-    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), families: BOTH });
+    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), ..everything() });
     let started = start_time.elapsed();
     handle.replace_rules(rules.clone()).expect("replace");
     handle.replace_rules(rules).expect("replace");
@@ -298,7 +299,7 @@ fn without_ipv6() {
     }
     drop(handle);
     let rules = vec![rule("10.99.0.0/16", Verdict::Capture)];
-    let (_handle, captured) = start(&Plan { rules, families: BOTH });
+    let (_handle, captured) = start(&Plan { rules, ..everything() });
     assert!(!captured.description.contains("IPv6"), "nobody asked for it: {}", captured.description);
 }
 

@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     app::{How, ask, connect},
-    cases::{BOTH, assert_eventually, everything, rule, start},
+    cases::{assert_eventually, everything, rule, start},
     lab::{World, address, ip, network_state},
 };
 
@@ -65,7 +65,7 @@ pub(crate) fn killed_helper() {
     kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
     drop(handle);
     let rules = ip("rule");
-    assert!(rules.contains("fwmark 0x10000000/0x10000000 lookup 2190000 proto 219"), "{rules}");
+    assert!(rules.contains("fwmark 0x10000000/0x90000000 lookup 2190000 proto 219"), "{rules}");
     assert_eventually("nothing is captured", || ask(How::Plain, address("10.99.0.1:7")) == "world");
     assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
     // What a captured connection still has to say does not leave this host.
@@ -97,7 +97,7 @@ pub(crate) fn killed_helper() {
 
 pub(crate) fn two_instances() {
     let _world = World::new();
-    let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], families: BOTH };
+    let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], ..everything() };
     let (first, first_captured) = start(&of("10.99.0.0/16"));
     let (_second, second_captured) = start(&of("fd99::/16"));
     assert_ne!(first_captured.description, second_captured.description);

@@ -30,7 +30,7 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    cases::{BOTH, assert_eventually, capture, everything, rule},
+    cases::{assert_eventually, capture, everything, rule},
     lab::{NAME_PORT, World, address, ip, network_state},
 };
 
@@ -320,7 +320,7 @@ pub(crate) fn port_ranges() {
         only("10.88.0.0/16", 8, 9),
         only("fd88::/16", 8, 9),
     ];
-    let (_handle, _proxy) = start(&Plan { rules, families: BOTH });
+    let (_handle, _proxy) = start(&Plan { rules, ..everything() });
     for how in [How::Unconnected, How::Connected] {
         for (destination, want) in [
             ("10.99.0.1:7", "proxy 10.99.0.1:7"),
@@ -406,8 +406,16 @@ pub(crate) fn replies_are_confined() {
         ("10.77.0.1:1000", "[fd99::1]:53", "[fd99::1]:53 is not captured"),
         ("10.77.0.1:0", "10.99.0.1:53", "10.99.0.1:53 is not captured"),
         ("10.77.0.1:1000", "10.99.0.1:0", "10.99.0.1:0 is not captured"),
-        ("10.77.0.2:1000", "10.99.0.1:53", "10.77.0.2:1000 is not an address of this host"),
-        ("[fd77::2]:1000", "[fd99::1]:53", "[fd77::2]:1000 is not an address of this host"),
+        (
+            "10.77.0.2:1000",
+            "10.99.0.1:53",
+            "10.77.0.2:1000 is neither an address of this host nor behind a LAN interface",
+        ),
+        (
+            "[fd77::2]:1000",
+            "[fd99::1]:53",
+            "[fd77::2]:1000 is neither an address of this host nor behind a LAN interface",
+        ),
     ] {
         let question = Question { source: address(source), peer: address(peer), socket: true };
         let error = proxy.replies.ask(&question).expect_err("refused").to_string();

@@ -37,6 +37,8 @@ enum Tool {
         address: SocketAddr,
         #[arg(long)]
         mapped: bool,
+        #[arg(long)]
+        extensions: bool,
         #[arg(long, default_value_t = 5_000)]
         limit_ms: u64,
     },
@@ -152,8 +154,9 @@ fn main() -> Result<()> {
             let shape = Shape { delay: Duration::from_micros(delay_us), rate, queue, loss, offload };
             relay::run(device(std::io::stdin())?, device(stdout())?, shape)
         }
-        Tool::Probe { address, mapped, limit_ms } => {
-            print(&probe::run(address, mapped, Duration::from_millis(limit_ms))?)
+        Tool::Probe { address, mapped, extensions, limit_ms } => {
+            let how = probe::How { mapped, extensions };
+            print(&probe::run(address, how, Duration::from_millis(limit_ms))?)
         }
         Tool::Exchange { address, bytes } => print(&exchange::run(address, bytes)?),
         Tool::Bulk { address, direction, flows, seconds, port } => {

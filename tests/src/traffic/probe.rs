@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::sys;
+
 /// How a connection to a [`super::port::WHO`] port went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,8 +41,17 @@ pub struct Probe {
     pub millis: u64,
 }
 
-/// Connects to `address`, through a v4-mapped IPv6 socket if asked to, and waits at most `limit` for each step.
-pub fn run(address: SocketAddr, mapped: bool, limit: Duration) -> Result<Probe> {
+/// How to connect.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// Through a v4-mapped IPv6 socket.
+    pub mapped: bool,
+    /// With IPv6 extension headers, hop-by-hop and destination options, in each packet.
+    pub extensions: bool,
+}
+
+/// Connects to `address`, and waits at most `limit` for each step.
+pub fn run(address: SocketAddr, how: How, limit: Duration) -> Result<Probe> {
     let started = Instant::now();
     let report = |outcome, seen_as, peer| Probe {
         outcome,
@@ -48,7 +59,7 @@ pub fn run(address: SocketAddr, mapped: bool, limit: Duration) -> Result<Probe> 
         peer,
         millis: started.elapsed().as_millis() as u64,
     };
-    let stream = match connect(address, mapped, limit) {
+    let stream = match connect(address, how, limit) {
         Ok(stream) => stream,
         Err(error) => return Ok(report(classify(&error)?, None, None)),
     };
@@ -66,7 +77,7 @@ pub fn run(address: SocketAddr, mapped: bool, limit: Duration) -> Result<Probe> 
 /// Connects to `address`, calls `standing` once the target has answered, and waits at most `limit` for the end that
 /// the connection then meets.
 pub fn fate(address: SocketAddr, limit: Duration, standing: impl FnOnce() -> Result<()>) -> Result<Outcome> {
-    let mut stream = connect(address, false, limit)?;
+    let mut stream = connect(address, How::default(), limit)?;
     converse(&stream, limit)?;
     standing()?;
     match stream.read(&mut [0]) {
@@ -76,14 +87,19 @@ pub fn fate(address: SocketAddr, limit: Duration, standing: impl FnOnce() -> Res
     }
 }
 
-fn connect(address: SocketAddr, mapped: bool, limit: Duration) -> io::Result<TcpStream> {
+fn connect(address: SocketAddr, how: How, limit: Duration) -> io::Result<TcpStream> {
     let target: SockAddr = match address {
-        SocketAddr::V4(v4) if mapped => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()).into(),
+        SocketAddr::V4(v4) if how.mapped => {
+            SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()).into()
+        }
         SocketAddr::V4(_) | SocketAddr::V6(_) => address.into(),
     };
     let socket = Socket::new(Domain::from(i32::from(target.family())), Type::STREAM, None)?;
-    if mapped {
+    if how.mapped {
         socket.set_only_v6(false)?;
+    }
+    if how.extensions {
+        sys::add_extension_headers(&socket)?;
     }
     socket.connect_timeout(&target, limit)?;
     Ok(socket.into())

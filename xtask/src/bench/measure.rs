@@ -26,7 +26,7 @@ type Part = (fn(&On) -> Result<Vec<f64>>, &'static [&'static str]);
 
 /// What is measured, in the order of the table. Memory first: later, growth would hide in what earlier measurements left
 /// allocated.
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     (
         |on| on.held(),
         &[
@@ -51,6 +51,7 @@ const PARTS: [Part; 8] = [
             "CPU of sshd, server, s/GB",
         ],
     ),
+    (|on| on.forwarded(), &["1 forwarded flow down, Mbit/s", "1 forwarded flow up, Mbit/s"]),
     (|on| on.many_flows(), &["8 flows down, Mbit/s", "8 flows up, Mbit/s"]),
     (|on| on.idle_round_trips(), &["idle round trip p50, ms", "idle round trip p99, ms"]),
     (
@@ -156,13 +157,24 @@ impl On<'_> {
     }
 
     fn bulk(&self, direction: &str, flows: usize) -> Result<Rate> {
+        self.bulk_from(&self.lab.client, direction, flows)
+    }
+
+    fn bulk_from(&self, host: &Host, direction: &str, flows: usize) -> Result<Rate> {
         let (flows, seconds) = (flows.to_string(), self.effort.bulk.to_string());
         let address = self.peer.address().to_string();
-        self.lab.measure(&["bulk", &address, direction, "--flows", &flows, "--seconds", &seconds])
+        self.lab.measure_on(host, &["bulk", &address, direction, "--flows", &flows, "--seconds", &seconds])
     }
 
     fn many_flows(&self) -> Result<Vec<f64>> {
         Ok(vec![self.bulk("down", 8)?.mbits, self.bulk("up", 8)?.mbits])
+    }
+
+    /// From the machine behind the client.
+    fn forwarded(&self) -> Result<Vec<f64>> {
+        ensure!(self.peer.forwards(), "it carries nothing of other machines");
+        let lan = self.lab.lan()?;
+        Ok(vec![self.bulk_from(lan, "down", 1)?.mbits, self.bulk_from(lan, "up", 1)?.mbits])
     }
 
     fn single_flows(&self) -> Result<Vec<f64>> {

@@ -75,7 +75,7 @@ pub(crate) fn build_programs() -> Result<()> {
 
 /// A lab with the release programs.
 pub(crate) fn lab(link: Link) -> Result<Lab> {
-    Lab::with(Options { link, programs: Some(built("release")), ..Options::default() })
+    Lab::with(Options { link, lan: true, programs: Some(built("release")), ..Options::default() })
 }
 
 /// The peers take turns, so that a machine that slows down slows all of them.

@@ -68,6 +68,14 @@ impl Peer {
         }
     }
 
+    /// Whether it also carries what the client forwards for others.
+    pub(crate) fn forwards(self) -> bool {
+        match self {
+            Peer::Ssh | Peer::SshGcm => false,
+            Peer::Direct | Peer::Sshuttle | Peer::Shuttle => true,
+        }
+    }
+
     /// Starts it and waits until it carries connections.
     pub(crate) fn start(self, lab: &Lab) -> Result<Running> {
         let running = match self {
@@ -75,9 +83,10 @@ impl Peer {
             Peer::Ssh => Running::Program(start_ssh(lab, &[])?),
             Peer::SshGcm => Running::Program(start_ssh(lab, &["-c", "aes128-gcm@openssh.com"])?),
             Peer::Sshuttle => Running::Program(start_sshuttle(lab)?),
-            Peer::Shuttle => {
-                Running::Shuttle(Shuttle::connect(lab, Run::remote(&["--method=ebpf", "10.78.0.0/24"]))?)
-            }
+            Peer::Shuttle => Running::Shuttle(Shuttle::connect(
+                lab,
+                Run::remote(&["--method=ebpf", "--lan", "lan", "10.78.0.0/24"]),
+            )?),
         };
         self.wait_until_ready(lab)?;
         Ok(running)
@@ -143,7 +152,16 @@ fn start_sshuttle(lab: &Lab) -> Result<Child> {
     ensure!(program.exists(), "no sshuttle in {}", program.display());
     let mut sshuttle = lab.client.tool(&lab.users.root, "/bin/sh");
     sshuttle.args(["-c", "ulimit -n 4096; exec \"$@\"", "sh"]).arg(program);
-    sshuttle.args(["--method", "nft", "--disable-ipv6", "-r", "shut-remote@server", "10.78.0.0/24"]);
+    sshuttle.args([
+        "--method",
+        "nft",
+        "--disable-ipv6",
+        "-l",
+        "0.0.0.0:0",
+        "-r",
+        "shut-remote@server",
+        "10.78.0.0/24",
+    ]);
     Ok(sshuttle.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
 

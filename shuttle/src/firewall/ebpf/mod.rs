@@ -7,12 +7,15 @@
 
 mod cgroup;
 mod enclosure;
+mod hook;
+mod lan;
 mod listen;
 mod local;
 mod netlink;
 mod program_log;
 mod programs;
 mod reply;
+mod router;
 mod slot;
 mod tun;
 
@@ -28,22 +31,21 @@ use shuttle_common::{
 };
 
 pub(super) use self::{
-    cgroup::sweep,
-    enclosure::Enclosure,
-    listen::Listeners,
-    local::Watch,
-    netlink::{Netlink, purge},
-    programs::Loader,
+    cgroup::sweep, enclosure::Enclosure, listen::Listeners, local::Watch, netlink::Netlink, programs::Loader,
 };
 use self::{
     netlink::Family,
     programs::{Programs, Settings},
-    reply::{Relays, is_pair, reply_socket},
+    reply::{Reach, Relays, is_pair, reply_socket},
+    router::Router,
     slot::{SLOTS, Slot},
     tun::Tun,
 };
 use super::replies::Question;
-use crate::plan::{Families, Plan};
+use crate::{
+    plan::{Families, Plan},
+    sys::capture::wait_for_programs,
+};
 
 /// Why capturing does not start. Each names thing and remedy.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,9 @@ pub enum Error {
     /// Eight instances run here, or other software uses all our mark bits.
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
+    /// An interface can't be a LAN's.
+    #[error(transparent)]
+    Lan(#[from] lan::LanError),
     /// The loopback interface is down.
     #[error("the loopback interface is down: run `ip link set lo up`")]
     LoopbackDown,
@@ -112,6 +117,7 @@ pub(super) struct Prepared {
     listeners: Listeners,
     /// Why IPv6 is off where the plan has it on.
     no_v6: String,
+    router: Router,
     /// What of the rules this host can't do.
     note: String,
 }
@@ -125,6 +131,7 @@ pub(super) struct Capture {
     slot: Slot,
     families: Families,
     no_v6: String,
+    router: Router,
     watch: Watch,
     relays: Relays,
     /// Holds the routes.
@@ -153,9 +160,9 @@ pub(super) enum ReplyError {
     /// Nobody can have sent anything there by this capture.
     #[error("{0} is not captured")]
     NotCaptured(SocketAddr),
-    /// No program of this host is there.
-    #[error("{0} is not an address of this host")]
-    NotLocal(SocketAddr),
+    /// Nobody is there whose datagrams are captured.
+    #[error("{0} is neither an address of this host nor behind a LAN interface")]
+    Nobody(SocketAddr),
     /// A map failed.
     #[error(transparent)]
     Capture(#[from] Error),
@@ -168,17 +175,19 @@ impl Prepared {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
-        let Self { programs, netlink, slot, families, tun, listeners, no_v6, note } = self;
+        let Self { programs, netlink, slot, families, tun, listeners, no_v6, router, note } = self;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
         let relays = Relays::default();
-        let mut capture = Capture { programs, netlink, slot, families, no_v6, watch, relays, _tun: tun };
+        let mut capture =
+            Capture { programs, netlink, slot, families, no_v6, router, watch, relays, _tun: tun };
         if let Err(error) = capture.engage().await {
             capture.undo().await;
             return Err(error);
         }
         let note = if note.is_empty() { note } else { format!("; {note}") };
-        let description = format!("ebpf: mark bit {:#x}, routing table {}{note}", slot.bit(), slot.table());
+        let (bit, table, forwarded) = (slot.bit(), slot.table(), capture.router.description());
+        let description = format!("ebpf: mark bit {bit:#x}, routing table {table}{forwarded}{note}");
         Ok((capture, Started { listeners, description }))
     }
 }
@@ -193,6 +202,7 @@ impl Capture {
         let (wanted, without_rules) = usable(&netlink, plan.families, &entries).await;
         let (listeners, families, no_v6) = Listeners::open(wanted)?;
         let no_v6 = without_rules.unwrap_or(no_v6);
+        let lans = lan::find(&netlink, &plan.router.lans).await?;
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
         let settings = Settings::new(slot, families, tun.index, listeners.any());
@@ -200,7 +210,9 @@ impl Capture {
         programs.set_listeners(&listeners)?;
         let note = missed(families, &entries, &no_v6);
         programs.replace_rules(only(families, entries))?;
-        Ok(Prepared { programs, netlink, slot, families, tun, listeners, no_v6, note })
+        let router = Router::new(lans, plan.router.hook, families);
+        router.load(programs.object())?;
+        Ok(Prepared { programs, netlink, slot, families, tun, listeners, no_v6, router, note })
     }
 
     async fn engage(&mut self) -> Result<(), Error> {
@@ -209,6 +221,7 @@ impl Capture {
         for family in Family::of(self.families) {
             self.netlink.add_rules(family, self.slot).await?;
         }
+        self.router.engage(self.programs.object(), &self.netlink, self.slot, self.families).await?;
         self.programs.attach_to_cgroup()
     }
 
@@ -217,11 +230,16 @@ impl Capture {
         let entries = compile(rules)?;
         let note = missed(self.families, &entries, &self.no_v6);
         self.programs.replace_rules(only(self.families, entries))?;
+        if self.router.is_on() {
+            // Of those that the old rules captured, all are at a socket.
+            wait_for_programs();
+            self.programs.forget_replaced()?;
+        }
         Ok(note)
     }
 
     /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
-    pub(super) fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
+    pub(super) async fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
         let Question { source, peer, socket } = *question;
         if !is_pair(source, peer) || !self.programs.captures(peer)? {
             return Err(ReplyError::NotCaptured(peer));
@@ -230,24 +248,30 @@ impl Capture {
         let ours = Family::of(self.families).any(|family| self.slot.source(family) == source.ip());
         // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
         let to = SocketAddr::new(chosen.filter(|_| ours).unwrap_or(source.ip()), source.port());
-        if !self.programs.is_local(to.ip()) {
-            return Err(ReplyError::NotLocal(to));
-        }
+        let reach = if self.programs.is_local(to.ip()) {
+            Reach::Here
+        } else {
+            let lan = self.router.lan_of(&self.netlink, to.ip()).await?;
+            Reach::Lan(lan.ok_or(ReplyError::Nobody(to))?)
+        };
         if !socket {
             return Ok(Reply::Direct { to, socket: None });
         }
-        match reply_socket(self.slot, peer) {
+        match reply_socket(self.slot, peer, &reach) {
             Ok(socket) => Ok(Reply::Direct { to, socket: Some(socket.into()) }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                Ok(Reply::Relayed(self.relays.start(self.slot, peer, to)?))
+                Ok(Reply::Relayed(self.relays.start(self.slot, peer, to, &reach)?))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Waits until the addresses of this host change.
+    /// Waits until the addresses of this host change. Meanwhile it watches over what is forwarded.
     pub(super) async fn local_changed(&mut self) {
-        self.watch.changed().await;
+        tokio::select! {
+            () = self.watch.changed() => {}
+            () = self.router.watch(self.programs.object(), self.slot) => {}
+        }
     }
 
     /// Tells the programs which addresses are this host's own.
@@ -261,9 +285,10 @@ impl Capture {
 
     /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
-        let Self { programs, netlink, slot, families, no_v6: _, watch, relays: _, _tun: tun } = self;
+        let Self { programs, netlink, slot, families, no_v6: _, router, watch, relays: _, _tun: tun } = self;
         // Detaches.
         drop(programs);
+        router.undo(&netlink, slot, families).await;
         for family in Family::of(families) {
             if let Err(error) = netlink.delete_rules(family, slot).await {
                 tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
@@ -273,6 +298,13 @@ impl Capture {
         // Takes its routes along.
         drop(tun);
     }
+}
+
+/// Removes what dead instances left in this network namespace, and describes it.
+pub(super) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
+    let mut purged = netlink::purge(netlink).await?;
+    purged.extend(hook::purge(netlink).await?);
+    Ok(purged)
 }
 
 /// The first slot that nobody uses, with its addresses and routes in place. Two helpers that start at once cannot get

@@ -3,19 +3,23 @@
 
 use std::{io, net::IpAddr};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, IpVersion, LinkUnspec,
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily,
+        AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
-        link::LinkFlags,
+        link::{LinkAttribute, LinkFlags},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
 
-use super::{Error, host_prefix, slot::Slot};
+use super::{
+    Error, host_prefix,
+    slot::{FORWARDED_BIT, Slot},
+};
 use crate::plan::Families;
 
 /// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
@@ -36,7 +40,7 @@ pub(crate) enum Family {
 }
 
 impl Family {
-    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+    pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     /// Those that are on.
     pub(super) fn of(families: Families) -> impl Iterator<Item = Self> {
@@ -77,6 +81,10 @@ impl Netlink {
             .map_err(Error::system("opening a netlink socket"))?;
         tokio::spawn(connection);
         Ok(Self(handle))
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.0
     }
 
     pub(super) async fn check_loopback(&self) -> Result<(), Error> {
@@ -156,6 +164,66 @@ impl Netlink {
         result.map_err(failed(format!("deleting the policy rules for mark {:#x}", slot.bit())))
     }
 
+    /// Sends packets that came in by `interface` and were marked there to the slot's table. The interface is named so that
+    /// the rule does not match the lookup by which the kernel checks their source, whatever that checks (rp_filter,
+    /// src_valid_mark).
+    pub(super) async fn add_forwarding_rule(
+        &self,
+        family: Family,
+        slot: Slot,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let mut request = self.0.rule().add();
+        *request.message_mut() = forwarding_rule(family, slot, interface);
+        request.execute().await.map_err(failed(format!("adding a policy rule for {interface}")))
+    }
+
+    /// Undoes [`add_forwarding_rule`](Self::add_forwarding_rule).
+    pub(super) async fn delete_forwarding_rule(
+        &self,
+        family: Family,
+        slot: Slot,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let deleted = self.0.rule().del(forwarding_rule(family, slot, interface)).execute().await;
+        deleted.map_err(failed(format!("deleting the policy rule for {interface}")))
+    }
+
+    pub(super) async fn name_of(&self, index: u32) -> Result<String, Error> {
+        let link = self.0.link().get().match_index(index).execute().try_next().await;
+        let link = link.map_err(failed("looking for an interface"))?;
+        let name = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        Ok(name.unwrap_or_default())
+    }
+
+    /// The interface by which packets to an address leave this host.
+    pub(super) async fn interface_to(&self, address: IpAddr) -> Result<Option<u32>, Error> {
+        let mut route = RouteMessage::default();
+        route.header.address_family = Family::of_address(address).number();
+        route.header.destination_prefix_length = host_prefix(address);
+        route.attributes.push(RouteAttribute::Destination(address.into()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(route));
+        request.header.flags = NLM_F_REQUEST;
+        let what = || format!("asking for the route to {address}");
+        let mut answers = self.handle().clone().request(request).map_err(failed(what()))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                    return Ok(route.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    }));
+                }
+                NetlinkPayload::Error(_) => return Ok(None),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
     /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing
     /// about single bits.
     pub(super) async fn masks_in_use(&self) -> Result<u32, Error> {
@@ -181,7 +249,15 @@ impl Netlink {
         or_empty(rules, "listing the policy rules")
     }
 
-    async fn routes(&self, family: Family, table: u32) -> Result<Vec<RouteMessage>, Error> {
+    /// Those of all tables.
+    pub(super) async fn all_routes(&self, family: Family) -> Result<Vec<RouteMessage>, Error> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family.number();
+        let routes = self.0.route().get(request).execute().try_collect().await;
+        or_empty(routes, "listing the routes")
+    }
+
+    pub(super) async fn routes(&self, family: Family, table: u32) -> Result<Vec<RouteMessage>, Error> {
         let mut request = RouteMessage::default();
         request.header.address_family = family.number();
         request.attributes.push(RouteAttribute::Table(table));
@@ -220,7 +296,18 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
     Ok(purged)
 }
 
-/// By what a rule knows packets: the mark of their socket, or the source that a program has given them.
+fn forwarding_rule(family: Family, slot: Slot, interface: &str) -> RuleMessage {
+    let mut rule = rule(family, RuleAction::ToTable, PRIORITY);
+    rule.attributes.extend([
+        RuleAttribute::FwMark(slot.forwarded()),
+        RuleAttribute::FwMask(slot.forwarded()),
+        RuleAttribute::Iifname(interface.to_owned()),
+        RuleAttribute::Table(slot.table()),
+    ]);
+    rule
+}
+
+/// By what a rule knows packets: the mark of their socket, which lacks the bit of forwarded ones, or the source that a program has given them.
 #[derive(Clone, Copy)]
 enum Selector {
     Mark,
@@ -234,7 +321,7 @@ fn rules_of(family: Family, slot: Slot) -> [RuleMessage; 4] {
         match (selector, slot.source(family)) {
             (Selector::Mark, _) => {
                 rule.attributes.push(RuleAttribute::FwMark(slot.bit()));
-                rule.attributes.push(RuleAttribute::FwMask(slot.bit()));
+                rule.attributes.push(RuleAttribute::FwMask(slot.forwarded()));
             }
             (Selector::Source, source) => {
                 rule.header.src_len = host_prefix(source);
@@ -263,7 +350,7 @@ fn rule(family: Family, action: RuleAction, priority: u32) -> RuleMessage {
 fn slot_of(rule: &RuleMessage) -> Option<Slot> {
     let ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
     let slot = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMark(bit) => Slot::of_bit(*bit),
+        RuleAttribute::FwMark(bit) => Slot::of_bit(*bit & !FORWARDED_BIT),
         RuleAttribute::Source(source) => Slot::of_source(*source),
         _ => None,
     });
@@ -299,6 +386,13 @@ fn or_empty<T>(result: Result<Vec<T>, rtnetlink::Error>, what: impl Into<String>
 
 fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |error| Error::System { what: what.into(), source: io_error(&error) }
+}
+
+impl Error {
+    /// As [`Error::system`].
+    pub(super) fn netlink(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        failed(what)
+    }
 }
 
 fn io_error(error: &rtnetlink::Error) -> io::Error {

@@ -59,6 +59,7 @@ impl Loader {
         self.0
             .get_or_insert_with(EbpfLoader::new)
             .override_global("CAPTURE_BIT", &settings.capture_bit, true)
+            .override_global("FORWARDED", &settings.forwarded, true)
             .override_global("BYPASS_BIT", &BYPASS_BIT, true)
             .override_global("NETNS_COOKIE", &settings.netns_cookie, true)
             .override_global("SOURCE4", &settings.source4, true)
@@ -72,6 +73,7 @@ impl Loader {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Settings {
     capture_bit: u32,
+    forwarded: u32,
     netns_cookie: u64,
     tun: u32,
     source4: [u8; 4],
@@ -83,7 +85,8 @@ impl Settings {
     /// all namespaces, which changes nothing where our policy rule is not.
     pub(super) fn new(slot: Slot, families: Families, tun: u32, socket: Option<BorrowedFd<'_>>) -> Self {
         let netns_cookie = socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0);
-        let mut settings = Self { capture_bit: slot.bit(), netns_cookie, tun, ..Self::default() };
+        let (capture_bit, forwarded) = (slot.bit(), slot.forwarded());
+        let mut settings = Self { capture_bit, forwarded, netns_cookie, tun, ..Self::default() };
         for family in Family::of(families) {
             match slot.source(family) {
                 IpAddr::V4(source) => settings.source4 = source.octets(),
@@ -142,11 +145,8 @@ impl Programs {
     pub(super) fn replace_rules(&mut self, entries: Entries) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
-        // A program that began before the last change may still be reading this set. Where the kernel can't be asked to
-        // wait, none of them runs for nearly as long as a change takes.
-        if let Err(error) = wait_for_programs() {
-            tracing::debug!(%error, "not waiting for programs that run");
-        }
+        // A program that began before the last change may still be reading this set.
+        wait_for_programs();
         // Recorded before it is true: of a set half filled, all is deleted next time.
         let old = std::mem::replace(&mut self.filled[next], entries);
         empty(self.trie(name4)?, old.v4_raw());
@@ -165,6 +165,21 @@ impl Programs {
         map.set(0, next as u32, 0).map_err(|error| map_failed(name, error))?;
         self.live = next;
         Ok(())
+    }
+
+    /// Empties the set that [`replace_rules`](Self::replace_rules) has replaced.
+    pub(super) fn forget_replaced(&mut self) -> Result<(), Error> {
+        let last = 1 - self.live;
+        let [name4, name6] = RULES[last];
+        let old = std::mem::take(&mut self.filled[last]);
+        empty(self.trie(name4)?, old.v4_raw());
+        empty(self.trie(name6)?, old.v6_raw());
+        Ok(())
+    }
+
+    /// For the modules that have programs of their own in it.
+    pub(super) fn object(&mut self) -> &mut Ebpf {
+        &mut self.object
     }
 
     /// Whether the rules capture the destination, and this host doesn't own it.
@@ -350,7 +365,7 @@ fn connect<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Cgrou
     program.try_into().map_err(|error| program_failed(name, "Linux 5.8", &error))
 }
 
-fn missing(name: &'static str) -> Error {
+pub(super) fn missing(name: &'static str) -> Error {
     Error::Program { name, reason: "it is not in the object".into(), needs: "a whole build of shuttle" }
 }
 
@@ -358,12 +373,12 @@ fn object_failed(error: aya::EbpfError) -> Error {
     Error::Program { name: "object", reason: chain(&error), needs: "Linux 5.9 with CONFIG_BPF_SYSCALL" }
 }
 
-fn map_failed(name: &'static str, error: impl ToString) -> Error {
+pub(super) fn map_failed(name: &'static str, error: impl ToString) -> Error {
     Error::Map { name, reason: error.to_string() }
 }
 
 /// The verifier's whole log is for developers; its last line says what it is about.
-fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError) -> Error {
+pub(super) fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError) -> Error {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
         tracing::debug!(name, %log, "the verifier's log");

@@ -2,7 +2,8 @@
 //!
 //! A reply socket is bound to that address. It is marked with the capture bit, which sends all that is not for this host
 //! to our own table, and with the bypass bit, which keeps our programs from changing that; only root can. So whoever holds
-//! it can reply to this host's programs and to nobody else.
+//! it can reply to this host's programs and to nobody else. One for a machine behind a LAN interface has the bypass bit
+//! alone, and is bound to that interface, which again only root can change.
 //!
 //! A program that holds the same port on all addresses keeps others from binding it. Then the replies go through this
 //! process: a raw socket has no port, but is not to be given away.
@@ -30,23 +31,38 @@ const CHECKSUM: u8 = 6;
 /// A thread serves each relay.
 const MOST_RELAYS: usize = 256;
 
+/// Whom a reply socket can reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// This host's programs.
+    Here,
+    /// What is behind this interface.
+    Lan(String),
+}
+
 /// A socket that sends from `source`.
-pub(super) fn reply_socket(slot: Slot, source: SocketAddr) -> io::Result<Socket> {
+pub(super) fn reply_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(source), Type::DGRAM, Some(Protocol::UDP))?;
     // Those of a client that lets go of one and asks again.
     socket.set_reuse_address(true)?;
     // What is sent to its address is our listener's, by the lookup program; this is for the moment when that is gone.
     socket.set_recv_buffer_size(0)?;
-    bind(&socket, slot, source)?;
+    bind(&socket, slot, source, reach)?;
     Ok(socket)
 }
 
-fn bind(socket: &Socket, slot: Slot, source: SocketAddr) -> io::Result<()> {
+fn bind(socket: &Socket, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<()> {
     match source {
         SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
-    socket.set_mark(slot.bit() | BYPASS_BIT)?;
+    match reach {
+        Reach::Here => socket.set_mark(slot.bit() | BYPASS_BIT)?,
+        Reach::Lan(interface) => {
+            socket.set_mark(BYPASS_BIT)?;
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+    }
     socket.bind(&source.into())?;
     socket.set_nonblocking(true)
 }
@@ -58,11 +74,17 @@ pub(super) struct Relays(Arc<AtomicUsize>);
 impl Relays {
     /// The near end of a relay from `source` to `to`: what is sent to it is sent on, after eight bytes that are replaced by a
     /// UDP header. It lasts until that end is closed.
-    pub(super) fn start(&self, slot: Slot, source: SocketAddr, to: SocketAddr) -> io::Result<OwnedFd> {
+    pub(super) fn start(
+        &self,
+        slot: Slot,
+        source: SocketAddr,
+        to: SocketAddr,
+        reach: &Reach,
+    ) -> io::Result<OwnedFd> {
         if self.0.load(Ordering::Relaxed) >= MOST_RELAYS {
             return Err(io::Error::other("too many relays of replies"));
         }
-        let raw = raw_socket(slot, source)?;
+        let raw = raw_socket(slot, source, reach)?;
         let (near, far) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
         near.set_nonblocking(true)?;
         let count = self.0.clone();
@@ -81,14 +103,14 @@ impl Relays {
     }
 }
 
-fn raw_socket(slot: Slot, source: SocketAddr) -> io::Result<Socket> {
+fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(source), Type::RAW, Some(Protocol::UDP))?;
     // It is for sending: of what is sent to its address it gets nothing.
     socket.attach_filter(&[SockFilter::new(libc::BPF_RET as u16, 0, 0, 0)])?;
     if source.is_ipv6() {
         checksum_at(&socket, CHECKSUM)?;
     }
-    bind(&socket, slot, SocketAddr::new(source.ip(), 0))?;
+    bind(&socket, slot, SocketAddr::new(source.ip(), 0), reach)?;
     Ok(socket)
 }
 

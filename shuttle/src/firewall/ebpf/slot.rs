@@ -20,6 +20,11 @@ pub(crate) const SLOTS: [Slot; BITS.len()] =
 /// The mark of sockets that are never captured, the same for all instances: nobody captures another's ssh.
 pub(crate) const BYPASS_BIT: u32 = 0x2000_0000;
 
+/// Beside the capture bit, it marks forwarded packets. With the capture bit alone they would be subject to the rule for
+/// this host's own packets, which has no interface: where net.ipv4.conf.*.src_valid_mark is set, the kernel checks the
+/// source of a packet with its mark, finds it to be local by that rule, and drops the packet as a martian.
+pub(crate) const FORWARDED_BIT: u32 = 0x8000_0000;
+
 /// Above the 255 that old tools know, and away from round numbers that people choose.
 const FIRST_TABLE: u32 = 2_190_000;
 
@@ -27,6 +32,16 @@ impl Slot {
     /// The bit of the socket mark.
     pub(crate) fn bit(self) -> u32 {
         BITS.get(usize::from(self.0)).copied().unwrap_or(0)
+    }
+
+    /// The mark of captured forwarded packets.
+    pub(crate) fn forwarded(self) -> u32 {
+        self.bit() | FORWARDED_BIT
+    }
+
+    /// Which of the slots it is, from 0.
+    pub(crate) fn number(self) -> u8 {
+        self.0
     }
 
     /// The routing table.
@@ -65,7 +80,7 @@ mod tests {
 
     #[test]
     fn bits_are_single_distinct_and_clear_of_known_masks() {
-        let mut seen = BYPASS_BIT;
+        let mut seen = BYPASS_BIT | FORWARDED_BIT;
         for slot in SLOTS {
             let bit = slot.bit();
             assert_eq!(bit.count_ones(), 1);

@@ -1,0 +1,64 @@
+//! A wire between two hosts that the test can tap: devices of its own at both ends, and threads that carry what is sent.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::thread;
+
+use anyhow::Result;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::host::Host;
+use crate::sys;
+
+/// What the devices are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Ethernet. What the second host sends arrives with this 802.1Q tag, if there is one.
+    Ethernet(Option<u16>),
+    /// Bare IP packets, as of ppp and WireGuard.
+    Bare,
+}
+
+/// Where the tag goes in a frame: after both addresses.
+const ADDRESSES: usize = 12;
+/// As much as a packet of these devices, with its tag.
+const LONGEST: usize = 2048;
+
+/// Makes a device called `name` on both hosts and joins them. It lasts as long as this process.
+pub fn join(first: &Host, second: &Host, name: &str, kind: Kind) -> Result<()> {
+    let open = || match kind {
+        Kind::Ethernet(_) => sys::open_tap(name, false),
+        Kind::Bare => sys::open_tun(name),
+    };
+    let (near, far) = (first.in_network(open)?, second.in_network(open)?);
+    let tag = if let Kind::Ethernet(tag) = kind { tag } else { None };
+    let (near_out, far_out) = (near.try_clone()?, far.try_clone()?);
+    thread::spawn(move || carry(near, far_out, None));
+    thread::spawn(move || carry(far, near_out, tag));
+    Ok(())
+}
+
+fn carry(mut from: File, mut to: File, tag: Option<u16>) {
+    let mut packet = [0; LONGEST];
+    loop {
+        match from.read(&mut packet) {
+            Ok(length) => {
+                let packet = tagged(&packet[..length], tag);
+                // A device that is down takes nothing: as a wire that is unplugged.
+                to.write_all(&packet).unwrap_or_default();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)
+                    .unwrap_or_default();
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+fn tagged(frame: &[u8], tag: Option<u16>) -> Vec<u8> {
+    let Some(tag) = tag else { return frame.to_vec() };
+    let [high, low] = tag.to_be_bytes();
+    [&frame[..ADDRESSES], &[0x81, 0x00, high, low], &frame[ADDRESSES..]].concat()
+}
