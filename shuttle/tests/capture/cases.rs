@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, router, swaps, udp,
+    lifetime, neighbours, router, swaps, udp,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -26,6 +26,7 @@ pub(crate) const ALL: &[Case] = &[
     ("existing_connections_stay", existing_connections_stay),
     ("bypass_cgroup", bypass_cgroup),
     ("other_namespaces", other_namespaces),
+    ("other_programs", neighbours::other_programs),
     ("closed_listeners", closed_listeners),
     ("drop_leaves_nothing", lifetime::drop_leaves_nothing),
     ("termination_leaves_nothing", lifetime::termination_leaves_nothing),
