@@ -5,5 +5,6 @@
 pub mod compile;
 pub mod flows;
 pub mod ports;
+pub mod resolvers;
 #[cfg(feature = "user")]
 pub mod rule;

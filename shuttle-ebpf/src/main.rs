@@ -13,6 +13,8 @@ mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod resolvers;
+#[cfg(target_arch = "bpf")]
 mod sendmsg;
 
 /// Both licenses: some helpers are for GPL-compatible programs alone.

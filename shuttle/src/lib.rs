@@ -14,6 +14,7 @@ pub mod link;
 pub mod mux;
 #[cfg(feature = "client")]
 pub mod plan;
+pub mod resolv;
 #[cfg(feature = "client")]
 pub mod ssh;
 pub mod sys;

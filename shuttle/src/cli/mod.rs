@@ -1,13 +1,17 @@
 //! The command line: argv → [`Args`], as typed → [`Plan`], resolved.
 
+mod dns;
 mod subnet;
 
 use std::io;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::mux::Target;
 use crate::plan::{Families, Plan, default_exclusions};
 use crate::ssh::{LaneCount, Remote};
+pub use dns::Names;
+use shuttle_common::resolvers;
 use shuttle_common::rule::{Ports, Rule, Verdict};
 pub use subnet::{Subnet, SubnetError};
 
@@ -31,11 +35,14 @@ pub struct Tunnel {
     #[arg(short, long, value_name = "[USER@]HOST[:PORT]")]
     pub remote: Option<Remote>,
     /// The networks to capture: 10.0.0.0/8, 0/0, ::/0, host.name, 10.0.0.0/8:8000-9000, [fd00::/8]:80
-    #[arg(value_name = "SUBNET", required = true)]
+    #[arg(value_name = "SUBNET", required_unless_present_any = ["dns", "ns_hosts"])]
     pub include: Vec<Subnet>,
     /// A network to leave alone; of a subnet and an exclusion the more specific one decides
     #[arg(short = 'x', long, value_name = "SUBNET", action = ArgAction::Append)]
     pub exclude: Vec<Subnet>,
+    /// How names are resolved
+    #[command(flatten)]
+    pub names: dns::Names,
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,
@@ -116,12 +123,20 @@ pub enum PlanError {
     /// A mask on a name that has addresses of both families.
     #[error("{0} has both IPv4 and IPv6 addresses, so a mask on it is ambiguous: give an address instead")]
     AmbiguousMask(String),
+    /// More nameservers than are captured.
+    #[error("{0} nameservers are more than can be captured: name at most {most} by --ns-hosts", most = resolvers::MOST)]
+    TooManyNameservers(usize),
     /// A mask that is too long for the addresses of a name.
     #[error("the mask of {0} is longer than its addresses")]
     LongMask(String),
 }
 
 impl Tunnel {
+    /// Who answers the queries to captured nameservers.
+    pub fn resolver(&self) -> Target {
+        self.names.resolver()
+    }
+
     /// Resolves names, which asks the network, and adds what is never captured unless asked for.
     pub fn plan(&self) -> Result<Plan, PlanError> {
         let mut rules = Vec::new();
@@ -131,6 +146,11 @@ impl Tunnel {
                 rules.push(Rule { network, ports: subnet.ports, verdict });
             }
         }
+        let nameservers = self.names.nameservers();
+        if nameservers.len() > resolvers::MOST as usize {
+            return Err(PlanError::TooManyNameservers(nameservers.len()));
+        }
+        rules.extend(nameservers.iter().map(|address| dns::rule(*address)));
         let captures = |v4: bool| {
             rules.iter().any(|rule| rule.verdict == Verdict::Capture && rule.network.addr().is_ipv4() == v4)
         };
@@ -141,7 +161,7 @@ impl Tunnel {
             !rules.iter().any(|rule| (rule.network, rule.ports) == (default.network, default.ports))
         });
         rules.extend(defaults);
-        Ok(Plan { rules, families })
+        Ok(Plan { rules, nameservers, families })
     }
 
     /// The default exclusions for every port range that is included, so that only the prefix decides between the two.
@@ -178,6 +198,9 @@ mod tests {
             ("0/0 169.254.169.254", &["169.254.169.254:80"], &["169.254.169.253:80"]),
             ("169.254.0.0/16", &["169.254.169.254:80"], &["192.0.2.1:80"]),
             ("10.0.0.0/8 -x 10.1.0.0/16", &["10.2.0.1:1"], &["10.1.0.1:1"]),
+            ("10.0.0.0/8 --ns-hosts 192.0.2.53 -x 192.0.2.0/24", &["192.0.2.53:53"], &["192.0.2.53:80"]),
+            ("0/0 --ns-hosts 127.0.0.53,::1", &["127.0.0.53:53", "[::1]:53"], &["127.0.0.1:53", "[::1]:80"]),
+            ("--ns-hosts 192.0.2.53", &["192.0.2.53:53"], &["192.0.2.54:53", "127.0.0.1:53"]),
             (
                 "10.0.0.0/8:8000-9000",
                 &["10.0.0.1:8000", "10.0.0.1:9000"],

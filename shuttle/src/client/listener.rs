@@ -12,6 +12,7 @@ use mio::{Token, Waker};
 use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::dns::{Nameservers, Queries};
 use super::udp::{self, Timeouts, Udp};
 use crate::link::{Link, Pipes, Role, role_token};
 use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
@@ -84,8 +85,10 @@ impl Captures {
         orders: mpsc::Receiver<Order>,
         reports: UnboundedSender<Report>,
         timeouts: Timeouts,
+        nameservers: Nameservers,
     ) -> Self {
-        Self { orders, reports, listeners: Vec::new(), spare: spare(), udp: Udp::new(timeouts) }
+        let udp = Udp::new(timeouts, Queries::new(nameservers));
+        Self { orders, reports, listeners: Vec::new(), spare: spare(), udp }
     }
 
     fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>) -> io::Result<()> {
@@ -117,7 +120,10 @@ impl Captures {
         loop {
             match listener.socket.accept() {
                 Ok((socket, peer)) => match original_destination(&socket, listener.address) {
-                    Some(destination) => open(link, socket, peer, destination),
+                    Some(destination) => {
+                        let resolver = self.udp.queries.target(destination.0);
+                        open(link, socket, peer, resolver.unwrap_or(Target::Address(destination.0)));
+                    }
                     None => refuse(&socket),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -142,9 +148,9 @@ fn original_destination(socket: &TcpStream, listener: SocketAddr) -> Option<Orig
     (address != listener).then_some(OriginalDestination(address))
 }
 
-fn open(link: &mut Link, socket: TcpStream, peer: SocketAddr, destination: OriginalDestination) {
-    match link.open(socket, Target(destination.0)) {
-        Ok(stream) => tracing::debug!("stream {}: {peer} to {}", stream.0, destination.0),
+fn open(link: &mut Link, socket: TcpStream, peer: SocketAddr, target: Target) {
+    match link.open(socket, target) {
+        Ok(stream) => tracing::debug!("stream {}: {peer} to {target:?}", stream.0),
         Err(error) => tracing::warn!("a captured connection is lost: {error}"),
     }
 }
@@ -199,13 +205,17 @@ impl Role for Captures {
         self.report(Report::Lost(lane));
     }
 
-    fn dial(&mut self, _target: Target) -> Result<TcpStream, Reason> {
+    fn dial(&mut self, _target: Target, _attempt: usize) -> Option<Result<TcpStream, Reason>> {
         // The mux of a client refuses OPEN.
-        Err(Reason::Other)
+        None
     }
 
     fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]) {
         self.udp.arrived(link, association, peer, bytes);
+    }
+
+    fn query(&mut self, link: &mut Link, association: AssociationId, _target: Target, bytes: &[u8]) {
+        self.udp.query_answered(link, association, bytes);
     }
 
     fn closed(&mut self, _link: &mut Link, association: AssociationId) {

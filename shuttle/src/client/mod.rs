@@ -1,6 +1,7 @@
 //! The client: starts the helper, ssh and the link, in an order that captures nothing before everything works, and
 //! ends them in the reverse order.
 
+mod dns;
 mod identity;
 mod lanes;
 mod listener;
@@ -24,6 +25,7 @@ use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
+use dns::Nameservers;
 use identity::Identity;
 use lanes::{Opener, Wanted};
 use listener::{Captures, ORDERS, Order, Orders, Report};
@@ -94,7 +96,9 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             one_way: Duration::from_secs(tunnel.udp_timeout.into()),
             both_ways: Duration::from_secs(tunnel.udp_stream_timeout.into()),
         };
-        let mut tunnel = match Running::start(session, wanted, timeouts, &mut signals).await {
+        let nameservers =
+            Nameservers { captured: plan.nameservers.iter().copied().collect(), target: tunnel.resolver() };
+        let mut tunnel = match Running::start(session, wanted, (timeouts, nameservers), &mut signals).await {
             Ok(tunnel) => tunnel,
             Err(end) => return end.report().await,
         };
@@ -168,12 +172,12 @@ impl Running {
     async fn start(
         session: Session,
         wanted: Wanted,
-        timeouts: Timeouts,
+        captures: (Timeouts, Nameservers),
         signals: &mut Signals,
     ) -> Result<Self, Ended> {
         let Session { pipes, process, stderr, lanes, name } = session;
         let session = SessionEnd { process, stderr, name };
-        let (orders, reports, end) = match spawn_link(pipes, timeouts) {
+        let (orders, reports, end) = match spawn_link(pipes, captures) {
             Ok(started) => started,
             Err(error) => return Err(Ended { cause: Cause::Link(Some(End::Io(error))), session }),
         };
@@ -255,14 +259,14 @@ impl Ended {
 
 type Started = (Orders, mpsc::UnboundedReceiver<Report>, mpsc::Receiver<End>);
 
-fn spawn_link(pipes: Pipes, timeouts: Timeouts) -> io::Result<Started> {
+fn spawn_link(pipes: Pipes, (timeouts, nameservers): (Timeouts, Nameservers)) -> io::Result<Started> {
     let mut link = Link::new(Side::Client, pipes)?;
     let waker = Arc::new(link.waker(ORDERS)?);
     let (sender, receiver) = std::sync::mpsc::channel();
     let (report, reports) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
     // Made on its thread: its sockets are shared there.
-    let captures = move || Captures::new(receiver, report, timeouts);
+    let captures = move || Captures::new(receiver, report, timeouts, nameservers);
     let run = move || {
         let mut captures = captures();
         let end = link.run(&mut captures);

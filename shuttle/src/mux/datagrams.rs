@@ -3,13 +3,12 @@
 //! An association takes turns with the streams (see [`super::schedule`]), and what it sends counts in the pacing. It has
 //! no credit: what can't be sent soon is dropped, as a router drops it, and nothing is sent twice.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::frame::{Frame, MAX_DATAGRAM, encode_datagram};
+use super::frame::{Frame, MAX_DATAGRAM, encode_datagram, encode_query};
 use super::schedule::{Sender, Turn};
-use super::{AssociationId, Event, LaneId, Mux, Peer, ProtocolError, Side};
+use super::{AssociationId, LaneId, Mux, Peer, ProtocolError, Side, Target};
 
 /// A datagram that has waited longer is of no use: whoever needs it has sent it again, or speaks of something else.
 const STALE: Duration = Duration::from_millis(200);
@@ -153,7 +152,21 @@ impl Mux {
             self.associations.dropped += 1;
             return;
         }
-        let state = self.associations.push(association, encode_datagram(association, peer, payload), now);
+        self.queue(association, encode_datagram(association, peer, payload), now);
+    }
+
+    /// Queues a DNS message, as [`Self::datagram`] does: a query for `target`, which is the association's only one; or, of
+    /// an agent, the answer to it.
+    pub fn query(&mut self, association: AssociationId, target: Target, payload: &[u8], now: Instant) {
+        if payload.len() > MAX_DATAGRAM {
+            self.associations.dropped += 1;
+            return;
+        }
+        self.queue(association, encode_query(association, target, payload), now);
+    }
+
+    fn queue(&mut self, association: AssociationId, frame: Vec<u8>, now: Instant) {
+        let state = self.associations.push(association, frame, now);
         if state.can_send() {
             self.schedule.add_new(Sender::Association(association), &mut state.turn);
         }
@@ -170,23 +183,19 @@ impl Mux {
         self.associations.dropped
     }
 
-    pub(super) fn on_datagram<'a>(
-        &mut self,
-        association: AssociationId,
-        peer: Peer,
-        bytes: Cow<'a, [u8]>,
-    ) -> Result<Option<Event<'a>>, ProtocolError> {
+    /// Whether what has come for an association is to be passed on.
+    pub(super) fn is_known(&mut self, association: AssociationId) -> Result<bool, ProtocolError> {
         if association.0 == 0 || association > AssociationId::MOST {
             return Err(ProtocolError::Association);
         }
-        if self.side == Side::Client && !self.associations.contains(association) {
-            // Of one that has just been closed; or it came to the agent after its end, and so began it anew. Told once in
-            // a while is enough, and what the far side makes this one queue must be bounded.
-            if self.control.len() < MOST_CLOSES && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
-                self.tell(Frame::Close { association });
-            }
-            return Ok(None);
+        if self.side == Side::Agent || self.associations.contains(association) {
+            return Ok(true);
         }
-        Ok(Some(Event::Datagram { association, peer, bytes }))
+        // Of one that has just been closed; or it came to the agent after its end, and so began it anew. Told once in a
+        // while is enough, and what the far side makes this one queue must be bounded.
+        if self.control.len() < MOST_CLOSES && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
+            self.tell(Frame::Close { association });
+        }
+        Ok(false)
     }
 }

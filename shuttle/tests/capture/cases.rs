@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, udp,
+    lifetime, resolvers, udp,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -47,6 +47,8 @@ pub(crate) const ALL: &[Case] = &[
     ("udp_replies_are_confined", udp::replies_are_confined),
     ("udp_killed_helper", udp::killed_helper),
     ("udp_bypass", udp::bypass),
+    ("resolvers_udp", resolvers::by_udp),
+    ("resolvers_tcp", resolvers::by_tcp),
     ("kernel_rules", kernel_rules::equal_the_reference),
     ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
 ];
@@ -62,7 +64,7 @@ pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
     rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
-    Plan { rules, families: BOTH }
+    Plan { rules, nameservers: vec![], families: BOTH }
 }
 
 /// A helper that captures, and a proxy behind its listeners.
@@ -248,7 +250,7 @@ fn many_rules() {
     let some = (0..100_000_u32).map(|i| rule(&format!("{}/24", Ipv4Addr::from(i << 12)), Verdict::Pass));
     let rules: Vec<_> = everything().rules.into_iter().chain(some).collect();
     let start_time = Instant::now();
-    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), families: BOTH });
+    let (mut handle, _captured) = start(&Plan { rules: rules.clone(), nameservers: vec![], families: BOTH });
     let started = start_time.elapsed();
     handle.replace_rules(rules.clone()).expect("replace");
     handle.replace_rules(rules).expect("replace");

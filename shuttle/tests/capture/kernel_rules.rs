@@ -34,7 +34,7 @@ pub(crate) fn equal_the_reference() {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let rules: Vec<_> = (0..random.below(24)).map(|_| random.rule()).collect();
         let mut handle = Handle::spawn().expect("a helper");
-        let plan = Plan { rules: rules.clone(), families: BOTH };
+        let plan = Plan { rules: rules.clone(), nameservers: vec![], families: BOTH };
         drop(capture(&mut handle, &plan).unwrap_or_else(|error| panic!("seed {seed}: {error}: {rules:?}")));
         for address in edges(&rules) {
             for port in [1, 79, 80, 81, 83, 65535] {
@@ -57,7 +57,7 @@ pub(crate) fn every_kind_of_socket() {
     enter_nowhere();
     let mut handle = Handle::spawn().expect("a helper");
     let rules = vec![rule("0.0.0.0/0", Verdict::Capture), rule("::/0", Verdict::Capture)];
-    drop(capture(&mut handle, &Plan { rules, families: BOTH }).expect("capture"));
+    drop(capture(&mut handle, &Plan { rules, nameservers: vec![], families: BOTH }).expect("capture"));
     let rows = [
         (Type::STREAM, 0, CAPTURE),
         (Type::STREAM, 0xca6c, 0xca6c | CAPTURE),

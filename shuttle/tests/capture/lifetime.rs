@@ -97,7 +97,8 @@ pub(crate) fn killed_helper() {
 
 pub(crate) fn two_instances() {
     let _world = World::new();
-    let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], families: BOTH };
+    let of =
+        |network| Plan { rules: vec![rule(network, Verdict::Capture)], nameservers: vec![], families: BOTH };
     let (first, first_captured) = start(&of("10.99.0.0/16"));
     let (_second, second_captured) = start(&of("fd99::/16"));
     assert_ne!(first_captured.description, second_captured.description);

@@ -6,6 +6,7 @@ mod cases;
 mod kernel_rules;
 mod lab;
 mod lifetime;
+mod resolvers;
 mod udp;
 
 use std::{
