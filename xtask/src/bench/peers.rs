@@ -76,7 +76,10 @@ impl Peer {
             Peer::SshGcm => Running::Program(start_ssh(lab, &["-c", "aes128-gcm@openssh.com"])?),
             Peer::Sshuttle => Running::Program(start_sshuttle(lab)?),
             Peer::Shuttle => {
-                Running::Shuttle(Shuttle::connect(lab, Run::remote(&["--method=ebpf", "10.78.0.0/24"]))?)
+                // The target's nameserver, as that of this machine.
+                let dns = ["--ns-hosts=10.78.0.2", "--to-ns=10.78.0.2"];
+                let args = [&["--method=ebpf", "10.78.0.0/24"], &dns[..]].concat();
+                Running::Shuttle(Shuttle::connect(lab, Run::remote(&args))?)
             }
         };
         self.wait_until_ready(lab)?;
