@@ -6,5 +6,6 @@ pub mod compile;
 pub mod flows;
 pub mod lan;
 pub mod ports;
+pub mod resolvers;
 #[cfg(feature = "user")]
 pub mod rule;

@@ -1,5 +1,5 @@
 //! cgroup/connect4 and connect6: marks the sockets of captured connections, TCP and UDP. Attached at the root of the hierarchy.
-//! Never refuses a connect.
+//! Never refuses a connect. Sets exempt sockets apart that connect to a nameserver of this host (see `resolvers.rs`).
 
 use core::ffi::c_int;
 
@@ -11,6 +11,7 @@ use aya_ebpf::{
 };
 
 use crate::maps::{BYPASS_BIT, CAPTURE_BIT, NETNS_COOKIE, captures4, captures6, context, log, octets};
+use crate::resolvers::{is_own4, is_own6, set_apart4, set_apart6};
 
 pub const ALLOW: i32 = 1;
 pub const IPPROTO_TCP: u32 = 6;
@@ -22,8 +23,12 @@ const SO_MARK: c_int = 36;
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     if concerns_us(&ctx) {
-        let destination = context!(address, user_ip4).to_ne_bytes();
-        set_mark(&ctx, captures4(destination, port(address)));
+        let destination = context!(address, user_ip4);
+        let captured = captures4(destination.to_ne_bytes(), port(address));
+        set_mark(&ctx, captured);
+        if captured && is_exempt(&ctx) && is_own4(destination, port(address)) {
+            set_apart4(&ctx);
+        }
     }
     ALLOW
 }
@@ -32,11 +37,17 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     if concerns_us(&ctx) {
-        let captured = match destination6(address) {
-            [0, 0, mapped, v4] if mapped == u32::to_be(0xffff) => captures4(v4.to_ne_bytes(), port(address)),
-            words => captures6(octets(words), port(address)),
+        let (destination, port) = (destination6(address), port(address));
+        let (captured, own) = match destination {
+            [0, 0, mapped, v4] if mapped == u32::to_be(0xffff) => {
+                (captures4(v4.to_ne_bytes(), port), is_own4(v4, port))
+            }
+            words => (captures6(octets(words), port), is_own6(words, port)),
         };
         set_mark(&ctx, captured);
+        if captured && own && is_exempt(&ctx) {
+            set_apart6(&ctx, destination);
+        }
     }
     ALLOW
 }
@@ -71,6 +82,13 @@ pub fn destination6(address: *const bpf_sock_addr) -> [u32; 4] {
 pub fn port(address: *const bpf_sock_addr) -> u16 {
     // The low half of the field holds it, in network order.
     u16::from_be(context!(address, user_port) as u16)
+}
+
+/// Whether the socket carries the bypass bit.
+#[inline(always)]
+pub fn is_exempt(ctx: &SockAddrContext) -> bool {
+    let socket = context!(ctx.sock_addr, __bindgen_anon_1.sk);
+    context!(socket, mark) & BYPASS_BIT.load() != 0
 }
 
 /// Sets or clears the capture bit, leaving the other bits as the program that owns the socket left them. A socket

@@ -1,21 +1,23 @@
 //! sk_lookup: hands captured connections and datagrams to our listeners. Attached to one network namespace; runs once for
 //! each new connection and each datagram that arrives for no connected socket, before the kernel looks for a listener.
 //!
-//! What this host itself owns is never ours: a program could bind our address and connect to its own loopback, and
-//! must not meet the far one. Otherwise a captured connection comes from our own address, since only our routing table
+//! What this host itself owns is never ours, but for its nameservers (see `resolvers.rs`): a program could bind our address
+//! and connect to its own loopback, and must not meet the far one. Otherwise a captured connection comes from our own address, since only our routing table
 //! gives sockets that source; it is not asked for its rules again, which may have changed since its connect. A program
 //! that binds its own source address first is recognised by the rules instead, and so is what the ingress program has
 //! marked: by those too that were live until a moment ago, as they may be what it was marked by.
 
-use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, maps::lpm_trie::Key, programs::SkLookupContext};
+use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, programs::SkLookupContext};
+use shuttle_common::resolvers::APART;
 
 use shuttle_common::lan::Family;
 
 use crate::connect::{IPPROTO_TCP, IPPROTO_UDP};
 use crate::maps::{
-    LANS, LISTENERS, LOCAL4, LOCAL6, SOURCE4, SOURCE6, TUN, captured4, captured6, captures4, captures6,
-    context, log, octets, same,
+    LANS, LISTENERS, SOURCE4, SOURCE6, TUN, captured4, captured6, captures4, captures6, context, log, octets,
+    same,
 };
+use crate::resolvers::{is_local4, is_local6, is_own4, is_own6};
 
 const DROP: u32 = 0;
 const PASS: u32 = 1;
@@ -32,50 +34,69 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         IPPROTO_UDP => 2,
         _ => return PASS,
     };
-    let tun = TUN.load();
-    let mut forwarded = false;
-    if tun != 0 {
-        // Kernels differ in which of the two a packet came in by that a local route through the TUN device returned.
-        let ingress = context!(lookup, ingress_ifindex);
-        if ingress != tun && ingress != LOOPBACK {
-            let family = if context!(lookup, family) == AF_INET { Family::V4 } else { Family::V6 };
-            if LANS.get_ptr([ingress, family as u32]).is_none() {
-                return PASS;
-            }
-            forwarded = true;
-        }
-    }
     match context!(lookup, family) {
-        AF_INET if is_captured4(lookup, forwarded) => redirect(&ctx, first),
-        AF_INET6 if is_captured6(lookup, forwarded) => redirect(&ctx, first + 1),
+        AF_INET if is_captured4(lookup) => redirect(&ctx, first),
+        AF_INET6 if is_captured6(lookup) => redirect(&ctx, first + 1),
         _ => PASS,
     }
 }
 
-#[inline(always)]
-fn is_captured4(lookup: *const bpf_sk_lookup, forwarded: bool) -> bool {
-    let ours = SOURCE4.load();
-    let destination = context!(lookup, local_ip4).to_ne_bytes();
-    if ours == 0 || LOCAL4.get(Key::new(32, destination)).is_some() {
-        return false;
-    }
-    let port = context!(lookup, local_port) as u16;
-    !forwarded && context!(lookup, remote_ip4) == ours
-        || captures4(destination, port)
-        || forwarded && captured4(destination, port)
+/// How it got here.
+enum Way {
+    /// By a local route through the TUN device, or so it may be.
+    Returned,
+    /// By an interface whose machines' traffic is captured.
+    Forwarded,
+    /// By any other.
+    Other,
 }
 
 #[inline(always)]
-fn is_captured6(lookup: *const bpf_sk_lookup, forwarded: bool) -> bool {
+fn came_by(lookup: *const bpf_sk_lookup, family: Family) -> Way {
+    let tun = TUN.load();
+    if tun == 0 {
+        return Way::Returned;
+    }
+    // Kernels differ in which of the two a packet came in by that a local route through the TUN device returned.
+    let ingress = context!(lookup, ingress_ifindex);
+    if ingress == tun || ingress == LOOPBACK {
+        return Way::Returned;
+    }
+    if LANS.get_ptr([ingress, family as u32]).is_some() { Way::Forwarded } else { Way::Other }
+}
+
+#[inline(always)]
+fn is_captured4(lookup: *const bpf_sk_lookup) -> bool {
+    let ours = SOURCE4.load();
+    let (destination, port) = (context!(lookup, local_ip4), context!(lookup, local_port) as u16);
+    let remote = context!(lookup, remote_ip4);
+    if ours == 0 {
+        return false;
+    }
+    // What its own programs ask comes in by whatever device has the address.
+    if is_own4(destination, port) {
+        return remote != APART && is_local4(remote) && captures4(destination.to_ne_bytes(), port);
+    }
+    let address = destination.to_ne_bytes();
+    !is_local4(destination)
+        && match came_by(lookup, Family::V4) {
+            Way::Returned => remote == ours || captures4(address, port),
+            Way::Forwarded => captures4(address, port) || captured4(address, port),
+            Way::Other => false,
+        }
+}
+
+#[inline(always)]
+fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
     let ours = SOURCE6.load();
-    let local = [
+    let destination = [
         context!(lookup, local_ip6[0]),
         context!(lookup, local_ip6[1]),
         context!(lookup, local_ip6[2]),
         context!(lookup, local_ip6[3]),
     ];
-    let destination = octets(local);
-    if is_zero(ours) || LOCAL6.get(Key::new(128, destination)).is_some() {
+    let port = context!(lookup, local_port) as u16;
+    if is_zero(ours) {
         return false;
     }
     let remote = [
@@ -84,10 +105,16 @@ fn is_captured6(lookup: *const bpf_sk_lookup, forwarded: bool) -> bool {
         context!(lookup, remote_ip6[2]),
         context!(lookup, remote_ip6[3]),
     ];
-    let port = context!(lookup, local_port) as u16;
-    !forwarded && same(remote, ours)
-        || captures6(destination, port)
-        || forwarded && captured6(destination, port)
+    if is_own6(destination, port) {
+        return !same(remote, ours) && is_local6(remote) && captures6(octets(destination), port);
+    }
+    let address = octets(destination);
+    !is_local6(destination)
+        && match came_by(lookup, Family::V6) {
+            Way::Returned => same(remote, ours) || captures6(address, port),
+            Way::Forwarded => captures6(address, port) || captured6(address, port),
+            Way::Other => false,
+        }
 }
 
 /// Without a listener the connection is refused: passed on, it would reach whatever program of this host listens on

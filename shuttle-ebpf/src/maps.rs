@@ -9,6 +9,7 @@ use shuttle_common::{
     flows::{FlowKey, Words},
     lan::{Lan, LanKey},
     ports::PortSet,
+    resolvers::MOST as MAX_RESOLVERS,
 };
 
 /// The bit of a socket's mark that sends its packets to our routing table.
@@ -70,6 +71,10 @@ pub static LOCAL4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(MAX_LOCAL, 
 /// As [`LOCAL4`].
 #[map]
 pub static LOCAL6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(MAX_LOCAL, 0);
+
+/// The machine's nameservers, IPv4 ones as IPv6 writes them.
+#[map]
+pub static RESOLVERS: HashMap<Words, u32> = HashMap::with_max_entries(MAX_RESOLVERS, 0);
 
 /// Our sockets: TCP listeners for IPv4 and IPv6 at 0 and 1, UDP ones at 2 and 3.
 #[map]

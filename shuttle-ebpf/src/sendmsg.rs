@@ -7,15 +7,16 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock_addr},
     macros::cgroup_sock_addr,
-    maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
-use shuttle_common::flows::{UNCHOSEN, Words, flow_key, mapped};
-
-use crate::connect::{ALLOW, IPPROTO_UDP, destination6, is_ours, port};
-use crate::maps::{
-    BYPASS_BIT, CHOSEN, LOCAL4, LOCAL6, SOURCE4, SOURCE6, captures4, captures6, context, log, octets, same,
+use shuttle_common::{
+    flows::{UNCHOSEN, Words, flow_key, mapped},
+    resolvers::APART,
 };
+
+use crate::connect::{ALLOW, IPPROTO_UDP, destination6, is_exempt, is_ours, port};
+use crate::maps::{CHOSEN, SOURCE4, SOURCE6, captures4, captures6, context, log, octets, same};
+use crate::resolvers::{is_local4, is_local6, is_own4, is_own6};
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
@@ -25,15 +26,22 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
         return ALLOW;
     }
     let (destination, port) = (context!(address, user_ip4), port(address));
-    let octets = destination.to_ne_bytes();
-    if !captures4(octets, port) || LOCAL4.get(Key::new(32, octets)).is_some() {
+    if !captures4(destination.to_ne_bytes(), port) {
         return ALLOW;
     }
     let chosen = context!(address, msg_src_ip4);
+    if is_local4(destination) {
+        if chosen == 0 && is_exempt(&ctx) && is_own4(destination, port) {
+            set_source4(address, APART);
+        }
+        return ALLOW;
+    }
+    if is_exempt(&ctx) {
+        return ALLOW;
+    }
     let chosen = if chosen == 0 || chosen == ours { UNCHOSEN } else { mapped(chosen) };
     remember(address, mapped(destination), port, chosen);
-    // SAFETY: the kernel hands the program a valid context, in which this word is writable at this hook.
-    unsafe { core::ptr::write_volatile(&raw mut (*address).msg_src_ip4, ours) };
+    set_source4(address, ours);
     log!(&ctx, "sendmsg4: captured, port {}", port);
     ALLOW
 }
@@ -46,8 +54,7 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
         return ALLOW;
     }
     let (destination, port) = (destination6(address), port(address));
-    let octets = octets(destination);
-    if !captures6(octets, port) || LOCAL6.get(Key::new(128, octets)).is_some() {
+    if !captures6(octets(destination), port) {
         return ALLOW;
     }
     let chosen = [
@@ -56,21 +63,41 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
         context!(address, msg_src_ip6[2]),
         context!(address, msg_src_ip6[3]),
     ];
-    remember(address, destination, port, if same(chosen, ours) { UNCHOSEN } else { chosen });
-    // SAFETY: the kernel hands the program a valid context, in which these words are writable at this hook.
-    unsafe {
-        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[0], ours[0]);
-        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[1], ours[1]);
-        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[2], ours[2]);
-        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[3], ours[3]);
+    if is_local6(destination) {
+        if same(chosen, UNCHOSEN) && is_exempt(&ctx) && is_own6(destination, port) {
+            set_source6(address, ours);
+        }
+        return ALLOW;
     }
+    if is_exempt(&ctx) {
+        return ALLOW;
+    }
+    remember(address, destination, port, if same(chosen, ours) { UNCHOSEN } else { chosen });
+    set_source6(address, ours);
     log!(&ctx, "sendmsg6: captured, port {}", port);
     ALLOW
 }
 
+#[inline(always)]
+fn set_source4(address: *mut bpf_sock_addr, source: u32) {
+    // SAFETY: the kernel hands the program a valid context, in which this word is writable at this hook.
+    unsafe { core::ptr::write_volatile(&raw mut (*address).msg_src_ip4, source) };
+}
+
+#[inline(always)]
+fn set_source6(address: *mut bpf_sock_addr, source: Words) {
+    // SAFETY: the kernel hands the program a valid context, in which these words are writable at this hook.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[0], source[0]);
+        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[1], source[1]);
+        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[2], source[2]);
+        core::ptr::write_volatile(&raw mut (*address).msg_src_ip6[3], source[3]);
+    }
+}
+
 /// UDP of our network namespace, to a destination that the context shows (it doesn't where a connected socket sends with
-/// control messages), of a socket that is neither exempt nor bound to a device: its route lookup would ask for that device,
-/// and not find ours.
+/// control messages), of a socket that is not bound to a device: its route lookup would ask for that device, and not find
+/// ours.
 #[inline(always)]
 fn may_capture(ctx: &SockAddrContext) -> bool {
     let address = ctx.sock_addr;
@@ -78,7 +105,7 @@ fn may_capture(ctx: &SockAddrContext) -> bool {
         return false;
     }
     let socket = context!(address, __bindgen_anon_1.sk);
-    context!(socket, mark) & BYPASS_BIT.load() == 0 && context!(socket, bound_dev_if) == 0
+    context!(socket, bound_dev_if) == 0
 }
 
 /// Notes which source the program has chosen for the flow, where that is news.

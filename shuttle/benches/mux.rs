@@ -46,7 +46,7 @@ impl Ends {
     }
 
     fn open(&mut self) -> StreamId {
-        self.client.open(Target(SocketAddr::from(([10, 0, 0, 1], 80))), self.now)
+        self.client.open(Target::Address(SocketAddr::from(([10, 0, 0, 1], 80))), self.now)
     }
 
     /// Lets both ends speak once; a turn takes 100 microseconds of their time.
@@ -101,7 +101,11 @@ fn receive(mux: &mut Mux, lane: &[u8], now: Instant) -> u64 {
             | Event::Door(_)
             | Event::Opened { .. }
             | Event::Arrived { .. } => {}
-            Event::Datagram { .. } | Event::Closed { .. } | Event::Reset { .. } | Event::Goaway { .. } => {
+            Event::Datagram { .. }
+            | Event::Query { .. }
+            | Event::Closed { .. }
+            | Event::Reset { .. }
+            | Event::Goaway { .. } => {
                 unreachable!("nobody resets, nor sends datagrams")
             }
         }

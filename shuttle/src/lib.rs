@@ -18,6 +18,7 @@ pub mod mux;
 pub mod plan;
 #[cfg(feature = "client")]
 mod private;
+pub mod resolv;
 #[cfg(feature = "client")]
 pub mod ssh;
 pub mod sys;

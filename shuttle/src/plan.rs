@@ -1,5 +1,7 @@
 //! What to capture, resolved: plain values that a firewall method renders.
 
+use std::net::IpAddr;
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shuttle_common::rule::{Ports, Rule, Verdict};
@@ -14,6 +16,8 @@ pub struct Plan {
     /// Includes and excludes in any order: precedence is a property of the rules, not of the list
     /// (see [`shuttle_common::rule`]).
     pub rules: Vec<Rule>,
+    /// Nameservers, whose port 53 is captured also where this host owns the address, as far as the rules say so.
+    pub nameservers: Vec<IpAddr>,
     /// The address families to prepare; one that is off gets no listener, route or policy rule, and rules about it no
     /// effect, also those that come later.
     pub families: Families,

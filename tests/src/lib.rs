@@ -15,6 +15,7 @@ mod lab;
 pub mod leftovers;
 pub mod link;
 mod load;
+pub mod nameserver;
 pub mod process;
 pub mod shuttle;
 mod sshd;

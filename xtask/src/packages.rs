@@ -15,6 +15,8 @@ pub(crate) const LAB: &[Package] = &[
     Package { name: "sudo", proof: "/usr/bin/sudo" },
     Package { name: "python3", proof: "/usr/bin/python3" },
     Package { name: "tcsh", proof: "/usr/bin/tcsh" },
+    Package { name: "bind9-dnsutils", proof: "/usr/bin/dig" },
+    Package { name: "dnsmasq-base", proof: "/usr/sbin/dnsmasq" },
 ];
 
 /// What the bench's other peers run, besides.

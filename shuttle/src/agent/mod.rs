@@ -2,11 +2,14 @@
 
 mod datagrams;
 pub mod door;
+mod message;
+mod resolver;
 
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 use std::{fs, io};
 
 use mio::Token;
@@ -16,6 +19,7 @@ use crate::link::{End, Link, Pipes, Role, association_of, reason};
 use crate::mux::{AssociationId, LaneId, Peer, Reason, Side, Target};
 use crate::sys;
 use datagrams::Associations;
+use resolver::Resolver;
 
 /// Serves stdin and stdout until the client is gone.
 ///
@@ -34,7 +38,8 @@ pub fn run(home: Option<&Path>) -> Result<(), End> {
     let mut link = Link::new(Side::Agent, lane)?;
     // A local agent needs no further lanes. A remote one without a door works too, with a single lane.
     let door = home.and_then(|_| door::Doorway::open(&mut link).ok());
-    match link.run(&mut Agent { door, associations: Associations::default() }) {
+    match link.run(&mut Agent { door, associations: Associations::default(), resolver: Resolver::default() })
+    {
         // The client has left, as clients do.
         End::Closed => Ok(()),
         end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped) => Err(end),
@@ -49,6 +54,7 @@ struct Agent {
     /// Where further lanes join.
     door: Option<door::Doorway>,
     associations: Associations,
+    resolver: Resolver,
 }
 
 impl Role for Agent {
@@ -58,21 +64,41 @@ impl Role for Agent {
         }
     }
 
-    fn dial(&mut self, target: Target) -> Result<TcpStream, Reason> {
-        TcpStream::connect(target.0).map_err(|error| reason(&error))
+    fn dial(&mut self, target: Target, attempt: usize) -> Option<Result<TcpStream, Reason>> {
+        let socket = match target {
+            Target::Address(address) if attempt == 0 => TcpStream::connect(address),
+            Target::Address(_) => return None,
+            Target::Resolver => self.resolver.connect(attempt)?,
+        };
+        Some(socket.map_err(|error| reason(&error)))
     }
 
     fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]) {
         self.associations.send(link, association, peer, bytes);
     }
 
+    fn query(&mut self, link: &mut Link, association: AssociationId, target: Target, bytes: &[u8]) {
+        self.resolver.ask(link, association, target, bytes);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.resolver.deadline()
+    }
+
+    fn tick(&mut self, link: &mut Link, now: Instant) {
+        self.resolver.tick(link, now);
+    }
+
     fn closed(&mut self, _link: &mut Link, association: AssociationId) {
+        self.resolver.close(association);
         self.associations.close(association);
     }
 
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
         if let Some(association) = association_of(token) {
-            self.associations.receive(link, association);
+            if !self.resolver.receive(link, association) {
+                self.associations.receive(link, association);
+            }
         } else if let Some(door) = &mut self.door {
             door.ready(link, token);
         }

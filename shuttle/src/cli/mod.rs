@@ -1,5 +1,6 @@
 //! The command line: argv → [`Args`], as typed → [`Plan`], resolved.
 
+mod dns;
 mod listen;
 mod lists;
 mod rules;
@@ -12,11 +13,14 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::control::Name;
+use crate::mux::Target;
 use crate::plan::{Families, Hook, Lans, Plan, Router};
 use crate::ssh::{LaneCount, Remote};
+pub use dns::Names;
 pub use listen::{Listen, ListenError};
 pub use lists::{ListError, read_lists};
 pub use rules::{RuleSet, TooManyRules, TypedRule, UnknownRule};
+use shuttle_common::resolvers;
 use shuttle_common::rule::Verdict;
 pub use subnet::{Subnet, SubnetError};
 pub use verbs::{Ask, ChangeRules, Whom};
@@ -41,7 +45,7 @@ pub struct Tunnel {
     #[arg(short, long, value_name = "[USER@]HOST[:PORT]")]
     pub remote: Option<Remote>,
     /// The networks to capture: 10.0.0.0/8, 0/0, ::/0, host.name, 10.0.0.0/8:8000-9000, [fd00::/8]:80
-    #[arg(value_name = "SUBNET", required_unless_present = "subnets")]
+    #[arg(value_name = "SUBNET", required_unless_present_any = ["subnets", "dns", "ns_hosts"])]
     pub include: Vec<Subnet>,
     /// A file of networks to capture, one a line; `#` begins a comment
     #[arg(short, long, value_name = "FILE", action = ArgAction::Append)]
@@ -64,6 +68,9 @@ pub struct Tunnel {
     /// Where forwarded traffic is seen: tests want the older kernels' way as well
     #[arg(long, value_enum, default_value_t = HookChoice::Auto, hide = true)]
     pub ebpf_ingress: HookChoice,
+    /// How names are resolved
+    #[command(flatten)]
+    pub names: dns::Names,
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,
@@ -169,6 +176,9 @@ pub enum PlanError {
     /// A mask on a name that has addresses of both families.
     #[error("{0} has both IPv4 and IPv6 addresses, so a mask on it is ambiguous: give an address instead")]
     AmbiguousMask(String),
+    /// More nameservers than are captured.
+    #[error("{0} nameservers are more than can be captured: name at most {most} by --ns-hosts", most = resolvers::MOST)]
+    TooManyNameservers(usize),
     /// A mask that is too long for the addresses of a name.
     #[error("the mask of {0} is longer than its addresses")]
     LongMask(String),
@@ -187,15 +197,25 @@ impl Tunnel {
     /// Reads files, and resolves names, which asks the network.
     pub fn rules(&self) -> Result<RuleSet, PlanError> {
         let (included, excluded) = (read_lists(&self.subnets)?, read_lists(&self.exclude_from)?);
-        if self.include.is_empty() && included.is_empty() {
+        let nameservers = self.names.nameservers();
+        if self.include.is_empty() && included.is_empty() && nameservers.is_empty() {
             return Err(PlanError::Nothing);
+        }
+        if nameservers.len() > resolvers::MOST as usize {
+            return Err(PlanError::TooManyNameservers(nameservers.len()));
         }
         let include = self.include.iter().cloned().chain(included).map(|it| (it, Verdict::Capture));
         let exclude = self.exclude.iter().cloned().chain(excluded).map(|it| (it, Verdict::Pass));
         let resolve = |(subnet, verdict)| TypedRule::resolve(subnet, verdict);
-        let rules = RuleSet::new(include.chain(exclude).map(resolve).collect::<Result<_, _>>()?);
+        let typed = include.chain(exclude).map(resolve).collect::<Result<_, _>>()?;
+        let rules = RuleSet::new(typed, nameservers);
         rules.fits()?;
         Ok(rules)
+    }
+
+    /// Who answers the queries to captured nameservers.
+    pub fn resolver(&self) -> Target {
+        self.names.resolver()
     }
 
     /// For which other machines it captures.
@@ -218,7 +238,12 @@ impl Tunnel {
 impl RuleSet {
     /// Both families, as rules that come while the tunnel runs may need either.
     pub fn plan(&self, router: Router) -> Plan {
-        Plan { rules: self.rules(), families: Families { v4: true, v6: true }, router }
+        Plan {
+            rules: self.rules(),
+            nameservers: self.nameservers().to_vec(),
+            families: Families { v4: true, v6: true },
+            router,
+        }
     }
 }
 
@@ -240,6 +265,9 @@ mod tests {
             ("0/0 169.254.169.254", &["169.254.169.254:80"], &["169.254.169.253:80"]),
             ("169.254.0.0/16", &["169.254.169.254:80"], &["192.0.2.1:80"]),
             ("10.0.0.0/8 -x 10.1.0.0/16", &["10.2.0.1:1"], &["10.1.0.1:1"]),
+            ("10.0.0.0/8 --ns-hosts 192.0.2.53 -x 192.0.2.0/24", &["192.0.2.53:53"], &["192.0.2.53:80"]),
+            ("0/0 --ns-hosts 127.0.0.53,::1", &["127.0.0.53:53", "[::1]:53"], &["127.0.0.1:53", "[::1]:80"]),
+            ("--ns-hosts 192.0.2.53", &["192.0.2.53:53"], &["192.0.2.54:53", "127.0.0.1:53"]),
             (
                 "10.0.0.0/8:8000-9000",
                 &["10.0.0.1:8000", "10.0.0.1:9000"],

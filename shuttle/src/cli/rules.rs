@@ -1,11 +1,12 @@
 //! The rules as typed, on the command line and while a tunnel runs, and what they come to.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
-use super::{PlanError, Subnet};
+use super::{PlanError, Subnet, dns};
 use crate::plan::{MOST_RULES, default_exclusions};
 
 /// A subnet, and what was said of it.
@@ -31,6 +32,7 @@ impl TypedRule {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSet {
     typed: Vec<TypedRule>,
+    nameservers: Vec<IpAddr>,
 }
 
 /// What makes two subnets the same, however they are typed.
@@ -59,9 +61,14 @@ pub enum UnknownRule {
 pub struct TooManyRules(usize);
 
 impl RuleSet {
-    /// What a command line says, where of one subnet both may be said.
-    pub fn new(typed: Vec<TypedRule>) -> Self {
-        Self { typed }
+    /// What a command line says, where of one subnet both may be said; and the nameservers whose queries are captured.
+    pub fn new(typed: Vec<TypedRule>, nameservers: Vec<IpAddr>) -> Self {
+        Self { typed, nameservers }
+    }
+
+    /// The nameservers whose queries are captured, whatever is typed later.
+    pub fn nameservers(&self) -> &[IpAddr] {
+        &self.nameservers
     }
 
     /// All that was typed, in order.
@@ -96,13 +103,14 @@ impl RuleSet {
     /// Whether it can be put in force.
     pub fn fits(&self) -> Result<(), TooManyRules> {
         let networks: usize = self.typed.iter().map(|rule| rule.networks.len()).sum();
-        let all = networks + self.defaults().len();
+        let all = networks + self.nameservers.len() + self.defaults().len();
         if all > MOST_RULES { Err(TooManyRules(all)) } else { Ok(()) }
     }
 
     /// The rules, with what is never captured unless asked for.
     pub fn rules(&self) -> Vec<Rule> {
         let mut rules = self.own_rules();
+        rules.extend(self.nameservers.iter().map(|address| dns::rule(*address)));
         rules.extend(self.defaults());
         rules
     }
@@ -154,7 +162,7 @@ mod tests {
     }
 
     fn set(typed: &str) -> RuleSet {
-        RuleSet::new(typed.split_whitespace().map(rule).collect())
+        RuleSet::new(typed.split_whitespace().map(rule).collect(), Vec::new())
     }
 
     fn text(set: &RuleSet) -> String {
@@ -212,7 +220,7 @@ mod tests {
     #[test]
     fn too_many_are_refused() {
         let one = rule("0/0");
-        let many = |count| RuleSet::new(vec![one.clone(); count]);
+        let many = |count| RuleSet::new(vec![one.clone(); count], Vec::new());
         let most = MOST_RULES - many(1).defaults().len();
         assert_eq!(many(most).fits(), Ok(()));
         assert_eq!(many(most + 1).fits(), Err(TooManyRules(MOST_RULES + 1)));

@@ -14,6 +14,7 @@ use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::dns::{Nameservers, Queries};
 use super::udp::{self, Timeouts, Udp};
 use crate::control::Protocol;
 use crate::link::{Ends, FlowSurvey, Link, Pipes, Role, Survey, role_token};
@@ -110,6 +111,7 @@ impl Captures {
         orders: mpsc::Receiver<Order>,
         reports: UnboundedSender<Report>,
         timeouts: Timeouts,
+        nameservers: Nameservers,
     ) -> Self {
         Self {
             orders,
@@ -117,7 +119,7 @@ impl Captures {
             listeners: Vec::new(),
             spare: spare(),
             losses: Losses::default(),
-            udp: Udp::new(timeouts),
+            udp: Udp::new(timeouts, Queries::new(nameservers)),
         }
     }
 
@@ -168,7 +170,10 @@ impl Captures {
             match listener.socket.accept() {
                 Ok((socket, peer)) => match original_destination(&socket, listener.address) {
                     Some(destination) => {
-                        let opened = open(link, socket, Ends { source: peer, target: Target(destination.0) });
+                        let resolver = self.udp.queries.target(destination.0);
+                        let target = resolver.unwrap_or(Target::Address(destination.0));
+                        let opened =
+                            open(link, socket, target, Ends { source: peer, destination: destination.0 });
                         self.losses.here += u64::from(!opened);
                     }
                     None => refuse(&socket),
@@ -197,9 +202,9 @@ fn original_destination(socket: &TcpStream, listener: SocketAddr) -> Option<Orig
 }
 
 /// Whether it could be done.
-fn open(link: &mut Link, socket: TcpStream, ends: Ends) -> bool {
-    match link.open(socket, ends) {
-        Ok(stream) => tracing::debug!("stream {}: {} to {}", stream.0, ends.source, ends.target.0),
+fn open(link: &mut Link, socket: TcpStream, target: Target, ends: Ends) -> bool {
+    match link.open(socket, target, ends) {
+        Ok(stream) => tracing::debug!("stream {}: {} to {}", stream.0, ends.source, ends.destination),
         Err(error) => {
             tracing::warn!("a captured connection is lost: {error}");
             return false;
@@ -258,13 +263,17 @@ impl Role for Captures {
         self.report(Report::Lost(lane));
     }
 
-    fn dial(&mut self, _target: Target) -> Result<TcpStream, Reason> {
+    fn dial(&mut self, _target: Target, _attempt: usize) -> Option<Result<TcpStream, Reason>> {
         // The mux of a client refuses OPEN.
-        Err(Reason::Other)
+        None
     }
 
     fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]) {
         self.udp.arrived(link, association, peer, bytes);
+    }
+
+    fn query(&mut self, link: &mut Link, association: AssociationId, _target: Target, bytes: &[u8]) {
+        self.udp.query_answered(link, association, bytes);
     }
 
     fn closed(&mut self, _link: &mut Link, association: AssociationId) {

@@ -2,6 +2,7 @@
 //! ends them in the reverse order.
 
 mod control;
+mod dns;
 mod identity;
 mod lanes;
 mod listener;
@@ -28,6 +29,7 @@ use crate::mux::Side;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
 use control::{Control, Desk, Facts};
+use dns::Nameservers;
 use identity::Identity;
 use lanes::{Opener, Wanted};
 use listener::{Captures, ORDERS, Order, Orders, Report};
@@ -106,7 +108,11 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             one_way: Duration::from_secs(tunnel.udp_timeout.into()),
             both_ways: Duration::from_secs(tunnel.udp_stream_timeout.into()),
         };
-        let mut tunnel = match Running::start(session, wanted, timeouts, &mut signals).await {
+        let nameservers = Nameservers {
+            captured: rules.nameservers().iter().copied().collect(),
+            target: tunnel.resolver(),
+        };
+        let mut tunnel = match Running::start(session, wanted, (timeouts, nameservers), &mut signals).await {
             Ok(tunnel) => tunnel,
             Err(end) => return end.report().await,
         };
@@ -186,12 +192,12 @@ impl Running {
     async fn start(
         session: Session,
         wanted: Wanted,
-        timeouts: Timeouts,
+        captures: (Timeouts, Nameservers),
         signals: &mut Signals,
     ) -> Result<Self, Ended> {
         let Session { pipes, process, stderr, lanes, name } = session;
         let session = SessionEnd { process, stderr, name };
-        let (orders, reports, end) = match spawn_link(pipes, timeouts) {
+        let (orders, reports, end) = match spawn_link(pipes, captures) {
             Ok(started) => started,
             Err(error) => return Err(Ended { cause: Cause::Link(Some(End::Io(error))), session }),
         };
@@ -282,14 +288,14 @@ impl Ended {
 
 type Started = (Orders, mpsc::UnboundedReceiver<Report>, mpsc::Receiver<End>);
 
-fn spawn_link(pipes: Pipes, timeouts: Timeouts) -> io::Result<Started> {
+fn spawn_link(pipes: Pipes, (timeouts, nameservers): (Timeouts, Nameservers)) -> io::Result<Started> {
     let mut link = Link::new(Side::Client, pipes)?;
     let waker = link.waker(ORDERS)?;
     let (sender, receiver) = std::sync::mpsc::channel();
     let (report, reports) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
     // Made on its thread: its sockets are shared there.
-    let captures = move || Captures::new(receiver, report, timeouts);
+    let captures = move || Captures::new(receiver, report, timeouts, nameservers);
     let run = move || {
         let mut captures = captures();
         let end = link.run(&mut captures);

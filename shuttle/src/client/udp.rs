@@ -4,10 +4,10 @@
 //! not wait. Sockets are shared by flows of a host with the same peer.
 
 mod flows;
-mod waiting;
+pub(super) mod waiting;
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::rc::{Rc, Weak};
@@ -16,13 +16,13 @@ use std::time::Instant;
 
 use mio::Token;
 use mio::unix::SourceFd;
-use socket2::Socket;
 
+use super::dns::Queries;
 use super::listener::{Order, Orders};
 use crate::firewall::datagrams::Datagrams;
-use crate::firewall::replies::{self, Question, Replies};
+use crate::firewall::replies::{self, Outlet, Question, Replies};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
-use crate::mux::{AssociationId, Peer, Target};
+use crate::mux::{AssociationId, Peer};
 pub(super) use flows::Timeouts;
 use flows::{Flows, Key, Source};
 use waiting::{Total, Waiting};
@@ -37,8 +37,6 @@ const MOST_FLOWS: usize = 4096;
 const READS_PER_TURN: usize = 64;
 /// Flows that wait for the helper.
 const MOST_QUESTIONS: usize = 1024;
-/// What precedes each reply that goes through the helper.
-const ROOM_FOR_HEADER: [u8; 8] = [0; 8];
 
 /// What the helper has said to a question.
 pub(super) type Answer = (Question, Result<replies::Way, replies::Error>);
@@ -54,9 +52,10 @@ pub(super) struct Udp {
     listeners: Vec<Datagrams>,
     questions: Option<mpsc::SyncSender<Question>>,
     flows: Flows<Way>,
-    /// The sockets in use, by the address that they send from and the host that they may be good for alone.
-    sockets: HashMap<(SocketAddr, IpAddr), Weak<UdpSocket>>,
+    /// The outlets in use, by the address that they send from and the host that they may be good for alone.
+    outlets: HashMap<(SocketAddr, IpAddr), Weak<Outlet>>,
     waiting: Total,
+    pub(super) queries: Queries,
 }
 
 /// How replies of a flow get to its program.
@@ -65,13 +64,12 @@ enum Way {
     /// Nobody has asked.
     #[default]
     Unknown,
-    /// The helper was asked; these replies wait. The socket is one that another flow has.
+    /// The helper was asked; these replies wait. The outlet is one that another flow has.
     Asked {
         waiting: Waiting,
-        socket: Option<Rc<UdpSocket>>,
+        outlet: Option<Rc<Outlet>>,
     },
-    Direct(Rc<UdpSocket>, SocketAddr),
-    Relayed(Socket),
+    Known(Rc<Outlet>, SocketAddr),
     /// The helper doesn't do it.
     Refused,
 }
@@ -89,14 +87,15 @@ pub(super) fn spawn_asker(replies: Replies, orders: Orders) -> io::Result<mpsc::
 }
 
 impl Udp {
-    pub(super) fn new(timeouts: Timeouts) -> Self {
+    pub(super) fn new(timeouts: Timeouts, queries: Queries) -> Self {
         let flows = Flows::new(timeouts, MOST_FLOWS);
         Self {
             listeners: Vec::new(),
             questions: None,
             flows,
-            sockets: HashMap::new(),
+            outlets: HashMap::new(),
             waiting: Total::default(),
+            queries,
         }
     }
 
@@ -116,6 +115,9 @@ impl Udp {
         let now = now();
         for _ in 0..READS_PER_TURN {
             match listener.receive() {
+                Ok(Some(datagram)) if self.queries.are_for(datagram.destination) => {
+                    self.queries.ask(link, datagram);
+                }
                 Ok(Some(datagram)) => {
                     let key = (Source(datagram.source), Peer(datagram.destination));
                     let (association, ended) =
@@ -141,39 +143,50 @@ impl Udp {
         let Some((key, way, ended)) = self.flows.arrived(id, peer, bytes.len(), now()) else { return };
         match way {
             Way::Unknown => {
-                let socket = self.sockets.get(&(peer.0, key.0.0.ip())).and_then(Weak::upgrade);
-                let question = Question { source: key.0.0, peer: peer.0, socket: socket.is_none() };
+                let outlet = self.outlets.get(&(peer.0, key.0.0.ip())).and_then(Weak::upgrade);
+                let question = Question { source: key.0.0, peer: peer.0, socket: outlet.is_none() };
                 // Too many at once: the next reply asks again.
                 if self.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok()) {
                     let mut waiting = Waiting::new(&self.waiting);
                     waiting.push(bytes);
-                    *way = Way::Asked { waiting, socket };
+                    *way = Way::Asked { waiting, outlet };
                 }
             }
             Way::Asked { waiting, .. } => waiting.push(bytes),
             Way::Refused => {}
-            Way::Direct(..) | Way::Relayed(_) => deliver(way, bytes),
+            Way::Known(..) => deliver(way, bytes),
         }
         if let Some(ended) = ended {
             link.dissociate(ended);
         }
     }
 
+    /// The answer to a query has come from the agent.
+    pub(super) fn query_answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) {
+        let Some(question) = self.queries.answered(link, id, bytes) else { return };
+        // Too many at once: this answer is lost.
+        if self.questions.as_ref().is_none_or(|questions| questions.try_send(question).is_err()) {
+            self.queries.forget(question);
+        }
+    }
+
     /// The helper has answered.
     pub(super) fn answered(&mut self, (question, answer): Answer) {
+        if self.queries.are_for(question.peer) {
+            return self.queries.way_found(question, answer);
+        }
         let key: Key = (Source(question.source), Peer(question.peer));
         // The flow may have ended.
         let Some(way) = self.flows.way(key) else { return };
-        let Way::Asked { waiting, socket } = std::mem::take(way) else { return };
+        let Way::Asked { waiting, outlet } = std::mem::take(way) else { return };
         *way = match answer {
-            Ok(replies::Way::Direct(made, to)) => {
-                let made = made.map(|made| Rc::new(UdpSocket::from(made)));
+            Ok(replies::Way { to, outlet: made }) => {
+                let made = made.map(Rc::new);
                 if let Some(made) = &made {
-                    self.sockets.insert((question.peer, question.source.ip()), Rc::downgrade(made));
+                    self.outlets.insert((question.peer, question.source.ip()), Rc::downgrade(made));
                 }
-                made.or(socket).map_or(Way::Unknown, |socket| Way::Direct(socket, to))
+                made.or(outlet).map_or(Way::Unknown, |outlet| Way::Known(outlet, to))
             }
-            Ok(replies::Way::Relayed(socket)) => Way::Relayed(socket.into()),
             Err(error) => {
                 tracing::debug!("replies from {} to {} are lost: {error}", question.peer, question.source);
                 Way::Refused
@@ -188,7 +201,7 @@ impl Udp {
     pub(super) fn surveys(&self) -> impl Iterator<Item = FlowSurvey> {
         let now = now();
         self.flows.iter().map(move |((source, peer), carried, began)| FlowSurvey {
-            ends: Ends { source: source.0, target: Target(peer.0) },
+            ends: Ends { source: source.0, destination: peer.0 },
             carried,
             age: now.saturating_duration_since(began),
         })
@@ -204,33 +217,32 @@ impl Udp {
     /// The agent has ended an association.
     pub(super) fn closed(&mut self, id: AssociationId) {
         self.flows.close(id);
+        self.queries.closed(id);
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.flows.deadline()
+        self.flows.deadline().into_iter().chain(self.queries.deadline()).min()
     }
 
     /// Ends what has been idle.
     pub(super) fn tick(&mut self, link: &mut Link, now: Instant) {
+        self.queries.end_silent(link, now);
         if self.flows.deadline().is_none_or(|deadline| now < deadline) {
             return;
         }
         for ended in self.flows.end_idle(now) {
             link.dissociate(ended);
         }
-        self.sockets.retain(|_, socket| socket.strong_count() > 0);
+        self.outlets.retain(|_, outlet| outlet.strong_count() > 0);
         tracing::debug!("{} flows of datagrams", self.flows.len());
     }
 }
 
 /// Sends a reply to its program; it may be lost, as datagrams may.
 fn deliver(way: &Way, bytes: &[u8]) {
-    let sent = match way {
-        Way::Direct(socket, to) => socket.send_to(bytes, to),
-        Way::Relayed(socket) => socket.send_vectored(&[IoSlice::new(&ROOM_FOR_HEADER), IoSlice::new(bytes)]),
-        Way::Unknown | Way::Asked { .. } | Way::Refused => return,
-    };
-    if let Err(error) = sent {
+    if let Way::Known(outlet, to) = way
+        && let Err(error) = outlet.send(*to, bytes)
+    {
         tracing::trace!("a reply is lost: {error}");
     }
 }

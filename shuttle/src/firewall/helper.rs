@@ -208,8 +208,10 @@ impl Helper {
     async fn reply(&mut self, question: Question) {
         let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
         let (answer, socket) = match capture.reply(&question).await {
-            Ok(Reply::Direct { to, socket }) => (Answer::Direct { to }, socket),
-            Ok(Reply::Relayed(socket)) => (Answer::Relayed, Some(socket)),
+            Ok(Reply { to, outlet }) => {
+                let (kind, socket) = outlet.unzip();
+                (Answer::Way { to, outlet: kind }, socket)
+            }
             Err(error) => (Answer::Refused { message: error.to_string() }, None),
         };
         let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();

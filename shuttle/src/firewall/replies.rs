@@ -2,11 +2,13 @@
 //! begin keep nobody from changing the rules. Messages as in [`super::wire`].
 
 use std::{
-    net::SocketAddr,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    io::{self, IoSlice},
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::unix::net::UnixStream,
 };
 
 use serde::{Deserialize, Serialize};
+use socket2::Socket;
 
 use super::wire;
 
@@ -24,14 +26,13 @@ pub struct Question {
 /// Helper to client.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// Replies are to be sent to `to`, from a socket bound to the peer's address: one that comes along, if it was asked for.
-    Direct {
+    /// Replies are to be sent to `to`.
+    Way {
         /// The program's socket.
         to: SocketAddr,
+        /// What comes along, if a socket was asked for.
+        outlet: Option<Kind>,
     },
-    /// Some program holds the peer's port here. Replies are to be sent to the socket that comes along, each after eight
-    /// bytes of any value.
-    Relayed,
     /// The helper doesn't do it.
     Refused {
         /// Why, for the log.
@@ -39,13 +40,64 @@ pub enum Answer {
     },
 }
 
-/// By what a reply gets to its program.
+/// The kinds of [`Outlet`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A socket bound to the peer's address.
+    Direct,
+    /// The helper's, where some program of this host holds the peer's port, or may want to.
+    Relay,
+}
+
+/// How a reply gets to its program.
 #[derive(Debug)]
-pub enum Way {
-    /// A UDP socket, if one was asked for, and the address to send to.
-    Direct(Option<OwnedFd>, SocketAddr),
-    /// A sequenced-packet socket, to which each reply is sent after eight bytes of any value.
-    Relayed(OwnedFd),
+pub struct Way {
+    /// The program's socket.
+    pub to: SocketAddr,
+    /// By what, if that was asked for.
+    pub outlet: Option<Outlet>,
+}
+
+/// What sends from a peer's address to any program of this host.
+#[derive(Debug)]
+pub enum Outlet {
+    /// See [`Kind::Direct`].
+    Direct(UdpSocket),
+    /// A sequenced-packet socket to the helper. Each message is a [`RelayHeader`] and a reply.
+    Relay(Socket),
+}
+
+/// Where a reply is to go: an IPv6 address, v4-mapped for IPv4; a port in network order; and room for a UDP header.
+pub type RelayHeader = [u8; 16 + 2 + 8];
+
+impl Outlet {
+    /// Sends a reply, which may be lost, as datagrams may.
+    pub fn send(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Direct(socket) => socket.send_to(bytes, to),
+            Self::Relay(socket) => {
+                socket.send_vectored(&[IoSlice::new(&relay_header(to)), IoSlice::new(bytes)])
+            }
+        }
+    }
+}
+
+fn relay_header(to: SocketAddr) -> RelayHeader {
+    let address = match to.ip() {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    let mut header = RelayHeader::default();
+    header[..16].copy_from_slice(&address.octets());
+    header[16..18].copy_from_slice(&to.port().to_be_bytes());
+    header
+}
+
+/// What a header says.
+pub(super) fn relay_target(header: &RelayHeader) -> SocketAddr {
+    let [address @ .., p0, p1, _, _, _, _, _, _, _, _] = *header;
+    let ip = IpAddr::V6(Ipv6Addr::from(address)).to_canonical();
+    SocketAddr::new(ip, u16::from_be_bytes([p0, p1]))
 }
 
 /// The client's end.
@@ -73,10 +125,33 @@ impl Replies {
         let (answer, descriptors) = wire::receive(&self.0)?;
         let socket = descriptors.into_iter().next();
         match answer {
-            Answer::Direct { to } if socket.is_some() == question.socket => Ok(Way::Direct(socket, to)),
-            Answer::Relayed => socket.map(Way::Relayed).ok_or(Error::Confused),
-            Answer::Direct { .. } => Err(Error::Confused),
+            Answer::Way { to, outlet } => {
+                let outlet = match (outlet, socket) {
+                    (Some(Kind::Direct), Some(socket)) => Some(Outlet::Direct(socket.into())),
+                    (Some(Kind::Relay), Some(socket)) => Some(Outlet::Relay(socket.into())),
+                    (None, None) => None,
+                    (Some(_), None) | (None, Some(_)) => return Err(Error::Confused),
+                };
+                if outlet.is_some() == question.socket {
+                    Ok(Way { to, outlet })
+                } else {
+                    Err(Error::Confused)
+                }
+            }
             Answer::Refused { message } => Err(Error::Refused(message)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_told_where_to() {
+        for address in ["127.0.0.1:5353", "[::1]:53", "[fd00::7]:65535", "198.19.219.1:1"] {
+            let to: SocketAddr = address.parse().unwrap();
+            assert_eq!(relay_target(&relay_header(to)), to);
         }
     }
 }

@@ -125,6 +125,7 @@ impl Link {
                 role.was_reset(stream, reason);
             }
             Event::Datagram { association, peer, bytes } => role.datagram(self, association, peer, &bytes),
+            Event::Query { association, target, bytes } => role.query(self, association, target, &bytes),
             Event::Closed { association } => role.closed(self, association),
             Event::Goaway { message } => return Err(End::Goaway(message)),
         }

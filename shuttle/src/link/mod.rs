@@ -60,11 +60,15 @@ pub trait Role {
     /// A lane other than the first has ended.
     fn lost(&mut self, _lane: LaneId) {}
 
-    /// Begins a connection to the target of a stream that the far side opened.
-    fn dial(&mut self, target: Target) -> Result<TcpStream, Reason>;
+    /// Begins a connection to the target of a stream that the far side opened. Where that fails, it is called again, with
+    /// the number of attempts so far; `None` when there is nothing more to attempt.
+    fn dial(&mut self, target: Target, attempt: usize) -> Option<Result<TcpStream, Reason>>;
 
     /// A datagram has arrived. To an agent, one of an association that it doesn't know begins it.
     fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]);
+
+    /// A DNS message has arrived: to an agent, a query for `target`, all of its association; to a client, the answer.
+    fn query(&mut self, link: &mut Link, association: AssociationId, target: Target, bytes: &[u8]);
 
     /// The far side has given up an association, or doesn't know it.
     fn closed(&mut self, link: &mut Link, association: AssociationId);
@@ -126,12 +130,20 @@ pub struct Link {
     lanes: BTreeMap<LaneId, Pipes>,
     buffer: Box<[u8]>,
     connections: HashMap<StreamId, Connection>,
-    /// Connections being dialled and when to give up, earliest first.
-    dials: VecDeque<(Instant, StreamId)>,
+    /// Connections being dialled, or that were, in the order in which to give up.
+    dials: VecDeque<Dial>,
     began: Instant,
     opened: u64,
     /// Sources of the role's own that it has not read dry.
     again: Vec<Token>,
+}
+
+/// An attempt to connect a stream to its target.
+struct Dial {
+    until: Instant,
+    stream: StreamId,
+    target: Target,
+    attempt: usize,
 }
 
 impl Link {
@@ -183,10 +195,10 @@ impl Link {
         Waker::new(self.poll.registry(), token)
     }
 
-    /// Opens a stream from `socket` to the target of `ends`.
-    pub fn open(&mut self, socket: TcpStream, ends: Ends) -> io::Result<StreamId> {
+    /// Opens a stream from `socket` to `target`.
+    pub fn open(&mut self, socket: TcpStream, target: Target, ends: Ends) -> io::Result<StreamId> {
         let since = now();
-        let stream = self.mux.open(ends.target, since);
+        let stream = self.mux.open(target, since);
         self.opened += 1;
         match self.attach(stream, socket) {
             Ok(mut connection) => {
@@ -218,6 +230,11 @@ impl Link {
         self.mux.datagram(association, peer, payload, now());
     }
 
+    /// Sends a query for `target`, all that its association sends; or, of an agent, the answer. As [`Self::send_datagram`].
+    pub fn send_query(&mut self, association: AssociationId, target: Target, payload: &[u8]) {
+        self.mux.query(association, target, payload, now());
+    }
+
     /// Ends an association, and tells the far side.
     pub fn dissociate(&mut self, association: AssociationId) {
         self.mux.dissociate(association);
@@ -245,7 +262,7 @@ impl Link {
         self.read_lanes(role)?;
         let now = now();
         role.tick(self, now);
-        self.give_up_dials(now);
+        self.give_up_dials(now, role);
         self.mux.tick(now)?;
         self.write_lanes(role)?;
         if self.mux.take_narrow() {
@@ -256,7 +273,7 @@ impl Link {
 
     fn wait(&mut self, role: Option<Instant>, events: &mut Events) -> io::Result<()> {
         let deadline = role.map_or(self.mux.deadline(), |role| role.min(self.mux.deadline()));
-        let deadline = self.dials.front().map_or(deadline, |(dial, _)| deadline.min(*dial));
+        let deadline = self.dials.front().map_or(deadline, |dial| deadline.min(dial.until));
         let readable = self.lanes.values().any(|pipes| pipes.readable);
         let timeout = if readable || !self.again.is_empty() {
             Duration::ZERO
@@ -274,7 +291,7 @@ impl Link {
 
     fn dispatch(&mut self, ready: &Ready, role: &mut impl Role) -> Result<(), End> {
         match ready.token() {
-            Token(stream @ ..FIRST_LANE_TOKEN) => self.on_socket(StreamId(stream as u32), ready),
+            Token(stream @ ..FIRST_LANE_TOKEN) => self.on_socket(StreamId(stream as u32), ready, role),
             Token(token @ ..FIRST_ROLE_TOKEN) => self.on_pipe(token - FIRST_LANE_TOKEN, ready),
             token => self.call(token, role)?,
         }
@@ -287,9 +304,10 @@ impl Link {
 
     // Sockets.
 
-    fn on_socket(&mut self, stream: StreamId, ready: &Ready) {
+    fn on_socket(&mut self, stream: StreamId, ready: &Ready, role: &mut impl Role) {
         let Some(connection) = self.connections.get_mut(&stream) else { return };
         match connection.on_ready(ready) {
+            Err(error) if !connection.is_established() => return self.redial(role, stream, reason(&error)),
             Err(error) => return self.break_off(stream, reason(&error)),
             Ok(connection::Progress::Connecting) => return,
             Ok(connection::Progress::Connected) => self.mux.opened(stream),
@@ -355,27 +373,55 @@ impl Link {
     }
 
     fn dial(&mut self, role: &mut impl Role, stream: StreamId, target: Target) {
-        let dialled =
-            role.dial(target).and_then(|socket| self.attach(stream, socket).map_err(|error| reason(&error)));
-        match dialled {
-            Ok(connection) => {
-                self.connections.insert(stream, connection);
-                self.dials.push_back((now() + DIAL_TIMEOUT, stream));
+        self.attempt(role, stream, target, 0, Reason::Other);
+    }
+
+    /// Makes the next attempt that can be made; when there is none, the stream ends as the last one failed.
+    fn attempt(
+        &mut self,
+        role: &mut impl Role,
+        stream: StreamId,
+        target: Target,
+        first: usize,
+        mut failed: Reason,
+    ) {
+        for attempt in first.. {
+            let Some(dialled) = role.dial(target, attempt) else { break };
+            match dialled.and_then(|socket| self.attach(stream, socket).map_err(|error| reason(&error))) {
+                Ok(connection) => {
+                    self.connections.insert(stream, connection);
+                    self.dials.push_back(Dial { until: now() + DIAL_TIMEOUT, stream, target, attempt });
+                    return;
+                }
+                Err(reason) => failed = reason,
             }
-            Err(reason) => self.mux.reset(stream, reason),
+        }
+        self.break_off(stream, failed);
+    }
+
+    /// A connection could not be made.
+    fn redial(&mut self, role: &mut impl Role, stream: StreamId, reason: Reason) {
+        self.connections.remove(&stream);
+        let Some(index) = self.dials.iter().rposition(|dial| dial.stream == stream) else {
+            return self.break_off(stream, reason);
+        };
+        if let Some(Dial { target, attempt, .. }) = self.dials.remove(index) {
+            self.attempt(role, stream, target, attempt + 1, reason);
         }
     }
 
-    fn give_up_dials(&mut self, now: Instant) {
-        while let Some((deadline, stream)) = self.dials.front().copied() {
+    fn give_up_dials(&mut self, now: Instant, role: &mut impl Role) {
+        while let Some(dial) = self.dials.front() {
+            let stream = dial.stream;
             let dialling =
                 self.connections.get(&stream).is_some_and(|connection| !connection.is_established());
-            if dialling && deadline > now {
+            if dialling && dial.until > now {
                 break;
             }
-            self.dials.pop_front();
             if dialling {
-                self.break_off(stream, Reason::TimedOut);
+                self.redial(role, stream, Reason::TimedOut);
+            } else {
+                self.dials.pop_front();
             }
         }
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{Link, now};
-use crate::mux::{Carried, Reason, StreamId, Target};
+use crate::mux::{Carried, Reason, StreamId};
 
 /// The ends of a connection that this end opened a stream for.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub struct Ends {
     /// The program's own address.
     pub source: SocketAddr,
     /// Where it connected to.
-    pub target: Target,
+    pub destination: SocketAddr,
 }
 
 /// What is known of an open connection that was passed to [`Link::open`].
@@ -77,11 +77,11 @@ impl Link {
         self.origins().map(flow).collect()
     }
 
-    /// Resets those of [`Self::flows`] whose target is `meant`; tells how many they were.
+    /// Resets those of [`Self::flows`] whose destination is `meant`; tells how many they were.
     pub fn reset_flows(&mut self, meant: impl Fn(SocketAddr) -> bool) -> usize {
         let streams: Vec<_> = self
             .origins()
-            .filter(|(_, origin)| meant(origin.ends.target.0))
+            .filter(|(_, origin)| meant(origin.ends.destination))
             .map(|(stream, _)| stream)
             .collect();
         streams.iter().for_each(|stream| self.break_off(*stream, Reason::Broken));

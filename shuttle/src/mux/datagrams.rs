@@ -3,13 +3,12 @@
 //! An association takes turns with the streams (see [`super::schedule`]), and what it sends counts in the pacing. It has
 //! no credit: what can't be sent soon is dropped, as a router drops it, and nothing is sent twice.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::frame::{Frame, HEADER, MAX_DATAGRAM, decode_peer, encode_datagram};
+use super::frame::{Frame, MAX_DATAGRAM, encode_datagram, encode_query};
 use super::schedule::{Sender, Turn};
-use super::{AssociationId, Carried, Event, LaneId, Mux, Peer, ProtocolError, Side};
+use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Side, Target};
 
 /// A datagram that has waited longer is of no use: whoever needs it has sent it again, or speaks of something else.
 const STALE: Duration = Duration::from_millis(200);
@@ -50,8 +49,17 @@ pub(super) struct Association {
     pub(super) turn: Turn,
     /// The lane that took its last datagram.
     pub(super) lane: LaneId,
-    queue: VecDeque<(Instant, Vec<u8>)>,
+    queue: VecDeque<Queued>,
     waiting: usize,
+}
+
+/// A whole frame.
+#[derive(Debug)]
+struct Queued {
+    since: Instant,
+    frame: Vec<u8>,
+    /// Bytes of it that are a program's.
+    payload: usize,
 }
 
 impl Association {
@@ -61,18 +69,12 @@ impl Association {
     }
 
     /// Takes the oldest, and tells what it counted for.
-    fn pop(&mut self) -> Option<(Instant, Vec<u8>, usize)> {
-        let (since, frame) = self.queue.pop_front()?;
-        let cost = cost(&frame);
+    fn pop(&mut self) -> Option<(Queued, usize)> {
+        let queued = self.queue.pop_front()?;
+        let cost = cost(&queued.frame);
         self.waiting -= cost;
-        Some((since, frame, cost))
+        Some((queued, cost))
     }
-}
-
-/// Bytes that a frame of ours carries.
-fn payload_length(frame: &[u8]) -> usize {
-    let body = frame.get(HEADER..).unwrap_or_default();
-    decode_peer(body).map_or(0, |(_, before)| body.len() - before)
 }
 
 fn cost(frame: &[u8]) -> usize {
@@ -82,6 +84,11 @@ fn cost(frame: &[u8]) -> usize {
 impl Associations {
     pub(super) fn get_mut(&mut self, id: AssociationId) -> Option<&mut Association> {
         self.all.get_mut(&id)
+    }
+
+    /// So many bytes have arrived and are passed on.
+    pub(super) fn received(&mut self, bytes: usize) {
+        self.carried.received += bytes as u64;
     }
 
     /// What all have carried.
@@ -118,11 +125,11 @@ impl Associations {
     }
 
     /// Queues a frame. The oldest of the same association give way to it; those of others don't.
-    fn push(&mut self, id: AssociationId, frame: Vec<u8>, now: Instant) -> &mut Association {
+    fn push(&mut self, id: AssociationId, queued: Queued) -> &mut Association {
         let association = self.all.entry(id).or_default();
-        let cost = cost(&frame);
+        let cost = cost(&queued.frame);
         while association.waiting + cost > MOST_OF_ONE
-            && let Some((.., freed)) = association.pop()
+            && let Some((_, freed)) = association.pop()
         {
             self.waiting -= freed;
             self.dropped += 1;
@@ -130,7 +137,7 @@ impl Associations {
         if self.waiting + cost > MOST_OF_ALL {
             self.dropped += 1;
         } else {
-            association.queue.push_back((now, frame));
+            association.queue.push_back(queued);
             association.waiting += cost;
             self.waiting += cost;
         }
@@ -140,12 +147,12 @@ impl Associations {
     /// Takes the oldest frame of an association that is not stale, for `lane`.
     pub(super) fn take(&mut self, id: AssociationId, lane: LaneId) -> Option<Vec<u8>> {
         let association = self.all.get_mut(&id)?;
-        while let Some((since, frame, freed)) = association.pop() {
+        while let Some((Queued { since, frame, payload }, freed)) = association.pop() {
             self.waiting -= freed;
             if self.now.is_none_or(|now| now <= since + STALE) {
                 association.lane = lane;
                 association.turn.deficit -= frame.len() as i64;
-                self.carried.sent += payload_length(&frame) as u64;
+                self.carried.sent += payload as u64;
                 return Some(frame);
             }
             self.dropped += 1;
@@ -167,7 +174,21 @@ impl Mux {
             self.associations.dropped += 1;
             return;
         }
-        let state = self.associations.push(association, encode_datagram(association, peer, payload), now);
+        self.queue(association, encode_datagram(association, peer, payload), payload.len(), now);
+    }
+
+    /// Queues a DNS message, as [`Self::datagram`] does: a query for `target`, which is the association's only one; or, of
+    /// an agent, the answer to it.
+    pub fn query(&mut self, association: AssociationId, target: Target, payload: &[u8], now: Instant) {
+        if payload.len() > MAX_DATAGRAM {
+            self.associations.dropped += 1;
+            return;
+        }
+        self.queue(association, encode_query(association, target, payload), payload.len(), now);
+    }
+
+    fn queue(&mut self, association: AssociationId, frame: Vec<u8>, payload: usize, now: Instant) {
+        let state = self.associations.push(association, Queued { since: now, frame, payload });
         if state.can_send() {
             self.schedule.add_new(Sender::Association(association), &mut state.turn);
         }
@@ -184,24 +205,24 @@ impl Mux {
         self.associations.dropped
     }
 
-    pub(super) fn on_datagram<'a>(
+    /// Whether so many `bytes` that have come for an association are to be passed on.
+    pub(super) fn is_known(
         &mut self,
         association: AssociationId,
-        peer: Peer,
-        bytes: Cow<'a, [u8]>,
-    ) -> Result<Option<Event<'a>>, ProtocolError> {
+        bytes: usize,
+    ) -> Result<bool, ProtocolError> {
         if association.0 == 0 || association > AssociationId::MOST {
             return Err(ProtocolError::Association);
         }
-        if self.side == Side::Client && !self.associations.contains(association) {
-            // Of one that has just been closed; or it came to the agent after its end, and so began it anew. Told once in
-            // a while is enough, and what the far side makes this one queue must be bounded.
-            if self.control.len() < MOST_CLOSES && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
-                self.tell(Frame::Close { association });
-            }
-            return Ok(None);
+        if self.side == Side::Agent || self.associations.contains(association) {
+            self.associations.received(bytes);
+            return Ok(true);
         }
-        self.associations.carried.received += bytes.len() as u64;
-        Ok(Some(Event::Datagram { association, peer, bytes }))
+        // Of one that has just been closed; or it came to the agent after its end, and so began it anew. Told once in a
+        // while is enough, and what the far side makes this one queue must be bounded.
+        if self.control.len() < MOST_CLOSES && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
+            self.tell(Frame::Close { association });
+        }
+        Ok(false)
     }
 }

@@ -2,18 +2,20 @@
 
 use std::borrow::Cow;
 
-use super::frame::{DATA_HEADER, Frame, FrameError, HEADER, Header, Kind, decode_peer};
-use super::{AssociationId, Peer, StreamId};
+use super::frame::{DATA_HEADER, Frame, FrameError, HEADER, Header, Kind, decode_peer, decode_query};
+use super::{AssociationId, Peer, StreamId, Target};
 
 /// One thing found in a lane's bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item<'a> {
-    /// A whole frame other than DATA and DATAGRAM.
+    /// A whole frame other than DATA, DATAGRAM and QUERY.
     Frame(Frame),
     /// A piece of a DATA frame's payload, never empty: as much as has arrived.
     Data { stream: StreamId, offset: u64, bytes: &'a [u8] },
     /// A whole DATAGRAM.
     Datagram { association: AssociationId, peer: Peer, bytes: Cow<'a, [u8]> },
+    /// A whole QUERY.
+    Query { association: AssociationId, target: Target, bytes: Cow<'a, [u8]> },
 }
 
 /// Takes a lane apart. Payloads pass through without a copy, but for those of datagrams that come in pieces; what it
@@ -54,11 +56,14 @@ impl Decoder {
                 Some(Kind::Datagram) => {
                     let Some(body) = self.body(header.length, input) else { return Ok(None) };
                     let (peer, start) = decode_peer(&body)?;
-                    let bytes = match body {
-                        Cow::Borrowed(body) => Cow::Borrowed(&body[start..]),
-                        Cow::Owned(mut body) => Cow::Owned(body.split_off(start)),
-                    };
-                    return Ok(Some(Item::Datagram { association: AssociationId(header.id), peer, bytes }));
+                    let (association, bytes) = (AssociationId(header.id), from(body, start));
+                    return Ok(Some(Item::Datagram { association, peer, bytes }));
+                }
+                Some(Kind::Query) => {
+                    let Some(body) = self.body(header.length, input) else { return Ok(None) };
+                    let (target, start) = decode_query(&body)?;
+                    let (association, bytes) = (AssociationId(header.id), from(body, start));
+                    return Ok(Some(Item::Query { association, target, bytes }));
                 }
                 kind => {
                     if !self.fill(HEADER + header.length, input) {
@@ -116,6 +121,13 @@ impl Decoder {
         self.partial.extend_from_slice(taken);
         *input = rest;
         self.partial.len() >= length
+    }
+}
+
+fn from(body: Cow<'_, [u8]>, start: usize) -> Cow<'_, [u8]> {
+    match body {
+        Cow::Borrowed(body) => Cow::Borrowed(&body[start..]),
+        Cow::Owned(mut body) => Cow::Owned(body.split_off(start)),
     }
 }
 

@@ -53,9 +53,14 @@ impl Door {
     pub const ENTERING: &str = "\nshuttle-lane\n";
 }
 
-/// Where the agent connects a stream to.
+/// Where the agent connects a stream to, or sends a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target(pub SocketAddr);
+pub enum Target {
+    /// This address.
+    Address(SocketAddr),
+    /// The nameserver that the agent's machine would ask.
+    Resolver,
+}
 
 /// Which end of the session this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +161,15 @@ pub enum Event<'a> {
         /// Where it is to go, or came from.
         peer: Peer,
         /// Its payload, which may be empty.
+        bytes: Cow<'a, [u8]>,
+    },
+    /// A DNS message. To an agent, the query that is all of a new association; to a client, its answer.
+    Query {
+        /// The association.
+        association: AssociationId,
+        /// Whom the agent is to ask; from it, nothing of interest.
+        target: Target,
+        /// The message.
         bytes: Cow<'a, [u8]>,
     },
     /// The far side has given up the association, or doesn't know it.

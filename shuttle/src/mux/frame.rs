@@ -1,7 +1,7 @@
 //! Frames: their layout, as docs/protocol.md has it, and the checks that every field passes on the way in.
 //!
 //! A frame is an 8-byte header (type, 24-bit length of the body, 32-bit stream or lane) and a body. Integers are
-//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]), that of a DATAGRAM whole; every
+//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]), those of DATAGRAM and QUERY whole; every
 //! other body is at most [`MAX_CONTROL_BODY`] bytes and parsed whole.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,7 +23,9 @@ pub(super) const MAX_DATA: usize = 256 * 1024;
 pub(super) const MAX_DATAGRAM: usize = 65_535 - 8;
 /// Bytes of a DATAGRAM's body before its payload: family, address, port.
 const PEER_LENGTHS: RangeInclusive<usize> = 1 + 4 + 2..=1 + 16 + 2;
-/// The longest body of a frame other than DATA and DATAGRAM.
+/// Bytes of a QUERY's body before its payload: as of a DATAGRAM, or a family of 0 alone.
+const TARGET_LENGTHS: RangeInclusive<usize> = 1..=*PEER_LENGTHS.end();
+/// The longest body of a frame other than DATA, DATAGRAM and QUERY.
 pub(super) const MAX_CONTROL_BODY: usize = 1024;
 
 /// The types of frame, by their number on the wire.
@@ -60,6 +62,8 @@ pub enum Kind {
     Datagram = 0x20,
     /// An association ends.
     Close = 0x21,
+    /// A DNS message that is the association's only one, or the answer to it.
+    Query = 0x22,
 }
 
 impl Kind {
@@ -80,6 +84,7 @@ impl Kind {
             0x15 => Self::Credit,
             0x20 => Self::Datagram,
             0x21 => Self::Close,
+            0x22 => Self::Query,
             _ => return None,
         })
     }
@@ -108,6 +113,7 @@ impl Header {
         let limits = match kind {
             Some(Kind::Data) => DATA_HEADER - HEADER..=MAX_DATA + (DATA_HEADER - HEADER),
             Some(Kind::Datagram) => *PEER_LENGTHS.start()..=MAX_DATAGRAM + *PEER_LENGTHS.end(),
+            Some(Kind::Query) => *TARGET_LENGTHS.start()..=MAX_DATAGRAM + *TARGET_LENGTHS.end(),
             Some(_) | None => 0..=MAX_CONTROL_BODY,
         };
         if kind.is_none() && number < FIRST_OPTIONAL {
@@ -151,6 +157,28 @@ pub(super) fn decode_peer(body: &[u8]) -> Result<(Peer, usize), FrameError> {
     Ok((peer, body.len() - payload))
 }
 
+/// A whole QUERY frame.
+pub(super) fn encode_query(association: AssociationId, target: Target, payload: &[u8]) -> Vec<u8> {
+    debug_assert!(payload.len() <= MAX_DATAGRAM);
+    let mut out = Vec::with_capacity(HEADER + TARGET_LENGTHS.end() + payload.len());
+    out.extend([0; HEADER]);
+    encode_target(target, &mut out);
+    out.extend(payload);
+    fill_header(&mut out, Kind::Query, association.0);
+    out
+}
+
+/// The target of a QUERY and how many bytes of its body that takes.
+pub(super) fn decode_query(body: &[u8]) -> Result<(Target, usize), FrameError> {
+    let mut rest = Body { kind: Kind::Query, rest: body };
+    let target = rest.target()?;
+    let payload = rest.rest.len();
+    if payload > MAX_DATAGRAM {
+        return Err(FrameError::Malformed(Kind::Query));
+    }
+    Ok((target, body.len() - payload))
+}
+
 /// Writes the header of a frame whose body follows it.
 fn fill_header(frame: &mut [u8], kind: Kind, id: u32) {
     let [_, l0, l1, l2] = ((frame.len() - HEADER) as u32).to_be_bytes();
@@ -167,7 +195,7 @@ pub(super) struct Hello {
     pub(super) initial_credit: u64,
 }
 
-/// A frame other than DATA and DATAGRAM.
+/// A frame other than DATA, DATAGRAM and QUERY.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Frame {
     /// See [`Kind::Hello`]. `lane` is the number the client gave this lane.
@@ -242,7 +270,7 @@ impl Frame {
             Self::Open { stream, target, credit } => {
                 out.extend(credit.to_be_bytes());
                 out.push(OPEN_TCP);
-                encode_address(target.0, out);
+                encode_target(*target, out);
                 (Kind::Open, stream.0)
             }
             Self::Opened { stream, credit } => {
@@ -266,7 +294,7 @@ impl Frame {
         fill_header(&mut out[start..], kind, id);
     }
 
-    /// Parses the whole body of a frame other than DATA and DATAGRAM.
+    /// Parses the whole body of a frame other than DATA, DATAGRAM and QUERY.
     pub(super) fn decode(kind: Kind, id: u32, body: &[u8]) -> Result<Self, FrameError> {
         let mut body = Body { kind, rest: body };
         let stream = StreamId(id);
@@ -298,16 +326,26 @@ impl Frame {
                 if body.array::<1>()? != [OPEN_TCP] {
                     return Err(FrameError::Malformed(kind));
                 }
-                Self::Open { stream, target: Target(body.address()?), credit }
+                Self::Open { stream, target: body.target()?, credit }
             }
             Kind::Opened => Self::Opened { stream, credit: body.u64()? },
             Kind::Fin => Self::Fin { stream, end: body.u64()? },
             Kind::Reset => Self::Reset { stream, reason: Reason::from_wire(body.array::<1>()?[0]) },
             Kind::Credit => Self::Credit { stream, limit: body.u64()? },
             Kind::Close => Self::Close { association: AssociationId(id) },
-            Kind::Data | Kind::Datagram => return Err(FrameError::Malformed(kind)),
+            Kind::Data | Kind::Datagram | Kind::Query => return Err(FrameError::Malformed(kind)),
         };
         if body.rest.is_empty() { Ok(frame) } else { Err(FrameError::Malformed(kind)) }
+    }
+}
+
+/// The family that stands for the agent's resolver, and has neither address nor port.
+const RESOLVER: u8 = 0;
+
+fn encode_target(target: Target, out: &mut Vec<u8>) {
+    match target {
+        Target::Address(address) => encode_address(address, out),
+        Target::Resolver => out.push(RESOLVER),
     }
 }
 
@@ -344,6 +382,14 @@ impl Body<'_> {
 
     fn u64(&mut self) -> Result<u64, FrameError> {
         Ok(u64::from_be_bytes(self.array()?))
+    }
+
+    fn target(&mut self) -> Result<Target, FrameError> {
+        if let Some((&RESOLVER, rest)) = self.rest.split_first() {
+            self.rest = rest;
+            return Ok(Target::Resolver);
+        }
+        self.address().map(Target::Address)
     }
 
     fn address(&mut self) -> Result<SocketAddr, FrameError> {
@@ -401,6 +447,9 @@ mod tests {
             (0x20, 65_527 + 19, Ok(Some(Kind::Datagram))),
             (0x20, 65_528 + 19, Err(FrameError::Length { kind: 0x20, length: 65_528 + 19 })),
             (0x20, 6, Err(FrameError::Length { kind: 0x20, length: 6 })),
+            (0x22, 1, Ok(Some(Kind::Query))),
+            (0x22, 65_528 + 19, Err(FrameError::Length { kind: 0x22, length: 65_528 + 19 })),
+            (0x22, 0, Err(FrameError::Length { kind: 0x22, length: 0 })),
             (0x05, 1024, Ok(Some(Kind::Goaway))),
             (0x05, 1025, Err(FrameError::Length { kind: 0x05, length: 1025 })),
             (0x7f, 0, Err(FrameError::UnknownKind(0x7f))),
@@ -430,6 +479,8 @@ mod tests {
             ),
             (Kind::Credit, vec![0; 7], FrameError::Malformed(Kind::Credit)),
             (Kind::Credit, vec![0; 9], FrameError::Malformed(Kind::Credit)),
+            (Kind::Open, vec![0; 9], FrameError::Malformed(Kind::Open)),
+            (Kind::Open, [&[0; 8][..], &[1, 0, 0]].concat(), FrameError::Malformed(Kind::Open)),
             (Kind::Data, vec![0; 8], FrameError::Malformed(Kind::Data)),
             (Kind::Close, vec![0], FrameError::Malformed(Kind::Close)),
         ] {

@@ -8,7 +8,7 @@
 //! - **Local ends.** [`Mux::open`] or [`Event::Open`] begins a stream; [`Mux::readable`], [`Mux::finish`],
 //!   [`Mux::opened`], [`Mux::reset`] say what its socket did; [`Mux::take`], [`Mux::inbox`], [`Mux::drain`] and
 //!   [`Mux::shut`] move arrived bytes to it.
-//! - **Datagrams.** [`Mux::associate`], [`Mux::datagram`], [`Mux::dissociate`].
+//! - **Datagrams.** [`Mux::associate`], [`Mux::datagram`], [`Mux::query`], [`Mux::dissociate`].
 //! - **Out.** [`Mux::prepare`], then [`Mux::grant`] and [`Mux::send`] as long as there are grants, then
 //!   [`Mux::unwritten`] and [`Mux::wrote`] for each lane; [`Mux::writable`] says which of them can be written to.
 //! - **Time.** [`Mux::tick`] at [`Mux::deadline`].

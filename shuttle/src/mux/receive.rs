@@ -38,7 +38,12 @@ impl Mux {
             let event = match item {
                 Item::Frame(frame) => self.on_frame(lane, frame, now)?,
                 Item::Data { stream, offset, bytes } => self.on_data(stream, offset, bytes)?,
-                Item::Datagram { association, peer, bytes } => self.on_datagram(association, peer, bytes)?,
+                Item::Datagram { association, peer, bytes } => self
+                    .is_known(association, bytes.len())?
+                    .then_some(Event::Datagram { association, peer, bytes }),
+                Item::Query { association, target, bytes } => self
+                    .is_known(association, bytes.len())?
+                    .then_some(Event::Query { association, target, bytes }),
             };
             if event.is_some() {
                 return Ok(event);

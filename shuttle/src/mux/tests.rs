@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::credit::{FLOOR, ReceiveWindow};
-use super::frame::{DATA_HEADER, Frame, Hello, MAX_DATAGRAM, VERSION, encode_data_header, encode_datagram};
+use super::frame::{
+    DATA_HEADER, Frame, Hello, MAX_DATAGRAM, VERSION, encode_data_header, encode_datagram, encode_query,
+};
 use super::inbox::Arrival;
 use super::*;
 use frames::{Found, encode};
 
 fn target() -> Target {
-    Target(SocketAddr::from(([10, 78, 0, 2], 80)))
+    Target::Address(SocketAddr::from(([10, 78, 0, 2], 80)))
 }
 
 /// One end: a mux and the programs at its streams, each of which has bytes to send and takes what comes.
@@ -28,6 +30,7 @@ struct End {
     ended: HashMap<StreamId, usize>,
     resets: HashMap<StreamId, Reason>,
     datagrams: Vec<(AssociationId, Peer, Vec<u8>)>,
+    queries: Vec<(AssociationId, Target, Vec<u8>)>,
     closed: Vec<AssociationId>,
     /// Bytes that each program takes at once; 0 stalls.
     appetite: usize,
@@ -42,6 +45,7 @@ impl End {
             ended: HashMap::new(),
             resets: HashMap::new(),
             datagrams: Vec::new(),
+            queries: Vec::new(),
             closed: Vec::new(),
             appetite: usize::MAX,
         }
@@ -115,6 +119,9 @@ impl End {
                 }
                 Event::Datagram { association, peer, bytes } => {
                     self.datagrams.push((association, peer, bytes.into_owned()));
+                }
+                Event::Query { association, target, bytes } => {
+                    self.queries.push((association, target, bytes.into_owned()));
                 }
                 Event::Closed { association } => self.closed.push(association),
                 Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}

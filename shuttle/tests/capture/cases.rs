@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, neighbours, router, swaps, udp,
+    lifetime, neighbours, resolvers, router, swaps, udp,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -50,6 +50,8 @@ pub(crate) const ALL: &[Case] = &[
     ("udp_replies_are_confined", udp::replies_are_confined),
     ("udp_killed_helper", udp::killed_helper),
     ("udp_bypass", udp::bypass),
+    ("resolvers_udp", resolvers::by_udp),
+    ("resolvers_tcp", resolvers::by_tcp),
     ("kernel_rules", kernel_rules::equal_the_reference),
     ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
 ];
@@ -65,7 +67,7 @@ pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
     rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
-    Plan { rules, families: BOTH, router: Router::default() }
+    Plan { rules, nameservers: vec![], families: BOTH, router: Router::default() }
 }
 
 /// A helper that captures, and a proxy behind its listeners.

@@ -4,19 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
-use shuttle::{
-    firewall::handle::Handle,
-    plan::{Families, Plan, Router},
-};
+use shuttle::{firewall::handle::Handle, plan::Plan};
 use shuttle_common::rule::{Ports, Rule, Verdict, decide};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    cases::{capture, rule},
+    cases::{capture, everything, rule},
     lab::ip,
 };
 
-const BOTH: Families = Families { v4: true, v6: true };
 /// How many random sets of rules; each starts a helper.
 const SETS: u64 = 40;
 
@@ -34,7 +30,7 @@ pub(crate) fn equal_the_reference() {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let rules: Vec<_> = (0..random.below(24)).map(|_| random.rule()).collect();
         let mut handle = Handle::spawn().expect("a helper");
-        let plan = Plan { rules: rules.clone(), families: BOTH, router: Router::default() };
+        let plan = Plan { rules: rules.clone(), ..everything() };
         drop(capture(&mut handle, &plan).unwrap_or_else(|error| panic!("seed {seed}: {error}: {rules:?}")));
         for address in edges(&rules) {
             for port in [1, 79, 80, 81, 83, 65535] {
@@ -57,7 +53,7 @@ pub(crate) fn every_kind_of_socket() {
     enter_nowhere();
     let mut handle = Handle::spawn().expect("a helper");
     let rules = vec![rule("0.0.0.0/0", Verdict::Capture), rule("::/0", Verdict::Capture)];
-    drop(capture(&mut handle, &Plan { rules, families: BOTH, router: Router::default() }).expect("capture"));
+    drop(capture(&mut handle, &Plan { rules, ..everything() }).expect("capture"));
     let rows = [
         (Type::STREAM, 0, CAPTURE),
         (Type::STREAM, 0xca6c, 0xca6c | CAPTURE),

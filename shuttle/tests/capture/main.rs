@@ -7,6 +7,7 @@ mod kernel_rules;
 mod lab;
 mod lifetime;
 mod neighbours;
+mod resolvers;
 mod router;
 mod swaps;
 mod udp;

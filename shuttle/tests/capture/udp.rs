@@ -22,7 +22,7 @@ use shuttle::{
         cleanup,
         datagrams::Datagrams,
         handle::{Captured, Handle},
-        replies::{Question, Replies, Way},
+        replies::{Outlet, Question, Replies, Way},
     },
     plan::Plan,
 };
@@ -36,7 +36,7 @@ use crate::{
 
 /// How a program sends.
 #[derive(Clone, Copy, Debug)]
-enum How {
+pub(crate) enum How {
     Connected,
     Unconnected,
     /// IPv4 over an unconnected IPv6 socket.
@@ -49,7 +49,16 @@ enum How {
     PacketInfo([u8; 4]),
     /// SO_BINDTODEVICE.
     Device(&'static str),
+    /// Bound to a port alone, and connected.
+    PortConnected,
+    /// With the bypass bit, connected.
+    Exempt,
+    /// With the bypass bit, unconnected.
+    ExemptUnconnected,
 }
+
+/// The mark of what is never captured (docs/methods.md).
+pub(crate) const BYPASS_BIT: u32 = 0x2000_0000;
 
 /// Long enough for two network namespaces, short enough for what is never answered.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -68,9 +77,16 @@ fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
             socket.bind(&SocketAddr::new(source.parse().expect("an address"), 0).into()).expect("bind");
         }
         How::Device(name) => socket.bind_device(Some(name.as_bytes())).expect("a device"),
+        How::PortConnected => {
+            let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            socket.bind(&address(any).into()).expect("bind");
+        }
+        How::Exempt | How::ExemptUnconnected => socket.set_mark(BYPASS_BIT).expect("root"),
         How::Connected | How::Unconnected | How::Mapped | How::MappedConnected | How::PacketInfo(_) => {}
     }
-    if let How::Connected | How::MappedConnected | How::BoundConnected(_) = how {
+    if let How::Connected | How::MappedConnected | How::BoundConnected(_) | How::PortConnected | How::Exempt =
+        how
+    {
         socket.connect(&target.into()).expect("connect");
     }
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -79,8 +95,12 @@ fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
 
 fn send(how: How, socket: &UdpSocket, bytes: &[u8], target: SocketAddr) -> io::Result<usize> {
     match how {
-        How::Connected | How::MappedConnected | How::BoundConnected(_) => socket.send(bytes),
-        How::Unconnected | How::Mapped | How::Bound(_) | How::Device(_) => socket.send_to(bytes, target),
+        How::Connected | How::MappedConnected | How::BoundConnected(_) | How::PortConnected | How::Exempt => {
+            socket.send(bytes)
+        }
+        How::Unconnected | How::Mapped | How::Bound(_) | How::Device(_) | How::ExemptUnconnected => {
+            socket.send_to(bytes, target)
+        }
         How::PacketInfo(source) => {
             let SocketAddr::V4(target) = target else { panic!("IPv4 alone") };
             let source = libc::in_addr { s_addr: u32::from_ne_bytes(source) };
@@ -111,7 +131,7 @@ fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
 }
 
 /// Who answers at `destination`.
-fn ask(how: How, destination: SocketAddr) -> String {
+pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     let (socket, target) = socket(how, destination);
     match send(how, &socket, b"?", target) {
         Ok(_) => receive(&socket, destination),
@@ -120,7 +140,7 @@ fn ask(how: How, destination: SocketAddr) -> String {
 }
 
 /// Answers each datagram with this name, from the address it came to.
-fn answer_at(address: &str, port: u16, name: &'static str) {
+pub(crate) fn answer_at(address: &str, port: u16, name: &'static str) {
     let socket = UdpSocket::bind((address, port)).expect("a free port");
     thread::spawn(move || {
         let mut buffer = [0; 64];
@@ -145,27 +165,22 @@ fn world() -> World {
 }
 
 /// Sends the answers of the capturing side.
-struct Answerer {
+pub(crate) struct Answerer {
     replies: Replies,
-    sockets: HashMap<SocketAddr, UdpSocket>,
-    relayed: usize,
+    outlets: HashMap<SocketAddr, Outlet>,
 }
 
 impl Answerer {
     fn answer(&mut self, source: SocketAddr, peer: SocketAddr, bytes: &[u8]) {
-        let socket = !self.sockets.contains_key(&peer);
+        let socket = !self.outlets.contains_key(&peer);
         match self.replies.ask(&Question { source, peer, socket }) {
-            Ok(Way::Direct(socket, to)) => {
-                if let Some(socket) = socket {
-                    self.sockets.insert(peer, socket.into());
+            Ok(Way { to, outlet }) => {
+                if let Some(outlet) = outlet {
+                    self.outlets.insert(peer, outlet);
                 }
-                if let Err(error) = self.sockets[&peer].send_to(bytes, to) {
+                if let Err(error) = self.outlets[&peer].send(to, bytes) {
                     println!("{peer} to {to}: {error}");
                 }
-            }
-            Ok(Way::Relayed(socket)) => {
-                self.relayed += 1;
-                Socket::from(socket).send(&[&[0; 8], bytes].concat()).expect("the helper is there");
             }
             Err(error) => println!("{peer} to {source}: {error}"),
         }
@@ -179,8 +194,13 @@ type Shared = Arc<Mutex<Answerer>>;
 fn start(plan: &Plan) -> (Handle, Shared) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
+    (handle, answer_captured(captured))
+}
+
+/// Answers captured datagrams.
+pub(crate) fn answer_captured(captured: Captured) -> Shared {
     let Captured { udp4, udp6, replies, .. } = captured;
-    let answerer = Arc::new(Mutex::new(Answerer { replies, sockets: HashMap::new(), relayed: 0 }));
+    let answerer = Arc::new(Mutex::new(Answerer { replies, outlets: HashMap::new() }));
     for socket in [udp4, udp6].into_iter().flatten() {
         socket.set_nonblocking(false).expect("a listener");
         let mut datagrams = Datagrams::new(socket).expect("a listener");
@@ -195,7 +215,7 @@ fn start(plan: &Plan) -> (Handle, Shared) {
             }
         });
     }
-    (handle, answerer)
+    answerer
 }
 
 pub(crate) fn steering() {
@@ -374,7 +394,11 @@ pub(crate) fn long_datagrams() {
         let got = receive(&socket, address(destination));
         assert!(got == want, "{how:?} {destination} {length}: {} bytes, {:.40}", got.len(), got);
     }
-    assert_eq!(proxy.lock().expect("a proxy").relayed, 7);
+    let proxy = proxy.lock().expect("a proxy");
+    let relays = proxy.outlets.iter().filter(|(_, outlet)| matches!(outlet, Outlet::Relay(_)));
+    let mut relayed: Vec<_> = relays.map(|(peer, _)| peer.to_string()).collect();
+    relayed.sort();
+    assert_eq!(relayed, ["10.99.0.1:11", "[fd99::1]:12"]);
     drop(proxy);
 }
 
@@ -438,10 +462,9 @@ pub(crate) fn replies_are_confined() {
         ("[fd99::1]:53", "[fd77::1]:1000", ["[fd88::1]:99", "[fd88::1]:99"]),
     ] {
         let question = Question { source: address(source), peer: address(peer), socket: true };
-        let Ok(Way::Direct(Some(socket), _)) = proxy.replies.ask(&question) else {
+        let Ok(Way { outlet: Some(Outlet::Direct(socket)), .. }) = proxy.replies.ask(&question) else {
             panic!("{peer}: no socket")
         };
-        let socket = UdpSocket::from(socket);
         for out in out {
             drop(socket.send_to(b"forged", out));
             drop(socket.connect(out).and_then(|()| socket.send(b"forged")));

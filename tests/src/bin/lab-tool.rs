@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use shuttle_tests::link::{Shape, relay};
 use shuttle_tests::traffic::bulk::Direction;
-use shuttle_tests::traffic::{bulk, connects, exchange, hold, port, probe, rtt, serve, udp};
+use shuttle_tests::traffic::{bulk, connects, dns, exchange, hold, port, probe, rtt, serve, udp};
 
 #[derive(Parser)]
 enum Tool {
@@ -108,6 +108,18 @@ enum Tool {
     UdpWho { services: Vec<SocketAddr> },
     /// How many of so many sockets a `who` port answers.
     UdpMany { service: SocketAddr, count: usize },
+    /// A nameserver, until it is killed. A line says that it is there.
+    Nameserver { address: SocketAddr, manner: dns::Manner },
+    /// So many DNS queries at once.
+    DnsAtOnce { server: SocketAddr, count: usize },
+    /// Programs that ask one DNS query after the other.
+    Dns {
+        server: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        programs: usize,
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
     /// Sends without end to the echo service and never reads, until standard input ends.
     Flood {
         address: SocketAddr,
@@ -191,6 +203,11 @@ fn main() -> Result<()> {
             Ok(())
         }
         Tool::UdpMany { service, count } => print(&udp::many(service, count)?),
+        Tool::Nameserver { address, manner } => dns::serve(address, manner),
+        Tool::DnsAtOnce { server, count } => print(&dns::at_once(server, count)?),
+        Tool::Dns { server, programs, seconds } => {
+            print(&dns::run(server, programs, Duration::from_secs_f64(seconds))?)
+        }
         Tool::Hold { address, count } => keep(hold::idle(address, count)?),
         Tool::Flood { address, seconds } => keep(hold::flood(address, Duration::from_secs_f64(seconds))?),
         Tool::Stall { address, seconds } => keep(hold::stalled(address, Duration::from_secs_f64(seconds))?),

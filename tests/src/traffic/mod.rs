@@ -2,6 +2,7 @@
 
 pub mod bulk;
 pub mod connects;
+pub mod dns;
 pub mod exchange;
 pub mod hold;
 pub mod probe;

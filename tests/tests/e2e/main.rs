@@ -2,6 +2,7 @@
 
 mod capture;
 mod control;
+mod dns;
 mod endings;
 mod failures;
 mod lanes;

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use shuttle_tests::nameserver::Nameserver;
 use shuttle_tests::process::Process;
 use shuttle_tests::traffic::bulk::Rate;
 use shuttle_tests::traffic::connects::Connects;
+use shuttle_tests::traffic::dns::Answers;
 use shuttle_tests::traffic::hold::Held;
 use shuttle_tests::traffic::rtt::Loaded;
 use shuttle_tests::traffic::udp::{self, Echoes};
@@ -26,7 +28,7 @@ type Part = (fn(&On) -> Result<Vec<f64>>, &'static [&'static str]);
 
 /// What is measured, in the order of the table. Memory first: later, growth would hide in what earlier measurements left
 /// allocated.
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     (
         |on| on.held(),
         &[
@@ -76,6 +78,7 @@ const PARTS: [Part; 9] = [
             "bulk meanwhile up (UDP), Mbit/s",
         ],
     ),
+    (|on| on.queries(), &["DNS queries, 32 at once, 1/s", "DNS query p50, ms", "DNS queries lost"]),
 ];
 
 /// The figures in the order of the table.
@@ -85,6 +88,8 @@ pub(crate) fn metrics() -> impl Iterator<Item = &'static str> {
 
 /// So many of them are of memory, which is the same in every run: the first run alone measures it.
 const OF_MEMORY: usize = 2;
+/// DNS.
+const NAMESERVER: u16 = 53;
 
 /// Connections held when the first are timed beside them.
 const FEW: usize = 100;
@@ -226,6 +231,19 @@ impl On<'_> {
             values.extend([loaded.echoes.rtt.p50_us as f64 / 1e3, loaded.bulk.mbits]);
         }
         Ok(values)
+    }
+
+    /// By UDP, of a nameserver beside the target's services.
+    fn queries(&self) -> Result<Vec<f64>> {
+        ensure!(self.peer.carries_datagrams(), "{} carries no DNS", self.peer.name());
+        let server = self.at(NAMESERVER);
+        let _nameserver = Nameserver::of_manner(self.lab, &self.lab.target, &server, "honest")?;
+        let seconds = self.effort.round_trips.to_string();
+        let ask = |programs: &str| -> Result<Answers> {
+            self.lab.measure(&["dns", &server, "--programs", programs, "--seconds", &seconds])
+        };
+        let (many, one) = (ask("32")?, ask("1")?);
+        Ok(vec![many.per_second, one.time.p50_us as f64 / 1e3, (many.wrong + one.wrong) as f64])
     }
 
     /// What connections that stand cost, and new ones beside them.

@@ -83,10 +83,12 @@ impl Peer {
             Peer::Ssh => Running::Program(start_ssh(lab, &[])?),
             Peer::SshGcm => Running::Program(start_ssh(lab, &["-c", "aes128-gcm@openssh.com"])?),
             Peer::Sshuttle => Running::Program(start_sshuttle(lab)?),
-            Peer::Shuttle => Running::Shuttle(Shuttle::connect(
-                lab,
-                Run::remote(&["--method=ebpf", "--lan", "lan", "10.78.0.0/24"]),
-            )?),
+            Peer::Shuttle => {
+                // The target's nameserver, as that of this machine.
+                let dns = ["--ns-hosts=10.78.0.2", "--to-ns=10.78.0.2"];
+                let args = [&["--method=ebpf", "--lan", "lan", "10.78.0.0/24"], &dns[..]].concat();
+                Running::Shuttle(Shuttle::connect(lab, Run::remote(&args))?)
+            }
         };
         self.wait_until_ready(lab)?;
         Ok(running)

@@ -149,7 +149,7 @@ fn flow((protocol, survey): &(Protocol, FlowSurvey)) -> Flow {
     Flow {
         protocol: *protocol,
         source: ends.source,
-        destination: ends.target.0,
+        destination: ends.destination,
         bytes_up: carried.sent,
         bytes_down: carried.received,
         age_ms: age.as_millis() as u64,

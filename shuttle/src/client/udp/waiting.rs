@@ -10,23 +10,23 @@ const OVERHEAD: usize = 64;
 
 /// What all flows have waiting, bytes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Total(Rc<Cell<usize>>);
+pub(in crate::client) struct Total(Rc<Cell<usize>>);
 
 /// The replies of one flow. They count in the total until this is dropped.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(in crate::client) struct Waiting {
     replies: Vec<Vec<u8>>,
     size: usize,
     total: Total,
 }
 
 impl Waiting {
-    pub(super) fn new(total: &Total) -> Self {
+    pub(in crate::client) fn new(total: &Total) -> Self {
         Self { replies: Vec::new(), size: 0, total: total.clone() }
     }
 
     /// Adds a reply, which is lost if too much waits.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(in crate::client) fn push(&mut self, bytes: &[u8]) {
         let (cost, total) = (bytes.len() + OVERHEAD, &self.total.0);
         if total.get() + cost <= MOST {
             total.set(total.get() + cost);
@@ -35,7 +35,7 @@ impl Waiting {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    pub(in crate::client) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.replies.iter().map(Vec::as_slice)
     }
 }

@@ -41,7 +41,7 @@ use self::{
     slot::{SLOTS, Slot},
     tun::Tun,
 };
-use super::replies::Question;
+use super::replies::{Kind, Question};
 use crate::{
     plan::{Families, Plan},
     sys::capture::wait_for_programs,
@@ -147,11 +147,11 @@ pub(super) struct Started {
 
 /// What [`Capture::reply`] has made.
 #[derive(Debug)]
-pub(super) enum Reply {
-    /// Replies are to be sent to `to`; by the socket, where one was asked for.
-    Direct { to: SocketAddr, socket: Option<OwnedFd> },
-    /// Replies are to be sent to this socket, each after eight bytes.
-    Relayed(OwnedFd),
+pub(super) struct Reply {
+    /// Where replies are to be sent to.
+    pub(super) to: SocketAddr,
+    /// By what, where that was asked for.
+    pub(super) outlet: Option<(Kind, OwnedFd)>,
 }
 
 /// Why there is no way for a reply.
@@ -208,6 +208,7 @@ impl Capture {
         let settings = Settings::new(slot, families, tun.index, listeners.any());
         let mut programs = Programs::load(loader, &settings, log)?;
         programs.set_listeners(&listeners)?;
+        programs.set_resolvers(&plan.nameservers)?;
         let note = missed(families, &entries, &no_v6);
         programs.replace_rules(only(families, entries))?;
         let router = Router::new(lans, plan.router.hook, families);
@@ -254,15 +255,19 @@ impl Capture {
             let lan = self.router.lan_of(&self.netlink, to.ip()).await?;
             Reach::Lan(lan.ok_or(ReplyError::Nobody(to))?)
         };
-        if !socket {
-            return Ok(Reply::Direct { to, socket: None });
+        let outlet = if socket { Some(self.outlet(peer, &reach)?) } else { None };
+        Ok(Reply { to, outlet })
+    }
+
+    fn outlet(&self, peer: SocketAddr, reach: &Reach) -> io::Result<(Kind, OwnedFd)> {
+        let relay = || self.relays.start(self.slot, peer, reach).map(|relay| (Kind::Relay, relay));
+        if self.programs.is_local(peer.ip()) {
+            return relay();
         }
-        match reply_socket(self.slot, peer, &reach) {
-            Ok(socket) => Ok(Reply::Direct { to, socket: Some(socket.into()) }),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                Ok(Reply::Relayed(self.relays.start(self.slot, peer, to, &reach)?))
-            }
-            Err(error) => Err(error.into()),
+        match reply_socket(self.slot, peer, reach) {
+            Ok(socket) => Ok((Kind::Direct, socket.into())),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => relay(),
+            Err(error) => Err(error),
         }
     }
 

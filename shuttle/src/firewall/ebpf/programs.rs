@@ -17,6 +17,7 @@ use shuttle_common::{
     compile::Entries,
     flows::{FlowKey, UNCHOSEN, Words, flow_key, mapped},
     ports::{PortSet, RawPorts},
+    resolvers,
 };
 
 use super::{
@@ -106,6 +107,8 @@ pub(super) struct Programs {
     /// What the sets hold, by set: the kernel can only delete what is named.
     filled: [Entries; 2],
     local: [HashSet<(IpAddr, u8)>; 2],
+    /// Captured also where this host owns them.
+    resolvers: Vec<IpAddr>,
 }
 
 impl Programs {
@@ -123,7 +126,8 @@ impl Programs {
         if log {
             start_logger(&mut object);
         }
-        Ok(Self { object, live: 1, filled: Default::default(), local: Default::default() })
+        let (filled, local, resolvers) = Default::default();
+        Ok(Self { object, live: 1, filled, local, resolvers })
     }
 
     /// Puts the listeners where the sk_lookup program finds them. They leave the map when their last descriptor closes.
@@ -137,6 +141,18 @@ impl Programs {
                 map.set(index + 2, &listener.udp, 0).map_err(|error| map_failed(name, error))?;
             }
         }
+        Ok(())
+    }
+
+    /// Tells the programs which nameservers may be captured though this host owns them. The rules say whether they are.
+    pub(super) fn set_resolvers(&mut self, resolvers: &[IpAddr]) -> Result<(), Error> {
+        let name = "RESOLVERS";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let mut map = HashMap::<_, Words, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
+        for address in resolvers {
+            map.insert(words(*address), 1, 0).map_err(|error| map_failed(name, error))?;
+        }
+        self.resolvers = resolvers.to_vec();
         Ok(())
     }
 
@@ -182,7 +198,7 @@ impl Programs {
         &mut self.object
     }
 
-    /// Whether the rules capture the destination, and this host doesn't own it.
+    /// Whether the rules capture the destination, and this host doesn't own it, unless it is a nameserver.
     pub(super) fn captures(&mut self, destination: SocketAddr) -> Result<bool, Error> {
         let rules = RULES[self.live];
         let found = match destination.ip() {
@@ -193,7 +209,9 @@ impl Programs {
             Err(MapError::KeyNotFound) => return Ok(false),
             found => found.map_err(|error| map_failed("rules", error))?,
         };
-        Ok(PortSet::from_raw(ports).contains(destination.port()) && !self.is_local(destination.ip()))
+        let resolver = destination.port() == resolvers::PORT && self.resolvers.contains(&destination.ip());
+        let captured = PortSet::from_raw(ports).contains(destination.port());
+        Ok(captured && (resolver || !self.is_local(destination.ip())))
     }
 
     /// Whether this host owns the address.
@@ -214,11 +232,7 @@ impl Programs {
         let name = "CHOSEN";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
         let map = HashMap::<_, FlowKey, Words>::try_from(map).map_err(|error| map_failed(name, error))?;
-        let words = match destination.ip() {
-            IpAddr::V4(address) => mapped(u32::from_ne_bytes(address.octets())),
-            IpAddr::V6(address) => words(address.octets()),
-        };
-        match map.get(&flow_key(words, destination.port(), port), 0) {
+        match map.get(&flow_key(words(destination.ip()), destination.port(), port), 0) {
             Ok(UNCHOSEN) | Err(MapError::KeyNotFound) => Ok(None),
             Ok(words) => Ok(Some(IpAddr::from(octets(words)).to_canonical())),
             Err(error) => Err(map_failed(name, error)),
@@ -319,7 +333,11 @@ impl Exemption {
     }
 }
 
-fn words(octets: [u8; 16]) -> Words {
+fn words(address: IpAddr) -> Words {
+    let octets = match address {
+        IpAddr::V4(address) => return mapped(u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(address) => address.octets(),
+    };
     let mut words = UNCHOSEN;
     for (word, from) in words.iter_mut().zip(octets.as_chunks().0) {
         *word = u32::from_ne_bytes(*from);

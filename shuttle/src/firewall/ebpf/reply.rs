@@ -5,8 +5,8 @@
 //! it can reply to this host's programs and to nobody else. One for a machine behind a LAN interface has the bypass bit
 //! alone, and is bound to that interface, which again only root can change.
 //!
-//! A program that holds the same port on all addresses keeps others from binding it. Then the replies go through this
-//! process: a raw socket has no port, but is not to be given away.
+//! A program that holds the same port on all addresses keeps others from binding it; and a nameserver of this host would be
+//! kept from its own port. Then the replies go through this process: a raw socket has no port, but is not to be given away.
 
 use std::{
     io,
@@ -22,10 +22,11 @@ use std::{
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::slot::{BYPASS_BIT, Slot};
+use crate::firewall::replies::{RelayHeader, relay_target};
 use crate::sys::capture::checksum_at;
 
 /// Bytes of a UDP header: ports, length, checksum.
-pub(crate) const UDP_HEADER: usize = 8;
+const UDP_HEADER: usize = 8;
 /// Where in it the checksum is.
 const CHECKSUM: u8 = 6;
 /// A thread serves each relay.
@@ -72,15 +73,9 @@ fn bind(socket: &Socket, slot: Slot, source: SocketAddr, reach: &Reach) -> io::R
 pub(super) struct Relays(Arc<AtomicUsize>);
 
 impl Relays {
-    /// The near end of a relay from `source` to `to`: what is sent to it is sent on, after eight bytes that are replaced by a
-    /// UDP header. It lasts until that end is closed.
-    pub(super) fn start(
-        &self,
-        slot: Slot,
-        source: SocketAddr,
-        to: SocketAddr,
-        reach: &Reach,
-    ) -> io::Result<OwnedFd> {
+    /// The near end of a relay from `source`, for [`Outlet::Relay`](super::super::replies::Outlet::Relay). It lasts until that
+    /// end is closed.
+    pub(super) fn start(&self, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<OwnedFd> {
         if self.0.load(Ordering::Relaxed) >= MOST_RELAYS {
             return Err(io::Error::other("too many relays of replies"));
         }
@@ -90,7 +85,7 @@ impl Relays {
         let count = self.0.clone();
         count.fetch_add(1, Ordering::Relaxed);
         let relay = move || {
-            relay(&far, &raw, source, to);
+            relay(&far, &raw, source);
             count.fetch_sub(1, Ordering::Relaxed);
         };
         match thread::Builder::new().name("relay".into()).spawn(relay) {
@@ -114,15 +109,15 @@ fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socke
     Ok(socket)
 }
 
-fn relay(far: &Socket, raw: &Socket, source: SocketAddr, to: SocketAddr) {
+fn relay(far: &Socket, raw: &Socket, source: SocketAddr) {
     use std::io::Read as _;
-    let mut buffer = vec![0; UDP_HEADER + usize::from(u16::MAX)];
+    let mut buffer = vec![0; size_of::<RelayHeader>() + usize::from(u16::MAX)];
     let mut far = far;
-    // A port in the address of a raw socket would be another protocol (raw(7)).
-    let target = SocketAddr::new(to.ip(), 0).into();
-    while let Ok(length @ UDP_HEADER..) = far.read(&mut buffer) {
-        let Some(packet) = buffer.get_mut(..length) else { return };
-        let Ok(total) = u16::try_from(length) else { continue };
+    while let Ok(length) = far.read(&mut buffer) {
+        let Some(header) = buffer.get(..length).and_then(<[u8]>::first_chunk) else { return };
+        let to = relay_target(header);
+        let Some(packet) = buffer.get_mut(size_of::<RelayHeader>() - UDP_HEADER..length) else { return };
+        let Ok(total) = u16::try_from(packet.len()) else { continue };
         let [s0, s1] = source.port().to_be_bytes();
         let [t0, t1] = to.port().to_be_bytes();
         let [l0, l1] = total.to_be_bytes();
@@ -131,7 +126,8 @@ fn relay(far: &Socket, raw: &Socket, source: SocketAddr, to: SocketAddr) {
             *header = [s0, s1, t0, t1, l0, l1, 0, 0];
         }
         // A datagram that can't be delivered is lost, as datagrams are.
-        drop(raw.send_to(packet, &target));
+        // A port in the address of a raw socket would be another protocol (raw(7)).
+        drop(raw.send_to(packet, &SocketAddr::new(to.ip(), 0).into()));
     }
 }
 

@@ -81,7 +81,9 @@ impl Simulated {
                     true => self.mux.datagram(association, peer, &bytes, now),
                     false => self.answered = Some(now),
                 },
-                Event::Closed { .. } | Event::Reset { .. } | Event::Goaway { .. } => panic!("{event:?}"),
+                Event::Query { .. } | Event::Closed { .. } | Event::Reset { .. } | Event::Goaway { .. } => {
+                    panic!("{event:?}")
+                }
             }
         }
     }
@@ -135,7 +137,7 @@ impl World {
     }
 
     pub(super) fn open(&mut self) -> StreamId {
-        let stream = self.client.mux.open(Target(SocketAddr::from(([10, 0, 0, 1], 80))), self.now);
+        let stream = self.client.mux.open(Target::Address(SocketAddr::from(([10, 0, 0, 1], 80))), self.now);
         self.client.mux.readable(stream, true);
         stream
     }

@@ -32,6 +32,29 @@ fn datagrams_go_both_ways_with_their_peers() {
 }
 
 #[test]
+fn queries_go_to_whom_they_are_for() {
+    let mut pair = Pair::new(vec![]);
+    let sent: Vec<_> =
+        [(Target::Resolver, 40), (target(), 512), (Target::Resolver, MAX_DATAGRAM), (target(), 0)]
+            .into_iter()
+            .map(|(target, length)| (pair.client.mux.associate(), target, pattern(5, length)))
+            .collect();
+    for (association, target, bytes) in &sent {
+        pair.client.mux.query(*association, *target, bytes, pair.now);
+        while pair.exchange(30_001) {}
+    }
+    assert!(pair.agent.queries == sent, "{} arrived", pair.agent.queries.len());
+    // One that is over gets no answer.
+    pair.client.mux.dissociate(sent[0].0);
+    for (association, ..) in &sent {
+        pair.agent.mux.query(*association, Target::Resolver, b"answer", pair.now);
+    }
+    while pair.exchange(usize::MAX) {}
+    let answered: Vec<_> = pair.client.queries.iter().map(|(association, ..)| *association).collect();
+    assert_eq!(answered, [sent[1].0, sent[2].0, sent[3].0]);
+}
+
+#[test]
 fn what_cannot_go_soon_is_dropped() {
     const LONGEST: usize = 65_507;
     // How many of which length are queued, after how many milliseconds the lane takes them, and how many go.

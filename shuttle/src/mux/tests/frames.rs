@@ -10,6 +10,10 @@ fn any_address() -> impl Strategy<Value = SocketAddr> + Clone {
     ]
 }
 
+fn any_target() -> impl Strategy<Value = Target> + Clone {
+    prop_oneof![any_address().prop_map(Target::Address), Just(Target::Resolver)]
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
     let stream = any::<u32>().prop_map(StreamId);
     let reason = (0u8..6).prop_map(Reason::from_wire);
@@ -27,9 +31,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         "[a-zäöü ]{0,300}".prop_map(|message| Frame::Goaway { message }),
         any::<(u32, u128)>().prop_map(|(process, token)| Frame::Door { door: Door { process, token } }),
         Just(Frame::Narrow),
-        (stream.clone(), any_address(), any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
+        (stream.clone(), any_target(), any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
             stream,
-            target: Target(target),
+            target,
             credit
         }),
         (stream.clone(), any::<u64>()).prop_map(|(stream, credit)| Frame::Opened { stream, credit }),
@@ -46,6 +50,7 @@ pub(super) enum Found {
     Frame(Frame),
     Data(StreamId, u64, Vec<u8>),
     Datagram(AssociationId, Peer, Vec<u8>),
+    Query(AssociationId, Target, Vec<u8>),
 }
 
 fn any_found() -> impl Strategy<Value = Found> {
@@ -55,6 +60,8 @@ fn any_found() -> impl Strategy<Value = Found> {
             .prop_map(|(stream, offset, bytes)| Found::Data(StreamId(stream), offset, bytes)),
         (any::<u32>(), any_address(), prop::collection::vec(any::<u8>(), 0..3000))
             .prop_map(|(id, peer, bytes)| Found::Datagram(AssociationId(id), Peer(peer), bytes)),
+        (any::<u32>(), any_target(), prop::collection::vec(any::<u8>(), 0..3000))
+            .prop_map(|(id, target, bytes)| Found::Query(AssociationId(id), target, bytes)),
     ]
 }
 
@@ -68,6 +75,7 @@ pub(super) fn encode(found: &Found) -> Vec<u8> {
             out.extend(header);
             out.extend(bytes);
         }
+        Found::Query(association, target, bytes) => out.extend(encode_query(*association, *target, bytes)),
         Found::Datagram(association, peer, bytes) => out.extend(encode_datagram(*association, *peer, bytes)),
     }
     out
@@ -78,6 +86,9 @@ fn note(found: &mut Vec<Found>, item: Item<'_>) {
         (Item::Frame(frame), _) => found.push(Found::Frame(frame)),
         (Item::Datagram { association, peer, bytes }, _) => {
             found.push(Found::Datagram(association, peer, bytes.into_owned()));
+        }
+        (Item::Query { association, target, bytes }, _) => {
+            found.push(Found::Query(association, target, bytes.into_owned()));
         }
         (Item::Data { stream, offset, bytes }, Some(Found::Data(last, start, sofar)))
             if *last == stream && *start + sofar.len() as u64 == offset =>

@@ -1,0 +1,248 @@
+//! Names are resolved at the remote side.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use shuttle_tests::nameserver::{Nameserver, ResolvConf};
+use shuttle_tests::shuttle::exit_code;
+use shuttle_tests::traffic::dns::Answers;
+use shuttle_tests::{Host, Identity, Lab, Options, Run, Shuttle};
+
+use crate::{END, nothing_stays};
+
+/// Of the client: nobody is there.
+const NS: &str = "10.99.9.9";
+const NS6: &str = "fd77:9::9";
+const SUBNET: &str = "10.78.0.0/24";
+/// Names that the remote resolver alone knows.
+const REMOTE: &[&str] = &[
+    "--host-record=only.remote.test,192.0.2.7,2001:db8::7",
+    "--host-record=same.test,192.0.2.8,2001:db8::8",
+    "--local=/test/",
+];
+/// What a resolver of the client says.
+const STUB: &[&str] = &["--host-record=same.test,192.0.2.99,2001:db8::99", "--local=/test/"];
+
+/// What dig prints, whatever its exit code says.
+fn dig(lab: &Lab, args: &[&str]) -> Result<String> {
+    let output = lab.client.command("dig").args(["+tries=1", "+time=3"]).args(args).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn resolves(lab: &Lab, args: &[&str], want: &str) -> Result<()> {
+    let got = dig(lab, &[&["+short"], args].concat())?;
+    ensure!(got.trim() == want, "dig {args:?}: {:?} in place of {want:?}", got.trim());
+    Ok(())
+}
+
+/// A lab whose server has a dnsmasq on its loopback, with these records, as its resolver.
+fn lab(nameservers: &[&str], records: &[&str]) -> Result<(Lab, Nameserver, ResolvConf)> {
+    let lab = Lab::with(Options::default())?;
+    let server = Nameserver::dnsmasq(&lab, &lab.server, "127.0.0.1:53".parse()?, records)?;
+    ResolvConf::new(&lab, &lab.client, nameservers)?;
+    let conf = ResolvConf::new(&lab, &lab.server, &["127.0.0.1"])?;
+    Ok((lab, server, conf))
+}
+
+fn tunnelled(lab: &Lab, run: Run, check: impl FnOnce(&Shuttle) -> Result<()>) -> Result<()> {
+    let mut shuttle = Shuttle::connect(lab, run).with_context(|| format!("{run:?}"))?;
+    let checked = check(&shuttle).with_context(|| format!("{run:?}\nshuttle says:\n{}", shuttle.stderr()));
+    shuttle.signal(Signal::SIGINT)?;
+    let code = exit_code(shuttle.wait(END)?);
+    checked?;
+    ensure!(code == 0, "{run:?}: exit code {code} after Ctrl-C\n{}", shuttle.stderr());
+    nothing_stays(lab)
+}
+
+fn glibc(host: &Host, name: &str) -> Result<String> {
+    host.output("getent", &["ahostsv4", name])
+}
+
+#[test]
+fn names_are_resolved_at_the_remote_side() -> Result<()> {
+    // 20 strings of 200 bytes: more than any UDP answer that dig asks for.
+    let long = format!("--txt-record=long.remote.test{}", format!(",{}", "x".repeat(200)).repeat(20));
+    let records = [REMOTE, &[&long]].concat();
+    let (lab, _server, _conf) = lab(&[NS, NS6], &records)?;
+    for args in [
+        &["--method=ebpf", "--dns", SUBNET][..],
+        // The nameservers are within what is captured, and within what isn't.
+        &["--method=ebpf", "--dns", "0/0", "::/0"],
+        &["--method=ebpf", "--dns", "0/0", "-x", "10.99.0.0/16", "-x", "fd77:9::/64"],
+        // Nothing but DNS.
+        &["--method=ebpf", "--dns"],
+    ] {
+        tunnelled(&lab, Run::remote(args), |_| {
+            for server in ["@10.99.9.9", "@fd77:9::9"] {
+                resolves(&lab, &[server, "only.remote.test"], "192.0.2.7")?;
+                resolves(&lab, &[server, "only.remote.test", "AAAA"], "2001:db8::7")?;
+                resolves(&lab, &[server, "+tcp", "only.remote.test"], "192.0.2.7")?;
+                let none = dig(&lab, &[server, "none.remote.test"])?;
+                ensure!(none.contains("NXDOMAIN"), "{none}");
+                // Truncated, and asked for again by TCP.
+                let text = dig(&lab, &[server, "long.remote.test", "TXT"])?;
+                ensure!(text.contains("retrying in TCP") && text.matches("xxx\"").count() == 20, "{text}");
+                let text = dig(&lab, &[server, "+ignore", "+noedns", "long.remote.test", "TXT"])?;
+                ensure!(text.contains(" tc "), "{text}");
+                // As long an answer as there is room for.
+                let text = dig(&lab, &[server, "+ignore", "+bufsize=4096", "long.remote.test", "TXT"])?;
+                ensure!(!text.contains(" tc ") && text.matches("xxx\"").count() == 20, "{text}");
+            }
+            ensure!(glibc(&lab.client, "only.remote.test")?.contains("192.0.2.7"), "by libc");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A resolver of the client is not asked while shuttle runs, and is when it has ended.
+#[test]
+fn a_resolver_on_loopback_is_captured() -> Result<()> {
+    let stubs = ["127.0.0.53", "::1", "10.77.0.1"];
+    let (lab, _server, _conf) = lab(&stubs, REMOTE)?;
+    let start = |stub: &&str| -> Result<Nameserver> {
+        Nameserver::dnsmasq(&lab, &lab.client, (stub.parse::<std::net::IpAddr>()?, 53).into(), STUB)
+    };
+    let servers: Vec<Nameserver> = stubs.iter().map(start).collect::<Result<_>>()?;
+    let asked = || servers.iter().map(|server| server.asked("same.test")).sum::<usize>();
+    for identity in [Identity::Sudo, Identity::User] {
+        let run = Run { identity, ..Run::remote(&["--method=ebpf", "--dns", SUBNET]) };
+        tunnelled(&lab, run, |_| {
+            let before = asked();
+            for stub in stubs {
+                let at = format!("@{stub}");
+                for args in [&[][..], &["+tcp"], &["+noedns"]] {
+                    resolves(&lab, &[&[&at, "same.test"], args].concat(), "192.0.2.8")?;
+                }
+            }
+            resolves(&lab, &["@127.0.0.53", "-b", "127.0.0.1", "same.test"], "192.0.2.8")?;
+            ensure!(glibc(&lab.client, "same.test")?.contains("192.0.2.8"), "by libc");
+            ensure!(asked() == before, "the client's own resolver was asked");
+            Ok(())
+        })?;
+        for stub in stubs {
+            resolves(&lab, &[&format!("@{stub}"), "same.test"], "192.0.2.99")?;
+        }
+    }
+    // Without -r the agent's resolver is that very one: it must get the query, and once.
+    tunnelled(&lab, Run::local(&["--method=ebpf", "--dns", SUBNET]), |_| {
+        let before = asked();
+        for args in [&[][..], &["+tcp"]] {
+            resolves(&lab, &[&["@::1", "same.test"], args].concat(), "192.0.2.99")?;
+        }
+        ensure!(asked() == before + 2, "{} queries of 2", asked() - before);
+        Ok(())
+    })
+}
+
+#[test]
+fn nameservers_are_captured_as_named_and_asked_as_named() -> Result<()> {
+    let (lab, server, _conf) = lab(&[NS], REMOTE)?;
+    let others = Nameserver::dnsmasq(
+        &lab,
+        &lab.target,
+        "10.78.0.2:5353".parse()?,
+        &["--host-record=same.test,192.0.2.55", "--local=/test/"],
+    )?;
+    tunnelled(&lab, Run::remote(&["--method=ebpf", "--ns-hosts", "10.99.0.1,fd99::1", SUBNET]), |_| {
+        resolves(&lab, &["@10.99.0.1", "same.test"], "192.0.2.8")?;
+        resolves(&lab, &["@fd99::1", "same.test"], "192.0.2.8")?;
+        // That of resolv.conf is not captured, and nobody is there.
+        let silent = dig(&lab, &["+time=1", "same.test"])?;
+        ensure!(!silent.contains("status: NOERROR"), "{silent}");
+        Ok(())
+    })?;
+    let asked = server.asked("same.test");
+    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", "--to-ns", "10.78.0.2:5353", SUBNET]), |_| {
+        resolves(&lab, &["same.test"], "192.0.2.55")?;
+        resolves(&lab, &["+tcp", "same.test"], "192.0.2.55")?;
+        ensure!(others.asked("same.test") == 2 && server.asked("same.test") == asked, "who was asked");
+        Ok(())
+    })?;
+    // Without --dns a nameserver is like all else.
+    tunnelled(&lab, Run::remote(&["--method=ebpf", SUBNET]), |_| {
+        let silent = dig(&lab, &["+time=1", "same.test"])?;
+        ensure!(!silent.contains("status: NOERROR"), "{silent}");
+        Ok(())
+    })
+}
+
+#[test]
+fn of_500_queries_at_once_none_is_lost_or_swapped() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let _server = Nameserver::of_manner(&lab, &lab.server, "127.0.0.1:53", "honest")?;
+    let _stub = Nameserver::of_manner(&lab, &lab.client, "127.0.0.53:53", "mute")?;
+    ResolvConf::new(&lab, &lab.client, &[NS, NS6, "127.0.0.53"])?;
+    ResolvConf::new(&lab, &lab.server, &["127.0.0.1"])?;
+    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", SUBNET]), |_| {
+        for server in ["10.99.9.9:53", "[fd77:9::9]:53", "127.0.0.53:53"] {
+            let answers: Answers = lab.measure(&["dns-at-once", server, "500"])?;
+            println!("{server}: {answers:?}");
+            ensure!(answers.right == 500 && answers.wrong == 0, "{server}: {answers:?}");
+            let answers: Answers = lab.measure(&["dns", server, "--programs", "8", "--seconds", "0.5"])?;
+            println!("{server}: {answers:?}");
+            ensure!(answers.right == answers.sent, "{server}: {answers:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn only_the_answer_to_the_question_comes_back() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let _server = Nameserver::of_manner(&lab, &lab.server, "127.0.0.1:53", "forged")?;
+    ResolvConf::new(&lab, &lab.client, &[NS])?;
+    ResolvConf::new(&lab, &lab.server, &["127.0.0.1"])?;
+    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", SUBNET]), |_| {
+        let answers: Answers = lab.measure(&["dns-at-once", "10.99.9.9:53", "100"])?;
+        ensure!(answers.right == 100 && answers.wrong == 0, "{answers:?}");
+        Ok(())
+    })
+}
+
+/// The agent asks the next server of its resolv.conf when one refuses, says nothing or can't tell; and rereads the file.
+#[test]
+fn the_next_server_is_asked() -> Result<()> {
+    let (lab, _server, conf) = lab(&[NS], REMOTE)?;
+    let _mute = Nameserver::of_manner(&lab, &lab.server, "127.0.0.2:53", "mute")?;
+    // Milliseconds: what is short of the agent's patience with a server, and what is beyond.
+    const SOON: u32 = 1_000;
+    const LATER: u32 = 2_500;
+    let _failing = Nameserver::of_manner(&lab, &lab.server, "127.0.0.3:53", "failing")?;
+    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", SUBNET]), |_| {
+        for (servers, first, tcp) in [
+            // Nobody is at .9: it refuses.
+            (&["127.0.0.9", "127.0.0.1"][..], SOON, true),
+            (&["127.0.0.3", "127.0.0.1"], SOON, false),
+            (&["127.0.0.2", "127.0.0.1"], LATER, false),
+            (&["127.0.0.9", "127.0.0.2", "127.0.0.1"], LATER, true),
+        ] {
+            conf.set(servers)?;
+            std::thread::sleep(Duration::from_millis(1_100));
+            for most in [first, SOON] {
+                let text = dig(&lab, &["same.test"])?;
+                let time =
+                    text.lines().find_map(|line| line.strip_prefix(";; Query time: ")?.split(' ').next());
+                let took: u32 = time.context("no answer")?.parse()?;
+                ensure!(text.contains("192.0.2.8") && took < most, "{servers:?}: {took} ms\n{text}");
+            }
+            if tcp {
+                resolves(&lab, &["+tcp", "same.test"], "192.0.2.8")
+                    .with_context(|| format!("{servers:?}"))?;
+            }
+        }
+        // None that can tell, or that says anything.
+        conf.set(&["127.0.0.3"])?;
+        std::thread::sleep(Duration::from_millis(1_100));
+        let text = dig(&lab, &["same.test"])?;
+        ensure!(text.contains("SERVFAIL"), "{text}");
+        conf.set(&["127.0.0.2"])?;
+        std::thread::sleep(Duration::from_millis(1_100));
+        let text = dig(&lab, &["+time=1", "same.test"])?;
+        ensure!(text.contains("timed out"), "{text}");
+        conf.set(&["127.0.0.1"])?;
+        std::thread::sleep(Duration::from_millis(1_100));
+        resolves(&lab, &["same.test"], "192.0.2.8")
+    })
+}
