@@ -231,9 +231,10 @@ impl Capture {
         let entries = compile(rules)?;
         let note = missed(self.families, &entries, &self.no_v6);
         self.programs.replace_rules(only(self.families, entries))?;
+        // Then nobody reads the old set any more, and the next change may fill it.
+        wait_for_programs();
         if self.router.is_on() {
             // Of those that the old rules captured, all are at a socket.
-            wait_for_programs();
             self.programs.forget_replaced()?;
         }
         Ok(note)

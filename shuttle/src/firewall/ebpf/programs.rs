@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     plan::Families,
-    sys::capture::{cgroup2_root, netns_cookie, wait_for_programs},
+    sys::capture::{cgroup2_root, netns_cookie},
 };
 
 static QUIET: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -157,12 +157,10 @@ impl Programs {
     }
 
     /// Replaces all rules at one stroke: fills the set that no program reads, then points them to it. On an error the
-    /// old rules stay.
+    /// old rules stay. Where programs run, none may still be reading the other set: wait for them after each change.
     pub(super) fn replace_rules(&mut self, entries: Entries) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
-        // A program that began before the last change may still be reading this set.
-        wait_for_programs();
         // Recorded before it is true: of a set half filled, all is deleted next time.
         let old = std::mem::replace(&mut self.filled[next], entries);
         empty(self.trie(name4)?, old.v4_raw());
