@@ -32,12 +32,12 @@ pub(super) fn judge(query: &[u8], message: &[u8]) -> Verdict {
     if count(head) == 0 && code != 0 {
         return if CANNOT_TELL.contains(&code) { Verdict::Poor } else { Verdict::Answer };
     }
-    let (Some(asked), Some(answered)) = (questions(query, count(asked)), questions(message, count(head)))
-    else {
-        return Verdict::Foreign;
+    let same = match (questions(query, count(asked)), questions(message, count(head))) {
+        // Lengths of labels are below 64, and letters above.
+        (Some(these), Some(those)) => count(asked) == count(head) && these.eq_ignore_ascii_case(those),
+        (None, _) | (_, None) => false,
     };
-    // Lengths of labels are below 64, and letters above.
-    if count(head) != count(query.first_chunk().unwrap_or(head)) || !asked.eq_ignore_ascii_case(answered) {
+    if !same {
         return Verdict::Foreign;
     }
     if CANNOT_TELL.contains(&code) { Verdict::Poor } else { Verdict::Answer }

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::udp::waiting::{Total, Waiting};
@@ -49,7 +48,7 @@ pub(super) struct Queries {
     waiting: HashMap<Asker, Waiting>,
     waiting_total: Total,
     /// By what answers are sent, by nameserver and the host that it may be good for alone.
-    outlets: HashMap<(SocketAddr, IpAddr), Rc<Outlet>>,
+    outlets: HashMap<(SocketAddr, IpAddr), Outlet>,
 }
 
 /// A program's socket, and the nameserver that it has asked.
@@ -132,7 +131,7 @@ impl Queries {
                     if self.outlets.len() >= MOST_OUTLETS {
                         self.outlets.clear();
                     }
-                    self.outlets.insert(key, Rc::new(outlet));
+                    self.outlets.insert(key, outlet);
                 }
                 let Some(outlet) = self.outlets.get(&key) else { return };
                 for answer in waiting.iter() {

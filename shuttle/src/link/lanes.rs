@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use mio::event::Event as Ready;
 
 use super::{End, Link, READ_BUFFER, Role, now, reason};
-use crate::mux::{DATA_HEADER, Event, Grant, LaneId};
+use crate::mux::{DATA_HEADER, Event, Grant, LaneId, StreamId};
 
 /// Reads of a lane before others have a turn.
 const READS_PER_TURN: usize = 8;
@@ -86,12 +86,10 @@ impl Link {
 
     /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were moved.
     fn pass(&mut self, lane: LaneId) -> bool {
-        let Some((stream, length)) = self.mux.passing(lane) else { return false };
+        let long = |(_, length): &(StreamId, usize)| *length >= LEAST_SPLICED;
+        let Some((stream, length)) = self.mux.passing(lane).filter(long) else { return false };
         let connection = self.connections.get(&stream).filter(|connection| connection.takes_bytes());
         let (Some(pipes), Some(connection)) = (self.lanes.get_mut(&lane), connection) else { return false };
-        if length < LEAST_SPLICED {
-            return false;
-        }
         let Some(moved) = pipes.splice(connection.socket.as_fd(), length) else { return false };
         pipes.expects_bulk = moved == length;
         self.mux.pass(lane, stream, moved, now());
