@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::control::Name;
-use crate::plan::{Families, Hook, Lans, Plan, Router};
+use crate::plan::{Families, Hook, Lans, Plan, Router, Steering};
 use crate::ssh::{LaneCount, Remote};
 pub use listen::{Listen, ListenError};
 pub use lists::{ListError, read_lists};
@@ -67,6 +67,9 @@ pub struct Tunnel {
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,
+    /// How the eBPF method brings captured traffic to shuttle
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = SteeringChoice::Auto)]
+    pub ebpf_steering: SteeringChoice,
     /// The ssh command, with options of its own if need be
     #[arg(short = 'e', long, value_name = "COMMAND", default_value = "ssh")]
     pub ssh_cmd: String,
@@ -108,6 +111,28 @@ pub enum HookChoice {
     Tcx,
     /// A clsact filter
     Clsact,
+}
+
+/// How to steer, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SteeringChoice {
+    /// Lookup where the kernel has it, else rewrite
+    Auto,
+    /// By marks, routes and socket lookup: real addresses, any number of connections (Linux 5.9)
+    Lookup,
+    /// By rewriting destinations to loopback addresses (Linux 5.7)
+    Rewrite,
+}
+
+impl SteeringChoice {
+    /// `None` leaves it to the kernel's abilities.
+    pub fn resolve(self) -> Option<Steering> {
+        match self {
+            Self::Auto => None,
+            Self::Lookup => Some(Steering::Lookup),
+            Self::Rewrite => Some(Steering::Rewrite),
+        }
+    }
 }
 
 /// What else shuttle does.

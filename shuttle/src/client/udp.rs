@@ -19,10 +19,11 @@ use mio::unix::SourceFd;
 use socket2::Socket;
 
 use super::listener::{Order, Orders};
-use crate::firewall::datagrams::Datagrams;
+use crate::firewall::datagrams::{Datagrams, Token as AddressToken};
 use crate::firewall::replies::{self, Question, Replies};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
 use crate::mux::{AssociationId, Peer, Target};
+use crate::plan::Steering;
 pub(super) use flows::Timeouts;
 use flows::{Flows, Key, Source};
 use waiting::{Total, Waiting};
@@ -46,7 +47,9 @@ pub(super) type Answer = (Question, Result<replies::Way, replies::Error>);
 /// What a client needs for datagrams.
 pub(super) struct Start {
     pub(super) listeners: Vec<UdpSocket>,
-    pub(super) questions: mpsc::SyncSender<Question>,
+    pub(super) steering: Steering,
+    /// To the thread that asks the helper, where there is need to.
+    pub(super) questions: Option<mpsc::SyncSender<Question>>,
 }
 
 /// The link's side.
@@ -72,6 +75,8 @@ enum Way {
     },
     Direct(Rc<UdpSocket>, SocketAddr),
     Relayed(Socket),
+    /// By the listener of this number, in place of the token.
+    Rewritten(usize, AddressToken, SocketAddr),
     /// The helper doesn't do it.
     Refused,
 }
@@ -101,18 +106,19 @@ impl Udp {
     }
 
     pub(super) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
-        self.questions = Some(start.questions);
+        self.questions = start.questions;
         for socket in start.listeners {
             let token = role_token(FIRST_LISTENER + self.listeners.len());
             link.watch(&mut SourceFd(&socket.as_raw_fd()), token)?;
-            self.listeners.push(Datagrams::new(socket)?);
+            self.listeners.push(Datagrams::new(socket, start.steering)?);
         }
         Ok(())
     }
 
     /// Sends on what programs have sent.
     pub(super) fn receive(&mut self, link: &mut Link, token: Token) {
-        let Some(listener) = self.listeners.get_mut(token.0 - role_token(FIRST_LISTENER).0) else { return };
+        let index = token.0 - role_token(FIRST_LISTENER).0;
+        let Some(listener) = self.listeners.get_mut(index) else { return };
         let now = now();
         for _ in 0..READS_PER_TURN {
             match listener.receive() {
@@ -124,6 +130,9 @@ impl Udp {
                         link.dissociate(ended);
                     }
                     link.send_datagram(association, key.1, datagram.bytes);
+                    if let (Some(token), Some(way)) = (datagram.token, self.flows.way(key)) {
+                        *way = Way::Rewritten(index, token, datagram.source);
+                    }
                 }
                 Ok(None) => tracing::debug!("a program sent a datagram to shuttle's own listener"),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -152,7 +161,7 @@ impl Udp {
             }
             Way::Asked { waiting, .. } => waiting.push(bytes),
             Way::Refused => {}
-            Way::Direct(..) | Way::Relayed(_) => deliver(way, bytes),
+            Way::Direct(..) | Way::Relayed(_) | Way::Rewritten(..) => deliver(&self.listeners, way, bytes),
         }
         if let Some(ended) = ended {
             link.dissociate(ended);
@@ -180,7 +189,7 @@ impl Udp {
             }
         };
         for bytes in waiting.iter() {
-            deliver(way, bytes);
+            deliver(&self.listeners, way, bytes);
         }
     }
 
@@ -224,10 +233,14 @@ impl Udp {
 }
 
 /// Sends a reply to its program; it may be lost, as datagrams may.
-fn deliver(way: &Way, bytes: &[u8]) {
+fn deliver(listeners: &[Datagrams], way: &Way, bytes: &[u8]) {
     let sent = match way {
         Way::Direct(socket, to) => socket.send_to(bytes, to),
         Way::Relayed(socket) => socket.send_vectored(&[IoSlice::new(&ROOM_FOR_HEADER), IoSlice::new(bytes)]),
+        Way::Rewritten(index, token, to) => match listeners.get(*index) {
+            Some(listener) => listener.reply(*token, *to, bytes),
+            None => return,
+        },
         Way::Unknown | Way::Asked { .. } | Way::Refused => return,
     };
     if let Err(error) = sent {

@@ -14,12 +14,12 @@ use shuttle_common::rule::Rule;
 
 use super::Method;
 use crate::{
-    plan::Plan,
+    plan::{Plan, Steering},
     sys::descriptors::{receive_with_descriptors, send_with_descriptors},
 };
 
 /// Both ends are one program, but an upgrade can come between their starts.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Above a plan of 200,000 rules, below what would trouble the machine.
 const MAX_LENGTH: u32 = 32 << 20;
@@ -40,6 +40,8 @@ pub enum Request {
         plan: Plan,
         /// Whether to load the programs that log (see `Handle::log_programs`).
         log: bool,
+        /// How to steer; whatever works here if `None`.
+        steering: Option<Steering>,
     },
     /// Start capturing what was prepared.
     Capture,
@@ -67,6 +69,8 @@ pub enum Response {
     Captured {
         /// The method in use.
         method: Method,
+        /// How original destinations are found.
+        steering: Steering,
         /// Whether IPv4 listeners come along.
         v4: bool,
         /// Whether IPv6 listeners come along.

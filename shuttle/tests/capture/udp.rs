@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, IoSlice},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     os::fd::AsRawFd,
     sync::{Arc, Mutex},
     thread,
@@ -24,7 +24,7 @@ use shuttle::{
         handle::{Captured, Handle},
         replies::{Question, Replies, Way},
     },
-    plan::Plan,
+    plan::{Plan, Steering},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -32,11 +32,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     cases::{assert_eventually, capture, everything, rule},
     lab::{NAME_PORT, World, address, ip, network_state},
+    steering as steering_now,
 };
 
 /// How a program sends.
 #[derive(Clone, Copy, Debug)]
-enum How {
+pub(crate) enum How {
     Connected,
     Unconnected,
     /// IPv4 over an unconnected IPv6 socket.
@@ -54,7 +55,7 @@ enum How {
 /// Long enough for two network namespaces, short enough for what is never answered.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
+pub(crate) fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
     let target = match (how, destination) {
         (How::Mapped | How::MappedConnected, SocketAddr::V4(v4)) => {
             SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
@@ -98,7 +99,7 @@ fn send(how: How, socket: &UdpSocket, bytes: &[u8], target: SocketAddr) -> io::R
 }
 
 /// Receives one answer, which must come from `destination`.
-fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
+pub(crate) fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
     let mut buffer = vec![0; 65_536];
     match socket.recv_from(&mut buffer) {
         Ok((length, from)) => {
@@ -111,7 +112,7 @@ fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
 }
 
 /// Who answers at `destination`.
-fn ask(how: How, destination: SocketAddr) -> String {
+pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     let (socket, target) = socket(how, destination);
     match send(how, &socket, b"?", target) {
         Ok(_) => receive(&socket, destination),
@@ -130,7 +131,7 @@ fn answer_at(address: &str, port: u16, name: &'static str) {
     });
 }
 
-fn world() -> World {
+pub(crate) fn world() -> World {
     let world = World::new();
     world.run(|| {
         for address in ["10.77.0.2", "10.88.0.1", "10.99.0.1", "fd77::2", "fd88::1", "fd99::1"] {
@@ -145,10 +146,12 @@ fn world() -> World {
 }
 
 /// Sends the answers of the capturing side.
-struct Answerer {
+pub(crate) struct Answerer {
     replies: Replies,
     sockets: HashMap<SocketAddr, UdpSocket>,
     relayed: usize,
+    /// Without them, rewriting takes its client for dead.
+    _listeners: [Option<TcpListener>; 2],
 }
 
 impl Answerer {
@@ -172,18 +175,27 @@ impl Answerer {
     }
 }
 
-type Shared = Arc<Mutex<Answerer>>;
+pub(crate) type Shared = Arc<Mutex<Answerer>>;
 
 /// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it was
 /// sent to.
-fn start(plan: &Plan) -> (Handle, Shared) {
+pub(crate) fn start(plan: &Plan) -> (Handle, Shared) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
-    let Captured { udp4, udp6, replies, .. } = captured;
-    let answerer = Arc::new(Mutex::new(Answerer { replies, sockets: HashMap::new(), relayed: 0 }));
+    (handle, answer_all(captured))
+}
+
+pub(crate) fn answer_all(captured: Captured) -> Shared {
+    let Captured { udp4, udp6, replies, listener4, listener6, .. } = captured;
+    let answerer = Arc::new(Mutex::new(Answerer {
+        replies,
+        sockets: HashMap::new(),
+        relayed: 0,
+        _listeners: [listener4, listener6],
+    }));
     for socket in [udp4, udp6].into_iter().flatten() {
         socket.set_nonblocking(false).expect("a listener");
-        let mut datagrams = Datagrams::new(socket).expect("a listener");
+        let mut datagrams = Datagrams::new(socket, steering_now()).expect("a listener");
         let answerer = answerer.clone();
         thread::spawn(move || {
             loop {
@@ -191,11 +203,15 @@ fn start(plan: &Plan) -> (Handle, Shared) {
                 let echo = it.bytes.first() == Some(&b'e');
                 let answer =
                     if echo { it.bytes.to_vec() } else { format!("proxy {}", it.destination).into() };
-                answerer.lock().expect("a proxy").answer(it.source, it.destination, &answer);
+                let (source, destination) = (it.source, it.destination);
+                match it.token {
+                    Some(token) => drop(datagrams.reply(token, source, &answer)),
+                    None => answerer.lock().expect("a proxy").answer(source, destination, &answer),
+                }
             }
         });
     }
-    (handle, answerer)
+    answerer
 }
 
 pub(crate) fn steering() {
@@ -235,13 +251,16 @@ pub(crate) fn steering() {
         (How::Connected, "10.77.0.1:7", "home"),
         (How::Bound("10.77.0.1"), "10.77.0.1:7", "home"),
         (How::Unconnected, "[fd77::1]:7", "home"),
-        (How::Bound("198.19.219.1"), "10.77.0.1:7", "home"),
         // Bound to a device: beyond policy routing.
         (How::Device("v0"), "10.99.0.1:7", "world"),
         (How::Device("v0"), "[fd99::1]:7", "world"),
     ];
     for (how, destination, want) in rows {
         assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
+    }
+    if let Steering::Lookup = steering_now() {
+        // From the address that captured datagrams come from.
+        assert_eq!(ask(How::Bound("198.19.219.1"), address("10.77.0.1:7")), "home");
     }
 }
 
@@ -374,7 +393,11 @@ pub(crate) fn long_datagrams() {
         let got = receive(&socket, address(destination));
         assert!(got == want, "{how:?} {destination} {length}: {} bytes, {:.40}", got.len(), got);
     }
-    assert_eq!(proxy.lock().expect("a proxy").relayed, 7);
+    let relayed = match steering_now() {
+        Steering::Lookup => 7,
+        Steering::Rewrite => 0,
+    };
+    assert_eq!(proxy.lock().expect("a proxy").relayed, relayed);
     drop(proxy);
 }
 
