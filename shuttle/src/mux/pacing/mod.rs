@@ -36,8 +36,12 @@ const MOST_QUEUE: Duration = Duration::from_millis(3);
 /// the way there and on the way of the acknowledgements.
 const HOLES: u32 = 2;
 
-/// In start-up the limit is this many times what the measured rate would need.
+/// In start-up the limit is this many times what the measured rate would need …
 const STARTUP_GAIN: f64 = 2.0;
+/// … and this many while that grows: 2/ln 2, since what is measured is a round trip old (BBR's, section 2.4).
+const GROWTH_GAIN: f64 = 2.885;
+/// It is used up within this part of a round trip: what goes more slowly is also measured as a lower rate.
+const STARTUP_HASTE: u32 = 4;
 /// Start-up ends after this many round trips in which the rate grew by less than …
 const STARTUP_ROUNDS: u32 = 3;
 /// … this one.
@@ -260,14 +264,15 @@ impl Pacing {
     fn set_limit(&mut self, now: Instant) {
         let base = self.base_round_trip();
         let full = base + self.reserve();
-        let time = match self.phase {
-            Phase::Startup { .. } => full.mul_f64(STARTUP_GAIN),
-            Phase::Steady { .. } => full,
-            Phase::Drain { .. } => base.mul_f64(DRAIN_GAIN),
+        let (time, within) = match self.phase {
+            Phase::Startup { flat_rounds: 0, .. } => (full.mul_f64(GROWTH_GAIN), full / STARTUP_HASTE),
+            Phase::Startup { .. } => (full.mul_f64(STARTUP_GAIN), full / STARTUP_HASTE),
+            Phase::Steady { .. } => (full, full),
+            Phase::Drain { .. } => (base.mul_f64(DRAIN_GAIN), full),
         };
         let needed = (self.rate.get() * time.as_secs_f64()) as u64;
         self.limit = needed.max(LEAST_IN_FLIGHT);
-        self.drip.set(self.limit, full, now);
+        self.drip.set(self.limit, within, now);
     }
 
     /// Bytes that any one lane may have in flight.

@@ -185,6 +185,24 @@ fn lanes_share_one_limit() {
     }
 }
 
+/// So many round trips after a stream's start, the next three carry this share of the path.
+#[test]
+fn the_rate_is_found_soon() {
+    for (line, after, least) in [
+        (line(10.0, 40.0), 3.0, 0.8),
+        (line(200.0, 50.0), 6.0, 0.8),
+        (line(1000.0, 100.0), 9.0, 0.7),
+        (line(1000.0, 1.0), 6.0, 0.8),
+        (lossy(100.0, 50.0, 0.005), 9.0, 0.6),
+    ] {
+        let mut world = World::new(line.wire(), 1);
+        world.run(line.round_trips(after));
+        let share = world.share(line.round_trips(3.0));
+        println!("{line}: {share:.3} of the rate after {after} round trips");
+        assert!(share >= least, "{line}: {share:.3} of the rate after {after} round trips");
+    }
+}
+
 #[test]
 fn bulk_streams_share_equally() {
     for line in [line(10.0, 40.0), line(200.0, 50.0), line(1000.0, 1.0)] {
