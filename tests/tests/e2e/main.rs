@@ -8,6 +8,7 @@ mod failures;
 mod lanes;
 mod memory;
 mod privilege;
+mod quic;
 mod router;
 mod transfer;
 mod udp;
