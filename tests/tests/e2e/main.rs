@@ -12,6 +12,7 @@ mod quic;
 mod router;
 mod transfer;
 mod udp;
+mod web;
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
