@@ -23,9 +23,8 @@ pub(crate) const LAB: &[Package] = &[
 ];
 
 /// What the bench's other peers run, besides.
-pub(crate) const PEERS: &[Package] = &[
-    Package { name: "python3-venv", proof: "/usr/share/doc/python3-venv" },
-];
+pub(crate) const PEERS: &[Package] =
+    &[Package { name: "python3-venv", proof: "/usr/share/doc/python3-venv" }];
 
 /// A Debian package, and a file that shows it is there.
 pub(crate) struct Package {

@@ -27,6 +27,7 @@ pub(crate) const ALL: &[Case] = &[
     ("bypass_cgroup", bypass_cgroup),
     ("other_namespaces", other_namespaces),
     ("other_programs", neighbours::other_programs),
+    ("container_with_programs", neighbours::container_with_programs),
     ("closed_listeners", closed_listeners),
     ("drop_leaves_nothing", lifetime::drop_leaves_nothing),
     ("termination_leaves_nothing", lifetime::termination_leaves_nothing),

@@ -1,6 +1,7 @@
 //! The real shuttle against a real sshd, in a lab. Needs root; without it every test fails and says so.
 
 mod capture;
+mod containers;
 mod control;
 mod dns;
 mod endings;
