@@ -119,9 +119,9 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         let captured = helper.capture()?;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
         tunnel.orders.send(Order::Listen(listeners));
-        let questions = udp::spawn_asker(captured.replies, tunnel.orders.clone())?;
+        let errands = udp::spawn_asker(captured.replies, tunnel.orders.clone())?;
         let listeners = captured.udp4.into_iter().chain(captured.udp6).collect();
-        tunnel.orders.send(Order::Datagrams(udp::Start { listeners, questions }));
+        tunnel.orders.send(Order::Datagrams(udp::Start { listeners, errands }));
         let name = control.name().map_or_else(String::new, |name| name.as_str().to_owned());
         let called = if name.is_empty() { String::new() } else { format!(" as {name}") };
         eprintln!("shuttle: connected{called}; capturing by {}", captured.description);

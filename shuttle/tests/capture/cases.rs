@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, neighbours, resolvers, router, swaps, udp,
+    lifetime, neighbours, notices, resolvers, router, swaps, udp,
 };
 
 pub(crate) const ALL: &[Case] = &[
@@ -49,6 +49,7 @@ pub(crate) const ALL: &[Case] = &[
     ("udp_long_datagrams", udp::long_datagrams),
     ("udp_segmented", udp::segmented),
     ("udp_replies_are_confined", udp::replies_are_confined),
+    ("udp_notices_are_confined", notices::are_confined),
     ("udp_killed_helper", udp::killed_helper),
     ("udp_bypass", udp::bypass),
     ("resolvers_udp", resolvers::by_udp),

@@ -10,6 +10,7 @@ mod lanes;
 mod memory;
 mod privilege;
 mod quic;
+mod refusals;
 mod router;
 mod transfer;
 mod udp;

@@ -8,6 +8,7 @@
 mod cgroup;
 mod enclosure;
 mod hook;
+mod icmp;
 mod lan;
 mod listen;
 mod local;
@@ -41,7 +42,7 @@ use self::{
     slot::{SLOTS, Slot},
     tun::Tun,
 };
-use super::replies::{Kind, Question};
+use super::replies::{Kind, Notice, Question};
 use crate::{
     plan::{Families, Plan},
     sys::capture::wait_for_programs,
@@ -243,6 +244,17 @@ impl Capture {
     /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
     pub(super) async fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
         let Question { source, peer, socket } = *question;
+        let (to, reach) = self.program_of(source, peer).await?;
+        let outlet = if socket { Some(self.outlet(peer, &reach)?) } else { None };
+        Ok(Reply { to, outlet })
+    }
+
+    /// The program that sends from `source` to `peer`, if it can be that it does, and how it is reached.
+    async fn program_of(
+        &mut self,
+        source: SocketAddr,
+        peer: SocketAddr,
+    ) -> Result<(SocketAddr, Reach), ReplyError> {
         if !is_pair(source, peer) || !self.programs.captures(peer)? {
             return Err(ReplyError::NotCaptured(peer));
         }
@@ -256,8 +268,14 @@ impl Capture {
             let lan = self.router.lan_of(&self.netlink, to.ip()).await?;
             Reach::Lan(lan.ok_or(ReplyError::Nobody(to))?)
         };
-        let outlet = if socket { Some(self.outlet(peer, &reach)?) } else { None };
-        Ok(Reply { to, outlet })
+        Ok((to, reach))
+    }
+
+    /// Tells a program what the network says of its datagram, where it could have replies from there.
+    pub(super) async fn notify(&mut self, notice: &Notice) -> Result<(), ReplyError> {
+        let Notice { source, peer, what } = *notice;
+        let (to, reach) = self.program_of(source, peer).await?;
+        Ok(icmp::send(self.slot, to, peer, &reach, what)?)
     }
 
     fn outlet(&self, peer: SocketAddr, reach: &Reach) -> io::Result<(Kind, OwnedFd)> {
