@@ -3,6 +3,7 @@
 
 #[cfg(feature = "user")]
 pub mod compile;
+pub mod endpoints;
 pub mod flows;
 pub mod lan;
 pub mod ports;

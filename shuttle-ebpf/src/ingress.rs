@@ -12,7 +12,7 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
     programs::TcContext,
 };
-use shuttle_common::{lan::Family, ports::PortSet};
+use shuttle_common::{flows::mapped, lan::Family, ports::PortSet};
 
 use crate::{
     maps::{FORWARDED, FRAGMENTS, FragmentKey, LANS, LOCAL4, LOCAL6, context, log, octets, rule4, rule6},
@@ -54,11 +54,6 @@ pub fn shuttle_router(ctx: TcContext) -> i32 {
 fn concerns_us(skb: *mut __sk_buff) -> bool {
     context!(skb, pkt_type) == PACKET_HOST
         && (context!(skb, vlan_present) == 0 || context!(skb, vlan_tci) & VLAN_VID_MASK == 0)
-}
-
-#[inline(always)]
-fn mapped(address: u32) -> [u32; 4] {
-    [0, 0, u32::to_be(0xffff), address]
 }
 
 /// A packet; IPv4 addresses are v4-mapped. Its methods that are not inlined have stack frames of their own, as one of

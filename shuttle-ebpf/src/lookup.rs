@@ -8,9 +8,7 @@
 //! marked: by those too that were live until a moment ago, as they may be what it was marked by.
 
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, programs::SkLookupContext};
-use shuttle_common::resolvers::APART;
-
-use shuttle_common::lan::Family;
+use shuttle_common::{lan::Family, resolvers::APART};
 
 use crate::connect::{IPPROTO_TCP, IPPROTO_UDP};
 use crate::maps::{

@@ -19,6 +19,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod resolvers;
 #[cfg(target_arch = "bpf")]
+mod rewrite;
+#[cfg(target_arch = "bpf")]
 mod sendmsg;
 
 /// Both licenses: some helpers are for GPL-compatible programs alone.

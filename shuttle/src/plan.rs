@@ -67,6 +67,15 @@ pub struct Families {
     pub v6: bool,
 }
 
+/// How the eBPF method brings captured traffic to the listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Steering {
+    /// Its packets are routed back to this host, and sk_lookup hands them over: Linux 5.9.
+    Lookup,
+    /// Its destination is replaced by a loopback address: Linux 5.7.
+    Rewrite,
+}
+
 /// Excludes for what has no meaning beyond this host or its link: put them into every plan. By the rules' usual
 /// precedence a longer include beats them, as does one with fewer ports.
 pub fn default_exclusions() -> Vec<Rule> {

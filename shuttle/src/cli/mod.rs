@@ -14,7 +14,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::control::Name;
 use crate::mux::Target;
-use crate::plan::{Families, Hook, Lans, Plan, Router};
+use crate::plan::{Families, Hook, Lans, Plan, Router, Steering};
 use crate::ssh::{LaneCount, Remote};
 pub use dns::Names;
 pub use listen::{Listen, ListenError};
@@ -74,6 +74,9 @@ pub struct Tunnel {
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,
+    /// How the eBPF method brings captured traffic to shuttle
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = SteeringChoice::Auto)]
+    pub ebpf_steering: SteeringChoice,
     /// The ssh command, with options of its own if need be
     #[arg(short = 'e', long, value_name = "COMMAND", default_value = "ssh")]
     pub ssh_cmd: String,
@@ -102,7 +105,7 @@ pub struct Tunnel {
 pub enum MethodChoice {
     /// The first method that works here
     Auto,
-    /// eBPF programs, without iptables (Linux 5.9)
+    /// eBPF programs, without iptables (Linux 5.7)
     Ebpf,
 }
 
@@ -115,6 +118,28 @@ pub enum HookChoice {
     Tcx,
     /// A clsact filter
     Clsact,
+}
+
+/// How to steer, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SteeringChoice {
+    /// Lookup where the kernel has it, else rewrite
+    Auto,
+    /// By marks, routes and socket lookup: real addresses, any number of connections (Linux 5.9)
+    Lookup,
+    /// By rewriting destinations to loopback addresses (Linux 5.7)
+    Rewrite,
+}
+
+impl SteeringChoice {
+    /// `None` leaves it to the kernel's abilities.
+    pub fn resolve(self) -> Option<Steering> {
+        match self {
+            Self::Auto => None,
+            Self::Lookup => Some(Steering::Lookup),
+            Self::Rewrite => Some(Steering::Rewrite),
+        }
+    }
 }
 
 /// What else shuttle does.

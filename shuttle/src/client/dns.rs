@@ -1,12 +1,13 @@
 //! Captured DNS queries by UDP: each is sent on as an association of its own, and its answer goes back to the socket that
 //! asked. So answers can't be swapped, whatever ids programs choose, and nothing is kept of a query once it is answered.
 //!
-//! The helper is asked for the way back as for that of any reply (see [`super::udp`]).
+//! The way back is that of any reply (see [`super::udp`]).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::udp::Rewritten;
 use super::udp::waiting::{Total, Waiting};
 use crate::firewall::datagrams::Datagram;
 use crate::firewall::replies::{Error, Outlet, Question, Way};
@@ -41,7 +42,7 @@ impl Nameservers {
 /// Queries that wait.
 pub(super) struct Queries {
     nameservers: Nameservers,
-    open: HashMap<AssociationId, Asker>,
+    open: HashMap<AssociationId, (Asker, Option<Rewritten>)>,
     /// When to give up; those that were answered meanwhile are not open any more.
     ends: VecDeque<(Instant, AssociationId)>,
     /// Answers that wait until the helper has said how they get to their asker.
@@ -56,6 +57,14 @@ pub(super) struct Queries {
 struct Asker {
     source: SocketAddr,
     nameserver: SocketAddr,
+}
+
+/// How an answer gets to its asker.
+pub(super) enum Answered {
+    /// As the helper will say: it is kept.
+    Ask(Question),
+    /// At once.
+    Rewritten(Rewritten, SocketAddr),
 }
 
 impl Queries {
@@ -81,12 +90,13 @@ impl Queries {
     }
 
     /// Sends a query on.
-    pub(super) fn ask(&mut self, link: &mut Link, query: Datagram<'_>) {
+    pub(super) fn ask(&mut self, link: &mut Link, query: Datagram<'_>, rewritten: Option<Rewritten>) {
         if self.open.len() >= MOST {
             self.end_oldest(link);
         }
         let id = link.associate();
-        self.open.insert(id, Asker { source: query.source, nameserver: query.destination });
+        let asker = Asker { source: query.source, nameserver: query.destination };
+        self.open.insert(id, (asker, rewritten));
         self.ends.push_back((now() + TIME, id));
         link.send_query(id, self.nameservers.target, query.bytes);
     }
@@ -99,10 +109,13 @@ impl Queries {
         }
     }
 
-    /// The agent has answered. Gives what the helper is to be asked, if it isn't being asked already.
-    pub(super) fn answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) -> Option<Question> {
-        let asker = self.open.remove(&id)?;
+    /// The agent has answered. Nothing is to be done where the helper is being asked already.
+    pub(super) fn answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) -> Option<Answered> {
+        let (asker, rewritten) = self.open.remove(&id)?;
         link.dissociate(id);
+        if let Some(rewritten) = rewritten {
+            return Some(Answered::Rewritten(rewritten, asker.source));
+        }
         if let Some(waiting) = self.waiting.get_mut(&asker) {
             waiting.push(bytes);
             return None;
@@ -111,7 +124,7 @@ impl Queries {
         waiting.push(bytes);
         self.waiting.insert(asker, waiting);
         let socket = !self.outlets.contains_key(&(asker.nameserver, asker.source.ip()));
-        Some(Question { source: asker.source, peer: asker.nameserver, socket })
+        Some(Answered::Ask(Question { source: asker.source, peer: asker.nameserver, socket }))
     }
 
     /// The helper can't be asked this.

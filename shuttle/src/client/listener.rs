@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,10 @@ use tokio::sync::oneshot;
 use super::dns::{Nameservers, Queries};
 use super::udp::{self, Timeouts, Udp};
 use crate::control::Protocol;
+use crate::firewall::origin;
 use crate::link::{Ends, FlowSurvey, Link, Pipes, Role, Survey, role_token};
 use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
+use crate::plan::Steering;
 
 /// The token by which [`Order`]s are announced.
 pub(super) const ORDERS: Token = role_token(0);
@@ -29,7 +32,7 @@ pub(super) enum Order {
     /// Add a lane that the agent has taken.
     Join(LaneId, Pipes),
     /// Accept from these listeners, whose connections are captured ones.
-    Listen(Vec<StdListener>),
+    Listen(Vec<StdListener>, Steering),
     /// Tell how it goes.
     Survey(oneshot::Sender<(Survey, Losses)>),
     /// Tell which captured connections are open, and which flows of datagrams.
@@ -87,7 +90,7 @@ impl Orders {
     }
 }
 
-/// Where the program wanted to connect to: the local address of a captured connection's near end.
+/// Where the program wanted to connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct OriginalDestination(SocketAddr);
 
@@ -104,6 +107,7 @@ pub(super) struct Captures {
 struct Listener {
     socket: TcpListener,
     address: SocketAddr,
+    steering: Steering,
 }
 
 impl Captures {
@@ -123,12 +127,12 @@ impl Captures {
         }
     }
 
-    fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>) -> io::Result<()> {
+    fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>, steering: Steering) -> io::Result<()> {
         for socket in sockets {
             let address = socket.local_addr()?;
             let mut socket = TcpListener::from_std(socket);
             link.watch(&mut socket, role_token(FIRST_LISTENER + self.listeners.len()))?;
-            self.listeners.push(Listener { socket, address });
+            self.listeners.push(Listener { socket, address, steering });
         }
         Ok(())
     }
@@ -142,7 +146,7 @@ impl Captures {
                 Ok(Order::Stop) | Err(mpsc::RecvError) => return,
                 // Who asked is told by the sender's end.
                 Ok(
-                    Order::Listen(_)
+                    Order::Listen(..)
                     | Order::Join(..)
                     | Order::Survey(_)
                     | Order::Flows(_)
@@ -168,7 +172,7 @@ impl Captures {
         let Some(listener) = self.listeners.get(index) else { return };
         loop {
             match listener.socket.accept() {
-                Ok((socket, peer)) => match original_destination(&socket, listener.address) {
+                Ok((socket, peer)) => match original_destination(&socket, listener) {
                     Some(destination) => {
                         let resolver = self.udp.queries.target(destination.0);
                         let target = resolver.unwrap_or(Target::Address(destination.0));
@@ -196,9 +200,9 @@ impl Captures {
 }
 
 /// `None` for a connection that was made to the listener itself: nothing captured it.
-fn original_destination(socket: &TcpStream, listener: SocketAddr) -> Option<OriginalDestination> {
-    let address = socket.local_addr().ok()?;
-    (address != listener).then_some(OriginalDestination(address))
+fn original_destination(socket: &TcpStream, listener: &Listener) -> Option<OriginalDestination> {
+    let found = origin::original_destination(socket.as_fd(), listener.steering, listener.address);
+    found.ok().flatten().map(OriginalDestination)
 }
 
 /// Whether it could be done.
@@ -302,8 +306,8 @@ impl Role for Captures {
         }
         loop {
             match self.orders.try_recv() {
-                Ok(Order::Listen(sockets)) => {
-                    if let Err(error) = self.listen(link, sockets) {
+                Ok(Order::Listen(sockets, steering)) => {
+                    if let Err(error) = self.listen(link, sockets, steering) {
                         tracing::error!("can't watch the listeners: {error}");
                         return ControlFlow::Break(());
                     }

@@ -26,6 +26,7 @@ use crate::control::ClaimError;
 use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
+use crate::plan::Steering;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
 use control::{Control, Desk, Facts};
@@ -59,6 +60,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     let identity = Identity::of_invoker()?;
     let mut helper = Handle::spawn()?;
     helper.log_programs(tunnel.verbose >= TRACE);
+    helper.steer_by(tunnel.ebpf_steering.resolve());
     helper.enclose()?;
     identity.assume()?;
     // From here on nothing is privileged, so the network's bytes may be looked at.
@@ -118,10 +120,14 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         };
         let captured = helper.capture()?;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
-        tunnel.orders.send(Order::Listen(listeners));
-        let errands = udp::spawn_asker(captured.replies, tunnel.orders.clone())?;
+        tunnel.orders.send(Order::Listen(listeners, captured.steering));
+        let errands = match captured.steering {
+            Steering::Lookup => Some(udp::spawn_asker(captured.replies, tunnel.orders.clone())?),
+            Steering::Rewrite => None,
+        };
         let listeners = captured.udp4.into_iter().chain(captured.udp6).collect();
-        tunnel.orders.send(Order::Datagrams(udp::Start { listeners, errands }));
+        let start = udp::Start { listeners, steering: captured.steering, errands };
+        tunnel.orders.send(Order::Datagrams(start));
         let name = control.name().map_or_else(String::new, |name| name.as_str().to_owned());
         let called = if name.is_empty() { String::new() } else { format!(" as {name}") };
         eprintln!("shuttle: connected{called}; capturing by {}", captured.description);

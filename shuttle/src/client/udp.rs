@@ -17,12 +17,13 @@ use std::time::Instant;
 use mio::Token;
 use mio::unix::SourceFd;
 
-use super::dns::Queries;
+use super::dns::{Answered, Queries};
 use super::listener::{Order, Orders};
-use crate::firewall::datagrams::Datagrams;
+use crate::firewall::datagrams::{Datagrams, Token as AddressToken};
 use crate::firewall::replies::{self, Errand, Notice, Outlet, Question, Replies, Unreachable};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
 use crate::mux::{AssociationId, Peer, Reason};
+use crate::plan::Steering;
 pub(super) use flows::Timeouts;
 use flows::{Flows, Key, Source};
 use waiting::{Total, Waiting};
@@ -44,7 +45,9 @@ pub(super) type Answer = (Question, Result<replies::Way, replies::Error>);
 /// What a client needs for datagrams.
 pub(super) struct Start {
     pub(super) listeners: Vec<UdpSocket>,
-    pub(super) errands: mpsc::SyncSender<Errand>,
+    pub(super) steering: Steering,
+    /// To the thread that asks the helper, where there is need to.
+    pub(super) errands: Option<mpsc::SyncSender<Errand>>,
 }
 
 /// The link's side.
@@ -70,8 +73,23 @@ enum Way {
         outlet: Option<Rc<Outlet>>,
     },
     Known(Rc<Outlet>, SocketAddr),
+    /// The datagrams say it themselves.
+    Rewritten(Rewritten, SocketAddr),
     /// The helper doesn't do it.
     Refused,
+}
+
+/// The way back of what came in by a rewriting capture: out of the listener of this number, in place of the token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rewritten {
+    listener: usize,
+    token: AddressToken,
+}
+
+impl Rewritten {
+    fn reply(self, listeners: &[Datagrams], to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
+        listeners.get(self.listener).map_or(Ok(0), |listener| listener.reply(self.token, to, bytes))
+    }
 }
 
 /// Runs the link's errands to the helper, until that ends.
@@ -109,23 +127,25 @@ impl Udp {
     }
 
     pub(super) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
-        self.errands = Some(start.errands);
+        self.errands = start.errands;
         for socket in start.listeners {
             let token = role_token(FIRST_LISTENER + self.listeners.len());
             link.watch(&mut SourceFd(&socket.as_raw_fd()), token)?;
-            self.listeners.push(Datagrams::new(socket)?);
+            self.listeners.push(Datagrams::new(socket, start.steering)?);
         }
         Ok(())
     }
 
     /// Sends on what programs have sent.
     pub(super) fn receive(&mut self, link: &mut Link, token: Token) {
-        let Some(listener) = self.listeners.get_mut(token.0 - role_token(FIRST_LISTENER).0) else { return };
+        let index = token.0 - role_token(FIRST_LISTENER).0;
+        let Some(listener) = self.listeners.get_mut(index) else { return };
         let now = now();
         for _ in 0..READS_PER_TURN {
             match listener.receive() {
                 Ok(Some(datagram)) if self.queries.are_for(datagram.destination) => {
-                    self.queries.ask(link, datagram);
+                    let rewritten = datagram.token.map(|token| Rewritten { listener: index, token });
+                    self.queries.ask(link, datagram, rewritten);
                 }
                 Ok(Some(datagram)) => {
                     let key = (Source(datagram.source), Peer(datagram.destination));
@@ -135,6 +155,9 @@ impl Udp {
                         link.dissociate(ended);
                     }
                     link.send_datagram(association, key.1, datagram.bytes);
+                    if let (Some(token), Some(way)) = (datagram.token, self.flows.way(key)) {
+                        *way = Way::Rewritten(Rewritten { listener: index, token }, datagram.source);
+                    }
                 }
                 Ok(None) => tracing::debug!("a program sent a datagram to shuttle's own listener"),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -163,7 +186,7 @@ impl Udp {
             }
             Way::Asked { waiting, .. } => waiting.push(bytes),
             Way::Refused => {}
-            Way::Known(..) => deliver(way, bytes),
+            Way::Known(..) | Way::Rewritten(..) => deliver(&self.listeners, way, bytes),
         }
         if let Some(ended) = ended {
             link.dissociate(ended);
@@ -184,7 +207,13 @@ impl Udp {
 
     /// The answer to a query has come from the agent.
     pub(super) fn query_answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) {
-        let Some(question) = self.queries.answered(link, id, bytes) else { return };
+        let question = match self.queries.answered(link, id, bytes) {
+            Some(Answered::Ask(question)) => question,
+            Some(Answered::Rewritten(rewritten, to)) => {
+                return deliver(&self.listeners, &Way::Rewritten(rewritten, to), bytes);
+            }
+            None => return,
+        };
         // Too many at once: this answer is lost.
         if !send(&self.errands, Errand::Question(question)) {
             self.queries.forget(question);
@@ -214,7 +243,7 @@ impl Udp {
             }
         };
         for bytes in waiting.iter() {
-            deliver(way, bytes);
+            deliver(&self.listeners, way, bytes);
         }
     }
 
@@ -265,10 +294,13 @@ fn send(errands: &Option<mpsc::SyncSender<Errand>>, errand: Errand) -> bool {
 }
 
 /// Sends a reply to its program; it may be lost, as datagrams may.
-fn deliver(way: &Way, bytes: &[u8]) {
-    if let Way::Known(outlet, to) = way
-        && let Err(error) = outlet.send(*to, bytes)
-    {
+fn deliver(listeners: &[Datagrams], way: &Way, bytes: &[u8]) {
+    let sent = match way {
+        Way::Known(outlet, to) => outlet.send(*to, bytes),
+        Way::Rewritten(rewritten, to) => rewritten.reply(listeners, *to, bytes),
+        Way::Unknown | Way::Asked { .. } | Way::Refused => return,
+    };
+    if let Err(error) = sent {
         tracing::trace!("a reply is lost: {error}");
     }
 }

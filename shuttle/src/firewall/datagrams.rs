@@ -2,17 +2,22 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "control messages are an open set")]
 
 use std::{
-    io::{self, IoSliceMut},
-    net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg, sendmsg,
+};
+
+use crate::{plan::Steering, sys::capture::destination_of_token};
 
 /// A listener of [`Captured`](super::handle::Captured) for UDP, and room for one datagram.
 #[derive(Debug)]
 pub struct Datagrams {
     socket: UdpSocket,
+    steering: Steering,
     /// What is sent to this address was not captured.
     own: SocketAddr,
     buffer: Box<[u8]>,
@@ -26,16 +31,22 @@ pub struct Datagram<'a> {
     pub source: SocketAddr,
     /// Where it was sent to.
     pub destination: SocketAddr,
+    /// How replies get back; else the helper has to be asked.
+    pub token: Option<Token>,
     /// Its payload, which may be empty.
     pub bytes: &'a [u8],
 }
 
+/// The address by which a rewritten destination was replaced. Replies that leave from it are seen to come from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(IpAddr);
+
 impl Datagrams {
     /// Takes over a listener.
-    pub fn new(socket: UdpSocket) -> io::Result<Self> {
+    pub fn new(socket: UdpSocket, steering: Steering) -> io::Result<Self> {
         let own = socket.local_addr()?;
         let buffer = vec![0; usize::from(u16::MAX)].into_boxed_slice();
-        Ok(Self { socket, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
+        Ok(Self { socket, steering, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
     }
 
     /// Takes the next one; waits only if the socket does. `None` for one that was not captured.
@@ -45,27 +56,79 @@ impl Datagrams {
         let received =
             recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut parts, control, MsgFlags::empty())?;
         let source = received.address.as_ref().and_then(to_std);
-        let destination = received.cmsgs()?.find_map(|part| match part {
-            ControlMessageOwned::Ipv4OrigDstAddr(to) => {
-                Some(SocketAddr::V4(SocketAddrV4::from(SockaddrIn::from(to))))
-            }
-            ControlMessageOwned::Ipv6OrigDstAddr(to) => {
-                Some(SocketAddr::V6(SocketAddrV6::from(SockaddrIn6::from(to))))
-            }
-            _ => None,
-        });
+        let sent_to = received.cmsgs()?.find_map(sent_to);
         let length = received.bytes;
-        let (Some(source), Some(destination)) = (source, destination) else { return Ok(None) };
+        let (Some(source), Some(sent_to)) = (source, sent_to) else { return Ok(None) };
+        let (destination, token) = match self.steering {
+            Steering::Lookup => (sent_to, None),
+            Steering::Rewrite => match destination_of_token(&self.socket, number(sent_to.ip())) {
+                Ok(Some(destination)) => (destination, Some(Token(sent_to.ip()))),
+                // Sent to the socket itself, or so long ago that the token has been given up.
+                Ok(None) | Err(_) => return Ok(None),
+            },
+        };
         if destination == self.own {
             return Ok(None);
         }
-        Ok(self.buffer.get(..length).map(|bytes| Datagram { source, destination, bytes }))
+        Ok(self.buffer.get(..length).map(|bytes| Datagram { source, destination, token, bytes }))
+    }
+
+    /// Sends a reply to a datagram that had a token.
+    pub fn reply(&self, Token(token): Token, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
+        let (fd, parts, none) = (self.socket.as_raw_fd(), [IoSlice::new(bytes)], MsgFlags::empty());
+        let sent = match (token, to) {
+            (IpAddr::V4(token), SocketAddr::V4(to)) => {
+                let source = libc::in_addr { s_addr: u32::from(token).to_be() };
+                let none_given = libc::in_addr { s_addr: 0 };
+                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: none_given };
+                let control = [ControlMessage::Ipv4PacketInfo(&info)];
+                sendmsg(fd, &parts, &control, none, Some(&SockaddrIn::from(to)))
+            }
+            (IpAddr::V6(token), SocketAddr::V6(to)) => {
+                let source = libc::in6_addr { s6_addr: token.octets() };
+                let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: 0 };
+                let control = [ControlMessage::Ipv6PacketInfo(&info)];
+                sendmsg(fd, &parts, &control, none, Some(&SockaddrIn6::from(to)))
+            }
+            (IpAddr::V4(_), SocketAddr::V6(_)) | (IpAddr::V6(_), SocketAddr::V4(_)) => {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        };
+        Ok(sent?)
     }
 }
 
 impl AsFd for Datagrams {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Where a datagram was sent to, if the control message says so; without a port in the messages that have none.
+fn sent_to(part: ControlMessageOwned) -> Option<SocketAddr> {
+    match part {
+        ControlMessageOwned::Ipv4OrigDstAddr(to) => {
+            Some(SocketAddr::V4(SocketAddrV4::from(SockaddrIn::from(to))))
+        }
+        ControlMessageOwned::Ipv6OrigDstAddr(to) => {
+            Some(SocketAddr::V6(SocketAddrV6::from(SockaddrIn6::from(to))))
+        }
+        ControlMessageOwned::Ipv4PacketInfo(info) => {
+            Some((Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)), 0).into())
+        }
+        ControlMessageOwned::Ipv6PacketInfo(info) => Some((Ipv6Addr::from(info.ipi6_addr.s6_addr), 0).into()),
+        _ => None,
+    }
+}
+
+/// By what number the programs know a token: see `shuttle_common::endpoints::Token`.
+fn number(token: IpAddr) -> u32 {
+    match token {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [.., a, b, c, d] = address.octets();
+            u32::from_be_bytes([a, b, c, d])
+        }
     }
 }
 

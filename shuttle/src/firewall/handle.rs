@@ -18,7 +18,7 @@ use super::{
     replies::Replies,
     wire::{self, Request, Response, VERSION},
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, Steering};
 
 /// The hidden subcommand that the program must map to [`helper::main`](super::helper::main).
 pub const SUBCOMMAND: &str = "firewall-helper";
@@ -37,6 +37,7 @@ pub struct Handle {
     stream: UnixStream,
     helper: Child,
     log: bool,
+    steering: Option<Steering>,
     /// The answer that was not waited for yet.
     owed: Option<Fits>,
 }
@@ -49,17 +50,17 @@ type Fits = fn(&Response) -> bool;
 pub struct Captured {
     /// The method in use.
     pub method: Method,
-    /// Non-blocking; the local address of what it accepts is the original destination. A connection whose local
-    /// address is the listener's own was made to the listener itself: drop it.
+    /// How [`origin`](super::origin) finds original destinations.
+    pub steering: Steering,
+    /// Non-blocking; what it accepts has an [original destination](super::origin::original_destination).
     pub listener4: Option<TcpListener>,
     /// As `listener4`; absent too where this host has no IPv6.
     pub listener6: Option<TcpListener>,
-    /// Non-blocking; tells each datagram's original destination in a control message. What is sent to the socket's own
-    /// address was not captured: drop it.
+    /// Non-blocking; to be read by [`Datagrams`](super::datagrams::Datagrams).
     pub udp4: Option<UdpSocket>,
     /// As `udp4`; absent where `listener6` is.
     pub udp6: Option<UdpSocket>,
-    /// By what replies to datagrams get to programs.
+    /// By what replies to datagrams get to programs, with [`Steering::Lookup`].
     pub replies: Replies,
     /// One line for the user: the method, and what of the plan this host cannot do.
     pub description: String,
@@ -113,7 +114,7 @@ impl Handle {
         let (stream, theirs) =
             UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
         let (helper, program) = spawn_helper(theirs.into())?;
-        let mut handle = Self { stream, helper, log: false, owed: None };
+        let mut handle = Self { stream, helper, log: false, steering: None, owed: None };
         let theirs = match handle.ask(&Request::Hello { version: VERSION }) {
             Ok((Response::Hello { version }, _)) => version,
             Ok(_) => return Err(Error::Confused),
@@ -139,6 +140,11 @@ impl Handle {
         self.log = on;
     }
 
+    /// Has [`prepare`](Self::prepare) steer in this way; without it, in the first that works here.
+    pub fn steer_by(&mut self, steering: Option<Steering>) {
+        self.steering = steering;
+    }
+
     /// Has this process put into a cgroup whose new sockets are never captured. Children started later inherit it;
     /// sockets that exist already keep what they have. It is done once [`settle`](Self::settle) says so: before ssh
     /// may be started.
@@ -149,14 +155,14 @@ impl Handle {
     /// Has all made ready that capturing needs, which takes the helper some hundredths of a second; nothing is captured.
     /// Doesn't wait: what fails is said by [`capture`](Self::capture). Once for each handle.
     pub fn prepare(&mut self, plan: &Plan) -> Result<(), Error> {
-        let request = Request::Prepare { plan: plan.clone(), log: self.log };
+        let request = Request::Prepare { plan: plan.clone(), log: self.log, steering: self.steering };
         self.begin(&request, |response| matches!(response, Response::Prepared))
     }
 
     /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
     pub fn capture(&mut self) -> Result<Captured, Error> {
         let answer = self.ask(&Request::Capture)?;
-        let (Response::Captured { method, v4, v6, description }, descriptors) = answer else {
+        let (Response::Captured { method, steering, v4, v6, description }, descriptors) = answer else {
             return Err(Error::Confused);
         };
         let mut descriptors = descriptors.into_iter();
@@ -164,7 +170,7 @@ impl Handle {
         let (listener4, udp4) = if v4 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
         let (listener6, udp6) = if v6 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
         let replies = Replies(next()?.into());
-        Ok(Captured { method, listener4, listener6, udp4, udp6, replies, description })
+        Ok(Captured { method, steering, listener4, listener6, udp4, udp6, replies, description })
     }
 
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist

@@ -27,7 +27,7 @@ use super::{
     replies::{Answer, Errand, Notice, Question},
     wire::{self, Request, Response, VERSION},
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, Steering};
 
 /// Runs the helper on its end of the socket pair, which [`Handle::spawn`](super::handle::Handle::spawn) makes its
 /// stdin. Returns when the socket closes or SIGTERM comes, with everything undone.
@@ -160,7 +160,7 @@ impl Helper {
             }
             _ if !self.greeted => Err("the client did not say hello".to_owned()),
             Request::Enclose => self.enclose(),
-            Request::Prepare { plan, log } => self.prepare(&plan, log).await,
+            Request::Prepare { plan, log, steering } => self.prepare(&plan, log, steering).await,
             Request::Capture => {
                 let result = self.start().await;
                 result.map(|(it, stream)| {
@@ -187,13 +187,18 @@ impl Helper {
         Ok(Response::Enclosed)
     }
 
-    async fn prepare(&mut self, plan: &Plan, log: bool) -> Result<Response, String> {
+    async fn prepare(
+        &mut self,
+        plan: &Plan,
+        log: bool,
+        steering: Option<Steering>,
+    ) -> Result<Response, String> {
         if self.prepared.is_some() || self.capture.is_some() {
             return Err("a capture is prepared already".to_owned());
         }
         // Nothing is loaded after this, and what the loader knows is many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
-        let prepared = Capture::prepare(&mut loader, plan, log).await;
+        let prepared = Capture::prepare(&mut loader, plan, log, steering).await;
         self.prepared = Some(prepared.map_err(|error| error.to_string())?);
         Ok(Response::Prepared)
     }
@@ -260,6 +265,7 @@ impl Helper {
 fn captured(started: &Started) -> Response {
     Response::Captured {
         method: Method::Ebpf,
+        steering: started.steering,
         v4: started.listeners.v4.is_some(),
         v6: started.listeners.v6.is_some(),
         description: started.description.clone(),

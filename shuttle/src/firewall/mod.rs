@@ -9,6 +9,7 @@ mod ebpf;
 pub mod handle;
 pub mod helper;
 mod method;
+pub mod origin;
 pub mod replies;
 pub mod wire;
 

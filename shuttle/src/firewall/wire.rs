@@ -14,7 +14,7 @@ use shuttle_common::rule::Rule;
 
 use super::Method;
 use crate::{
-    plan::Plan,
+    plan::{Plan, Steering},
     sys::descriptors::{receive_with_descriptors, send_with_descriptors},
 };
 
@@ -40,6 +40,8 @@ pub enum Request {
         plan: Plan,
         /// Whether to load the programs that log (see `Handle::log_programs`).
         log: bool,
+        /// How to steer; whatever works here if `None`.
+        steering: Option<Steering>,
     },
     /// Start capturing what was prepared.
     Capture,
@@ -67,6 +69,8 @@ pub enum Response {
     Captured {
         /// The method in use.
         method: Method,
+        /// How original destinations are found.
+        steering: Steering,
         /// Whether IPv4 listeners come along.
         v4: bool,
         /// Whether IPv6 listeners come along.

@@ -5,8 +5,12 @@ use std::{
     fs::OpenOptions,
     io,
     mem::size_of,
+    net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
+
+use shuttle_common::endpoints::TOKEN_LEVEL;
+use socket2::SockAddr;
 
 /// The root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that nobody else
 /// sees: hybrid hosts mount it at odd places, and `ip netns exec` hides it. Linux 5.2; needs `CAP_SYS_ADMIN`.
@@ -83,6 +87,21 @@ pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
         libc::setsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_IPV6, IPV6_CHECKSUM, value, length)
     };
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The destination that a token stands for, as our getsockopt program tells it for the sockets of one cgroup.
+pub fn destination_of_token(socket: impl AsFd, token: u32) -> io::Result<Option<SocketAddr>> {
+    // SAFETY: the kernel writes an address into the storage, and its length.
+    let asked = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let (fd, name) = (socket.as_fd().as_raw_fd(), token.cast_signed());
+            if libc::getsockopt(fd, TOKEN_LEVEL, name, storage.cast(), length) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        })
+    };
+    Ok(asked?.1.as_socket())
 }
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {

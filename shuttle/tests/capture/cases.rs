@@ -9,7 +9,7 @@ use std::{
 
 use shuttle::{
     firewall::handle::{Captured, Error, Handle},
-    plan::{Families, Plan, Router, default_exclusions},
+    plan::{Families, Plan, Router, Steering, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
@@ -18,44 +18,52 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, neighbours, notices, resolvers, router, swaps, udp,
+    lifetime, neighbours, notices, resolvers, rewrite, router, steering as way, swaps, udp,
 };
 
+const LOOKUP: &[Steering] = &[Steering::Lookup];
+const REWRITE: &[Steering] = &[Steering::Rewrite];
+const EITHER: &[Steering] = &[Steering::Lookup, Steering::Rewrite];
+
 pub(crate) const ALL: &[Case] = &[
-    ("steering", steering),
-    ("existing_connections_stay", existing_connections_stay),
-    ("bypass_cgroup", bypass_cgroup),
-    ("other_namespaces", other_namespaces),
-    ("other_programs", neighbours::other_programs),
-    ("container_with_programs", neighbours::container_with_programs),
-    ("closed_listeners", closed_listeners),
-    ("drop_leaves_nothing", lifetime::drop_leaves_nothing),
-    ("termination_leaves_nothing", lifetime::termination_leaves_nothing),
-    ("killed_helper", lifetime::killed_helper),
-    ("two_instances", lifetime::two_instances),
-    ("new_addresses_are_ours", new_addresses_are_ours),
-    ("replaced_rules", replaced_rules),
-    ("forwarded_while_rules_change", router::while_rules_change),
-    ("many_rules", many_rules),
-    ("none_goes_the_wrong_way", swaps::none_goes_the_wrong_way),
-    ("logging_programs", logging_programs),
-    ("without_ipv6", without_ipv6),
-    ("without_capturing_ipv6", without_capturing_ipv6),
-    ("errors_are_named", errors_are_named),
-    ("udp_steering", udp::steering),
-    ("udp_of_the_link", udp::what_is_for_the_link_stays),
-    ("udp_one_socket", udp::one_socket),
-    ("udp_port_ranges", udp::port_ranges),
-    ("udp_long_datagrams", udp::long_datagrams),
-    ("udp_segmented", udp::segmented),
-    ("udp_replies_are_confined", udp::replies_are_confined),
-    ("udp_notices_are_confined", notices::are_confined),
-    ("udp_killed_helper", udp::killed_helper),
-    ("udp_bypass", udp::bypass),
-    ("resolvers_udp", resolvers::by_udp),
-    ("resolvers_tcp", resolvers::by_tcp),
-    ("kernel_rules", kernel_rules::equal_the_reference),
-    ("kernel_rules_ports", kernel_rules::every_kind_of_socket),
+    ("steering", EITHER, steering),
+    ("existing_connections_stay", EITHER, existing_connections_stay),
+    ("bypass_cgroup", EITHER, bypass_cgroup),
+    ("other_namespaces", EITHER, other_namespaces),
+    ("other_programs", EITHER, neighbours::other_programs),
+    ("container_with_programs", LOOKUP, neighbours::container_with_programs),
+    ("closed_listeners", LOOKUP, closed_listeners),
+    ("drop_leaves_nothing", EITHER, lifetime::drop_leaves_nothing),
+    ("termination_leaves_nothing", EITHER, lifetime::termination_leaves_nothing),
+    ("killed_helper", LOOKUP, lifetime::killed_helper),
+    ("two_instances", EITHER, lifetime::two_instances),
+    ("new_addresses_are_ours", EITHER, new_addresses_are_ours),
+    ("replaced_rules", EITHER, replaced_rules),
+    ("forwarded_while_rules_change", LOOKUP, router::while_rules_change),
+    ("many_rules", EITHER, many_rules),
+    ("none_goes_the_wrong_way", EITHER, swaps::none_goes_the_wrong_way),
+    ("logging_programs", EITHER, logging_programs),
+    ("without_ipv6", EITHER, without_ipv6),
+    ("without_capturing_ipv6", EITHER, without_capturing_ipv6),
+    ("errors_are_named", EITHER, errors_are_named),
+    ("udp_steering", EITHER, udp::steering),
+    ("udp_of_the_link", EITHER, udp::what_is_for_the_link_stays),
+    ("udp_one_socket", EITHER, udp::one_socket),
+    ("udp_port_ranges", EITHER, udp::port_ranges),
+    ("udp_long_datagrams", EITHER, udp::long_datagrams),
+    ("udp_segmented", EITHER, udp::segmented),
+    ("udp_replies_are_confined", LOOKUP, udp::replies_are_confined),
+    ("udp_notices_are_confined", LOOKUP, notices::are_confined),
+    ("udp_killed_helper", LOOKUP, udp::killed_helper),
+    ("udp_bypass", EITHER, udp::bypass),
+    ("resolvers_udp", EITHER, resolvers::by_udp),
+    ("resolvers_tcp", EITHER, resolvers::by_tcp),
+    ("kernel_rules", LOOKUP, kernel_rules::equal_the_reference),
+    ("kernel_rules_ports", LOOKUP, kernel_rules::every_kind_of_socket),
+    ("endings", REWRITE, rewrite::however_it_ends_nothing_stays),
+    ("getpeername", REWRITE, rewrite::getpeername_is_truthful),
+    ("not_an_open_proxy", REWRITE, rewrite::the_listeners_serve_nobody_else),
+    ("beside_lookup", REWRITE, rewrite::beside_lookup),
 ];
 
 pub(crate) const BOTH: Families = Families { v4: true, v6: true };
@@ -75,6 +83,7 @@ pub(crate) fn everything() -> Plan {
 /// A helper that captures, and a proxy behind its listeners.
 /// Prepares and captures.
 pub(crate) fn capture(handle: &mut Handle, plan: &Plan) -> Result<Captured, Error> {
+    handle.steer_by(Some(way()));
     handle.prepare(plan)?;
     handle.capture()
 }
@@ -94,7 +103,11 @@ fn steering() {
     let (_handle, captured) = start(&everything());
     let port = captured.listener4.as_ref().and_then(|it| it.local_addr().ok()).expect("a port").port();
     let own_listener = format!("127.0.0.1:{port}");
-    let own_answer = format!("proxy {own_listener}");
+    let nobody = match way() {
+        // Here the listener itself answers.
+        Steering::Lookup => format!("proxy {own_listener}"),
+        Steering::Rewrite => "nobody".to_owned(),
+    };
     let rows: &[(How, &str, &str)] = &[
         (How::Plain, "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::Plain, "[fd99::1]:7", "proxy [fd99::1]:7"),
@@ -127,22 +140,28 @@ fn steering() {
         (How::Plain, "[fd77::1]:7", "home"),
         (How::From("10.77.0.1"), "10.77.0.1:7", "home"),
         (How::From("127.0.0.1"), "10.77.0.1:7", "home"),
-        (How::Plain, &own_listener, &own_answer),
-        // The host itself, asked from the address that captured connections come from.
-        (How::From("198.19.219.1"), "127.0.0.1:7", "home"),
-        (How::From("198.19.219.1"), "10.77.0.1:7", "home"),
-        (How::From("fd73:6875:7474:6c65::1"), "[::1]:7", "home"),
+        (How::Plain, &own_listener, &nobody),
         // Bound to a device: beyond policy routing.
         (How::Device("v0"), "10.99.0.1:7", "world"),
     ];
     for (how, destination, want) in rows {
         assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
     }
+    if let Steering::Lookup = way() {
+        // The host itself, asked from the address that captured connections come from.
+        for (from, destination) in [
+            ("198.19.219.1", "127.0.0.1:7"),
+            ("198.19.219.1", "10.77.0.1:7"),
+            ("fd73:6875:7474:6c65::1", "[::1]:7"),
+        ] {
+            assert_eq!(ask(How::From(from), address(destination)), "home", "{from} {destination}");
+        }
+        a_reused_socket_loses_the_bit();
+    }
     for (destination, want) in [("10.77.0.1:7", "home"), ("[fd77::1]:7", "home")] {
         let from_outside = world.run(move || ask(How::Plain, address(destination)));
         assert_eq!(from_outside, want, "from outside to {destination}");
     }
-    a_reused_socket_loses_the_bit();
 }
 
 /// A socket whose connect was refused may connect again.

@@ -4,10 +4,15 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
     process::Command,
     sync::mpsc,
     thread,
 };
+
+use shuttle::{firewall::origin::original_destination, plan::Steering};
+
+use crate::steering;
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -81,9 +86,17 @@ pub(crate) fn serve(listener: TcpListener, answer: fn(TcpStream)) {
 
 /// Answers with the original destination, as the capturing side sees it.
 pub(crate) fn proxy(stream: TcpStream) {
-    let destination = stream.local_addr().expect("an accepted socket");
+    let own = stream.local_addr().expect("an accepted socket");
+    let destination = match steering() {
+        // The listener's own address is for the client to refuse.
+        Steering::Lookup => Some(own),
+        way @ Steering::Rewrite => original_destination(stream.as_fd(), way, own).expect("an answer"),
+    };
     stream.set_nonblocking(false).expect("an accepted socket");
-    say(stream, &format!("proxy {destination}"));
+    match destination {
+        Some(destination) => say(stream, &format!("proxy {destination}")),
+        None => say(stream, "nobody"),
+    }
 }
 
 /// Says one thing, and stays until the other side closes: closing with bytes unread would be a reset.

@@ -9,6 +9,7 @@ mod lifetime;
 mod neighbours;
 mod notices;
 mod resolvers;
+mod rewrite;
 mod router;
 mod swaps;
 mod udp;
@@ -17,13 +18,24 @@ use std::{
     env, io,
     os::fd::AsFd,
     process::{Command, ExitCode},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
-use shuttle::firewall::{handle::SUBCOMMAND, helper};
+use shuttle::{
+    firewall::{handle::SUBCOMMAND, helper},
+    plan::Steering,
+};
 
-/// A case panics when it fails.
-type Case = (&'static str, fn());
+/// A case panics when it fails. It is run with each steering that is named.
+type Case = (&'static str, &'static [Steering], fn());
+
+/// The case that this process runs captures in this way.
+static STEERING: OnceLock<Steering> = OnceLock::new();
+
+pub(crate) fn steering() -> Steering {
+    *STEERING.get().expect("a case runs")
+}
 
 /// No case takes a tenth of it.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -33,7 +45,9 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [SUBCOMMAND] => helper::main(io::stdin().as_fd()),
         ["--case", name] => {
-            let (_, case) = cases::ALL.iter().find(|(other, _)| *other == name).expect("a case of that name");
+            let (_, steering, case) =
+                all_runs().find(|(other, _, _)| *other == name).expect("a case of that name");
+            STEERING.set(steering).expect("one case a process");
             case();
             ExitCode::SUCCESS
         }
@@ -41,14 +55,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// Every case with each of its ways to steer: the name of that run, the steering, the case.
+fn all_runs() -> impl Iterator<Item = (String, Steering, fn())> {
+    cases::ALL.iter().flat_map(|(name, steerings, case)| {
+        steerings.iter().map(move |steering| match steering {
+            Steering::Lookup => ((*name).to_owned(), *steering, *case),
+            Steering::Rewrite => (format!("{name}_rewrite"), *steering, *case),
+        })
+    })
+}
+
 fn run_all(filters: Vec<&str>) -> ExitCode {
     assert!(nix::unistd::geteuid().is_root(), "these tests need root: they load eBPF programs");
     let (mut passed, mut failed) = (0, 0);
-    for (name, _) in cases::ALL {
+    for (name, _, _) in all_runs() {
         if filters.iter().any(|filter| !name.contains(filter)) {
             continue;
         }
-        let ok = run_one(name);
+        let ok = run_one(&name);
         println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
         passed += usize::from(ok);
         failed += usize::from(!ok);

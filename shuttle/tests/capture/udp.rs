@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, IoSlice},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     os::fd::AsRawFd,
     sync::{Arc, Mutex},
     thread,
@@ -24,7 +24,7 @@ use shuttle::{
         handle::{Captured, Handle},
         replies::{Outlet, Question, Replies, Way},
     },
-    plan::Plan,
+    plan::{Plan, Steering},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -32,6 +32,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     cases::{assert_eventually, capture, everything, rule},
     lab::{NAME_PORT, World, address, ip, network_state},
+    steering as steering_now,
 };
 
 /// How a program sends.
@@ -63,7 +64,7 @@ pub(crate) const BYPASS_BIT: u32 = 0x2000_0000;
 /// Long enough for two network namespaces, short enough for what is never answered.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
+pub(crate) fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
     let target = match (how, destination) {
         (How::Mapped | How::MappedConnected, SocketAddr::V4(v4)) => {
             SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
@@ -118,7 +119,7 @@ fn send(how: How, socket: &UdpSocket, bytes: &[u8], target: SocketAddr) -> io::R
 }
 
 /// Receives one answer, which must come from `destination`.
-fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
+pub(crate) fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
     let mut buffer = vec![0; 65_536];
     match socket.recv_from(&mut buffer) {
         Ok((length, from)) => {
@@ -150,7 +151,7 @@ pub(crate) fn answer_at(address: &str, port: u16, name: &'static str) {
     });
 }
 
-fn world() -> World {
+pub(crate) fn world() -> World {
     let world = World::new();
     world.run(|| {
         for address in ["10.77.0.2", "10.88.0.1", "10.99.0.1", "fd77::2", "fd88::1", "fd99::1"] {
@@ -168,6 +169,8 @@ fn world() -> World {
 pub(crate) struct Answerer {
     replies: Replies,
     outlets: HashMap<SocketAddr, Outlet>,
+    /// Without them, rewriting takes its client for dead.
+    _listeners: [Option<TcpListener>; 2],
 }
 
 impl Answerer {
@@ -187,11 +190,11 @@ impl Answerer {
     }
 }
 
-type Shared = Arc<Mutex<Answerer>>;
+pub(crate) type Shared = Arc<Mutex<Answerer>>;
 
 /// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it was
 /// sent to.
-fn start(plan: &Plan) -> (Handle, Shared) {
+pub(crate) fn start(plan: &Plan) -> (Handle, Shared) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
     (handle, answer_captured(captured))
@@ -199,11 +202,12 @@ fn start(plan: &Plan) -> (Handle, Shared) {
 
 /// Answers captured datagrams.
 pub(crate) fn answer_captured(captured: Captured) -> Shared {
-    let Captured { udp4, udp6, replies, .. } = captured;
-    let answerer = Arc::new(Mutex::new(Answerer { replies, outlets: HashMap::new() }));
+    let Captured { udp4, udp6, replies, listener4, listener6, .. } = captured;
+    let _listeners = [listener4, listener6];
+    let answerer = Arc::new(Mutex::new(Answerer { replies, outlets: HashMap::new(), _listeners }));
     for socket in [udp4, udp6].into_iter().flatten() {
         socket.set_nonblocking(false).expect("a listener");
-        let mut datagrams = Datagrams::new(socket).expect("a listener");
+        let mut datagrams = Datagrams::new(socket, steering_now()).expect("a listener");
         let answerer = answerer.clone();
         thread::spawn(move || {
             loop {
@@ -211,7 +215,11 @@ pub(crate) fn answer_captured(captured: Captured) -> Shared {
                 let echo = it.bytes.first() == Some(&b'e');
                 let answer =
                     if echo { it.bytes.to_vec() } else { format!("proxy {}", it.destination).into() };
-                answerer.lock().expect("a proxy").answer(it.source, it.destination, &answer);
+                let (source, destination) = (it.source, it.destination);
+                match it.token {
+                    Some(token) => drop(datagrams.reply(token, source, &answer)),
+                    None => answerer.lock().expect("a proxy").answer(source, destination, &answer),
+                }
             }
         });
     }
@@ -255,13 +263,16 @@ pub(crate) fn steering() {
         (How::Connected, "10.77.0.1:7", "home"),
         (How::Bound("10.77.0.1"), "10.77.0.1:7", "home"),
         (How::Unconnected, "[fd77::1]:7", "home"),
-        (How::Bound("198.19.219.1"), "10.77.0.1:7", "home"),
         // Bound to a device: beyond policy routing.
         (How::Device("v0"), "10.99.0.1:7", "world"),
         (How::Device("v0"), "[fd99::1]:7", "world"),
     ];
     for (how, destination, want) in rows {
         assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
+    }
+    if let Steering::Lookup = steering_now() {
+        // From the address that captured datagrams come from.
+        assert_eq!(ask(How::Bound("198.19.219.1"), address("10.77.0.1:7")), "home");
     }
 }
 
@@ -398,7 +409,11 @@ pub(crate) fn long_datagrams() {
     let relays = proxy.outlets.iter().filter(|(_, outlet)| matches!(outlet, Outlet::Relay(_)));
     let mut relayed: Vec<_> = relays.map(|(peer, _)| peer.to_string()).collect();
     relayed.sort();
-    assert_eq!(relayed, ["10.99.0.1:11", "[fd99::1]:12"]);
+    let expected: &[&str] = match steering_now() {
+        Steering::Lookup => &["10.99.0.1:11", "[fd99::1]:12"],
+        Steering::Rewrite => &[],
+    };
+    assert_eq!(relayed, expected);
     drop(proxy);
 }
 

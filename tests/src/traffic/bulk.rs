@@ -45,6 +45,8 @@ pub struct Rate {
     pub bytes: u64,
     /// From the first connect to the last byte's arrival.
     pub seconds: f64,
+    /// Jain's index of the flows' shares: 1 when all have the same.
+    pub fairness: f64,
 }
 
 /// Flows that run until they are stopped.
@@ -73,12 +75,15 @@ impl Flows {
     /// Stops them. An upload counts once the target has said that it has all, and that time counts too.
     pub fn stop(self) -> Result<Rate> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut bytes = 0;
+        let (mut bytes, mut squares, flows) = (0, 0.0, self.threads.len() as f64);
         for flow in self.threads {
-            bytes += flow.join().map_err(|_| anyhow!("a flow panicked"))?.context("a bulk flow")?;
+            let share = flow.join().map_err(|_| anyhow!("a flow panicked"))?.context("a bulk flow")?;
+            bytes += share;
+            squares += (share as f64).powi(2);
         }
         let seconds = self.started.elapsed().as_secs_f64();
-        Ok(Rate { mbits: bytes as f64 * 8.0 / seconds / 1e6, bytes, seconds })
+        let fairness = (bytes as f64).powi(2) / (flows * squares);
+        Ok(Rate { mbits: bytes as f64 * 8.0 / seconds / 1e6, bytes, seconds, fairness })
     }
 }
 

@@ -72,6 +72,7 @@ fn names_are_resolved_at_the_remote_side() -> Result<()> {
         &["--method=ebpf", "--dns", "0/0", "-x", "10.99.0.0/16", "-x", "fd77:9::/64"],
         // Nothing but DNS.
         &["--method=ebpf", "--dns"],
+        &["--method=ebpf", "--ebpf-steering=rewrite", "--dns", SUBNET],
     ] {
         tunnelled(&lab, Run::remote(args), |_| {
             for server in ["@10.99.9.9", "@fd77:9::9"] {
@@ -106,8 +107,11 @@ fn a_resolver_on_loopback_is_captured() -> Result<()> {
     };
     let servers: Vec<Nameserver> = stubs.iter().map(start).collect::<Result<_>>()?;
     let asked = || servers.iter().map(|server| server.asked("same.test")).sum::<usize>();
-    for identity in [Identity::Sudo, Identity::User] {
-        let run = Run { identity, ..Run::remote(&["--method=ebpf", "--dns", SUBNET]) };
+    let lookup = ["--method=ebpf", "--ebpf-steering=lookup", "--dns", SUBNET];
+    let rewrite = ["--method=ebpf", "--ebpf-steering=rewrite", "--dns", SUBNET];
+    for (identity, args) in [(Identity::Sudo, &lookup), (Identity::User, &lookup), (Identity::Sudo, &rewrite)]
+    {
+        let run = Run { identity, ..Run::remote(args) };
         tunnelled(&lab, run, |_| {
             let before = asked();
             for stub in stubs {
@@ -126,14 +130,17 @@ fn a_resolver_on_loopback_is_captured() -> Result<()> {
         }
     }
     // Without -r the agent's resolver is that very one: it must get the query, and once.
-    tunnelled(&lab, Run::local(&["--method=ebpf", "--dns", SUBNET]), |_| {
-        let before = asked();
-        for args in [&[][..], &["+tcp"]] {
-            resolves(&lab, &[&["@::1", "same.test"], args].concat(), "192.0.2.99")?;
-        }
-        ensure!(asked() == before + 2, "{} queries of 2", asked() - before);
-        Ok(())
-    })
+    for args in [&lookup, &rewrite] {
+        tunnelled(&lab, Run::local(args), |_| {
+            let before = asked();
+            for args in [&[][..], &["+tcp"]] {
+                resolves(&lab, &[&["@::1", "same.test"], args].concat(), "192.0.2.99")?;
+            }
+            ensure!(asked() == before + 2, "{} queries of 2", asked() - before);
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -175,17 +182,21 @@ fn of_500_queries_at_once_none_is_lost_or_swapped() -> Result<()> {
     let _stub = Nameserver::of_manner(&lab, &lab.client, "127.0.0.53:53", "mute")?;
     ResolvConf::new(&lab, &lab.client, &[NS, NS6, "127.0.0.53"])?;
     ResolvConf::new(&lab, &lab.server, &["127.0.0.1"])?;
-    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", SUBNET]), |_| {
-        for server in ["10.99.9.9:53", "[fd77:9::9]:53", "127.0.0.53:53"] {
-            let answers: Answers = lab.measure(&["dns-at-once", server, "500"])?;
-            println!("{server}: {answers:?}");
-            ensure!(answers.right == 500 && answers.wrong == 0, "{server}: {answers:?}");
-            let answers: Answers = lab.measure(&["dns", server, "--programs", "8", "--seconds", "0.5"])?;
-            println!("{server}: {answers:?}");
-            ensure!(answers.right == answers.sent, "{server}: {answers:?}");
-        }
-        Ok(())
-    })
+    for steering in ["--ebpf-steering=lookup", "--ebpf-steering=rewrite"] {
+        tunnelled(&lab, Run::remote(&["--method=ebpf", steering, "--dns", SUBNET]), |_| {
+            for server in ["10.99.9.9:53", "[fd77:9::9]:53", "127.0.0.53:53"] {
+                let answers: Answers = lab.measure(&["dns-at-once", server, "500"])?;
+                println!("{steering} {server}: {answers:?}");
+                ensure!(answers.right == 500 && answers.wrong == 0, "{server}: {answers:?}");
+                let answers: Answers =
+                    lab.measure(&["dns", server, "--programs", "8", "--seconds", "0.5"])?;
+                println!("{steering} {server}: {answers:?}");
+                ensure!(answers.right == answers.sent, "{server}: {answers:?}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod memory;
 mod privilege;
 mod quic;
 mod refusals;
+mod rewrite;
 mod router;
 mod transfer;
 mod udp;

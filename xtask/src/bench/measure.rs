@@ -54,7 +54,15 @@ const PARTS: [Part; 10] = [
         ],
     ),
     (|on| on.forwarded(), &["1 forwarded flow down, Mbit/s", "1 forwarded flow up, Mbit/s"]),
-    (|on| on.many_flows(), &["8 flows down, Mbit/s", "8 flows up, Mbit/s"]),
+    (
+        |on| on.many_flows(),
+        &[
+            "8 flows down, Mbit/s",
+            "8 flows up, Mbit/s",
+            "Jain's index of 8 flows down, %",
+            "Jain's index of 8 flows up, %",
+        ],
+    ),
     (|on| on.idle_round_trips(), &["idle round trip p50, ms", "idle round trip p99, ms"]),
     (
         |on| on.loaded(),
@@ -172,7 +180,8 @@ impl On<'_> {
     }
 
     fn many_flows(&self) -> Result<Vec<f64>> {
-        Ok(vec![self.bulk("down", 8)?.mbits, self.bulk("up", 8)?.mbits])
+        let (down, up) = (self.bulk("down", 8)?, self.bulk("up", 8)?);
+        Ok(vec![down.mbits, up.mbits, 100.0 * down.fairness, 100.0 * up.fairness])
     }
 
     /// From the machine behind the client.

@@ -1,4 +1,4 @@
-//! The transparent listeners, for TCP and UDP.
+//! The listeners, for TCP and UDP. They are transparent where captured packets keep their destinations.
 
 use std::{
     io,
@@ -8,12 +8,12 @@ use std::{
 
 use nix::sys::socket::{
     setsockopt,
-    sockopt::{Ipv4OrigDstAddr, Ipv6OrigDstAddr, RcvBufForce},
+    sockopt::{Ipv4OrigDstAddr, Ipv4PacketInfo, Ipv6OrigDstAddr, Ipv6RecvPacketInfo, RcvBufForce},
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use super::Error;
-use crate::plan::Families;
+use crate::plan::{Families, Steering};
 
 /// The kernel cuts it to net.core.somaxconn, 4096 by default since 5.4.
 const BACKLOG: i32 = 4096;
@@ -31,22 +31,21 @@ pub(crate) struct Listeners {
 /// The two sockets of a family, on loopback ports that the kernel chooses.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// Its connections' local addresses are their original destinations.
     pub(crate) tcp: TcpListener,
-    /// Tells each datagram's original destination in a control message.
+    /// Tells in a control message where each datagram was sent to.
     pub(crate) udp: UdpSocket,
 }
 
 impl Listeners {
     /// Opens those that the plan wants; leaves out, with a note for the user, IPv6 where this host has it off.
-    pub(super) fn open(wanted: Families) -> Result<(Self, Families, String), Error> {
+    pub(super) fn open(wanted: Families, steering: Steering) -> Result<(Self, Families, String), Error> {
         let mut note = String::new();
         let v4 = if wanted.v4 {
-            Some(listen_v4().map_err(Error::system("opening the IPv4 listener"))?)
+            Some(listen_v4(steering).map_err(Error::system("opening the IPv4 listener"))?)
         } else {
             None
         };
-        let v6 = match wanted.v6.then(listen_v6) {
+        let v6 = match wanted.v6.then(|| listen_v6(steering)) {
             Some(Ok(listener)) => Some(listener),
             Some(Err(error)) if is_absent(&error) => {
                 note = format!("no IPv6, since this host has none ({error})");
@@ -68,21 +67,33 @@ impl Listeners {
     }
 }
 
-fn listen_v4() -> io::Result<Listener> {
+fn listen_v4(steering: Steering) -> io::Result<Listener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    // Or the kernel would not answer from addresses that are not this host's.
-    socket.set_ip_transparent_v4(true)?;
-    Ok(Listener { tcp: listen(socket)?, udp: datagrams(Ipv4Addr::LOCALHOST.into())? })
+    let udp = match steering {
+        Steering::Lookup => {
+            // Or the kernel would not answer from addresses that are not this host's.
+            socket.set_ip_transparent_v4(true)?;
+            datagrams(Ipv4Addr::LOCALHOST.into())?
+        }
+        Steering::Rewrite => rewritten_datagrams(Ipv4Addr::UNSPECIFIED.into())?,
+    };
+    Ok(Listener { tcp: listen(socket)?, udp })
 }
 
-fn listen_v6() -> io::Result<Listener> {
+fn listen_v6(steering: Steering) -> io::Result<Listener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(true)?;
     // Before it is transparent: that bind would not notice that IPv6 is off.
     socket.bind(&SocketAddr::from((Ipv6Addr::LOCALHOST, 0)).into())?;
-    socket.set_ip_transparent_v6(true)?;
-    Ok(Listener { tcp: listen(socket)?, udp: datagrams(Ipv6Addr::LOCALHOST.into())? })
+    let udp = match steering {
+        Steering::Lookup => {
+            socket.set_ip_transparent_v6(true)?;
+            datagrams(Ipv6Addr::LOCALHOST.into())?
+        }
+        Steering::Rewrite => rewritten_datagrams(Ipv6Addr::UNSPECIFIED.into())?,
+    };
+    Ok(Listener { tcp: listen(socket)?, udp })
 }
 
 fn listen(socket: Socket) -> io::Result<TcpListener> {
@@ -102,6 +113,45 @@ fn datagrams(address: IpAddr) -> io::Result<UdpSocket> {
             setsockopt(&socket, Ipv6OrigDstAddr, &true)?;
         }
     }
+    bind_datagrams(socket, address)
+}
+
+/// For all tokens, of which there are too many for sockets of their own. For IPv6, [`accept_only_from`] is still to be called.
+fn rewritten_datagrams(address: IpAddr) -> io::Result<UdpSocket> {
+    let address = SocketAddr::from((address, 0));
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    match address {
+        SocketAddr::V4(_) => {
+            // Nothing from outside.
+            socket.bind_device(Some(b"lo"))?;
+            setsockopt(&socket, Ipv4PacketInfo, &true)?;
+        }
+        SocketAddr::V6(_) => {
+            socket.set_only_v6(true)?;
+            setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+            // Replies come from addresses that a route makes local, and that no interface has.
+            socket.set_freebind_v6(true)?;
+        }
+    }
+    bind_datagrams(socket, address)
+}
+
+/// Drops what has come by other interfaces. (The socket can be bound to one only.)
+pub(super) fn accept_only_from(socket: &UdpSocket, interfaces: [u32; 2]) -> io::Result<()> {
+    let [a, b] = interfaces;
+    let (load, is) =
+        ((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, (libc::BPF_JMP | libc::BPF_JEQ) as u16);
+    let by = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX).cast_unsigned();
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(load, 0, 0, by),
+        SockFilter::new(is, 1, 0, a),
+        SockFilter::new(is, 0, 1, b),
+        SockFilter::new(libc::BPF_RET as u16, 0, 0, u32::MAX),
+        SockFilter::new(libc::BPF_RET as u16, 0, 0, 0),
+    ])
+}
+
+fn bind_datagrams(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     socket.bind(&address.into())?;
     if let Err(error) = setsockopt(&socket, RcvBufForce, &DATAGRAM_QUEUE) {
         tracing::debug!(%error, "datagrams have the usual queue");

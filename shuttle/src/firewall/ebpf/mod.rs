@@ -4,6 +4,8 @@
 //! calls every address local; so the SYN comes back in, and the sk_lookup program hands it to our listener. The
 //! accepted socket's local address is then the original destination. So too with connected UDP sockets; what others send
 //! gets our source address, datagram by datagram, and another policy rule sends that to the same table.
+//!
+//! Where there is no sk_lookup, [`rewrite`] replaces destinations instead.
 
 mod cgroup;
 mod enclosure;
@@ -16,6 +18,7 @@ mod netlink;
 mod program_log;
 mod programs;
 mod reply;
+mod rewrite;
 mod router;
 mod slot;
 mod tun;
@@ -38,13 +41,14 @@ use self::{
     netlink::Family,
     programs::{Programs, Settings},
     reply::{Reach, Relays, is_pair, reply_socket},
+    rewrite::Rewriting,
     router::Router,
     slot::{SLOTS, Slot},
     tun::Tun,
 };
 use super::replies::{Kind, Notice, Question};
 use crate::{
-    plan::{Families, Plan},
+    plan::{Families, Plan, Steering},
     sys::capture::wait_for_programs,
 };
 
@@ -72,6 +76,11 @@ pub enum Error {
     /// No cgroup2 hierarchy.
     #[error("opening the cgroup2 hierarchy: {0} (needs root and Linux 5.7 with CONFIG_CGROUP_BPF)")]
     Cgroup(io::Error),
+    /// Forwarded packets are steered by marks.
+    #[error(
+        "forwarded traffic can't be captured by rewriting: leave out --lan, or use --ebpf-steering=lookup (Linux 5.9)"
+    )]
+    NoForwarding,
     /// The kernel refuses a program.
     #[error("loading the eBPF program {name}: {reason} (needs root and {needs})")]
     Program {
@@ -112,15 +121,21 @@ impl Error {
 pub(super) struct Prepared {
     programs: Programs,
     netlink: Netlink,
-    slot: Slot,
+    way: Way,
     families: Families,
-    tun: Tun,
+    tun: Option<Tun>,
     listeners: Listeners,
     /// Why IPv6 is off where the plan has it on.
     no_v6: String,
-    router: Router,
     /// What of the rules this host can't do.
     note: String,
+}
+
+/// How captured traffic gets to the listeners, and what that needs.
+#[derive(Debug)]
+enum Way {
+    Lookup { slot: Slot, router: Router },
+    Rewrite(Rewriting),
 }
 
 /// A running capture. Links, programs and the TUN device end with this process, however it ends; [`undo`](Self::undo)
@@ -129,19 +144,19 @@ pub(super) struct Prepared {
 pub(super) struct Capture {
     programs: Programs,
     netlink: Netlink,
-    slot: Slot,
+    way: Way,
     families: Families,
     no_v6: String,
-    router: Router,
     watch: Watch,
     relays: Relays,
     /// Holds the routes.
-    _tun: Tun,
+    _tun: Option<Tun>,
 }
 
 /// What [`Prepared::start`] hands out beside the capture itself.
 #[derive(Debug)]
 pub(super) struct Started {
+    pub(super) steering: Steering,
     pub(super) listeners: Listeners,
     pub(super) description: String,
 }
@@ -161,6 +176,9 @@ pub(super) enum ReplyError {
     /// Nobody can have sent anything there by this capture.
     #[error("{0} is not captured")]
     NotCaptured(SocketAddr),
+    /// Nobody needs to ask.
+    #[error("replies to rewritten datagrams need no socket")]
+    Rewritten,
     /// Nobody is there whose datagrams are captured.
     #[error("{0} is neither an address of this host nor behind a LAN interface")]
     Nobody(SocketAddr),
@@ -176,55 +194,95 @@ impl Prepared {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
-        let Self { programs, netlink, slot, families, tun, listeners, no_v6, router, note } = self;
+        let Self { programs, netlink, way, families, tun, listeners, no_v6, note } = self;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
         let relays = Relays::default();
-        let mut capture =
-            Capture { programs, netlink, slot, families, no_v6, router, watch, relays, _tun: tun };
+        let mut capture = Capture { programs, netlink, way, families, no_v6, watch, relays, _tun: tun };
         if let Err(error) = capture.engage().await {
             capture.undo().await;
             return Err(error);
         }
         let note = if note.is_empty() { note } else { format!("; {note}") };
-        let (bit, table, forwarded) = (slot.bit(), slot.table(), capture.router.description());
-        let description = format!("ebpf: mark bit {bit:#x}, routing table {table}{forwarded}{note}");
-        Ok((capture, Started { listeners, description }))
+        let (steering, how) = match &capture.way {
+            Way::Lookup { slot, router } => {
+                let (bit, table, forwarded) = (slot.bit(), slot.table(), router.description());
+                (Steering::Lookup, format!("lookup, mark bit {bit:#x}, routing table {table}{forwarded}"))
+            }
+            Way::Rewrite(rewriting) => (Steering::Rewrite, format!("rewrite{}", rewriting.note())),
+        };
+        Ok((capture, Started { steering, listeners, description: format!("ebpf: {how}{note}") }))
     }
 }
 
 impl Capture {
-    /// Gets ready for [`Prepared::start`], which proves that this kernel takes the programs. On an error, nothing is left.
-    pub(super) async fn prepare(loader: &mut Loader, plan: &Plan, log: bool) -> Result<Prepared, Error> {
+    /// Gets ready for [`Prepared::start`], which proves that this kernel takes the programs. Without a `steering`, takes the
+    /// first of which that is so. On an error, nothing is left.
+    pub(super) async fn prepare(
+        loader: &mut Loader,
+        plan: &Plan,
+        log: bool,
+        steering: Option<Steering>,
+    ) -> Result<Prepared, Error> {
         let entries = compile(&plan.rules)?;
         let netlink = Netlink::open()?;
         purge(&netlink).await?;
         netlink.check_loopback().await?;
         let (wanted, without_rules) = usable(&netlink, plan.families, &entries).await;
-        let (listeners, families, no_v6) = Listeners::open(wanted)?;
-        let no_v6 = without_rules.unwrap_or(no_v6);
+        let plan = &Plan { families: wanted, ..plan.clone() };
+        let mut prepared = match steering {
+            Some(Steering::Lookup) => Self::prepare_lookup(loader, plan, log, netlink).await,
+            Some(Steering::Rewrite) => Self::prepare_rewrite(loader, plan, log, netlink).await,
+            None => match Self::prepare_lookup(loader, plan, log, netlink).await {
+                Err(refused @ (Error::Program { .. } | Error::Map { .. })) => {
+                    tracing::debug!(%refused, "no capture by socket lookup: rewriting destinations");
+                    // It says what the kernel lacks; the other error is of interest to who has asked for rewriting.
+                    Self::prepare_rewrite(loader, plan, log, Netlink::open()?).await.map_err(|_| refused)
+                }
+                prepared => prepared,
+            },
+        }?;
+        if let Some(reason) = without_rules {
+            prepared.no_v6 = reason;
+        }
+        prepared.note = missed(prepared.families, &entries, &prepared.no_v6);
+        prepared.programs.set_resolvers(&plan.nameservers)?;
+        prepared.programs.replace_rules(only(prepared.families, entries))?;
+        Ok(prepared)
+    }
+
+    async fn prepare_lookup(
+        loader: &mut Loader,
+        plan: &Plan,
+        log: bool,
+        netlink: Netlink,
+    ) -> Result<Prepared, Error> {
+        let (listeners, families, no_v6) = Listeners::open(plan.families, Steering::Lookup)?;
         let lans = lan::find(&netlink, &plan.router.lans).await?;
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
         let settings = Settings::new(slot, families, tun.index, listeners.any());
         let mut programs = Programs::load(loader, &settings, log)?;
         programs.set_listeners(&listeners)?;
-        programs.set_resolvers(&plan.nameservers)?;
-        let note = missed(families, &entries, &no_v6);
-        programs.replace_rules(only(families, entries))?;
         let router = Router::new(lans, plan.router.hook, families);
         router.load(programs.object())?;
-        Ok(Prepared { programs, netlink, slot, families, tun, listeners, no_v6, router, note })
+        let (way, tun, note) = (Way::Lookup { slot, router }, Some(tun), String::new());
+        Ok(Prepared { programs, netlink, way, families, tun, listeners, no_v6, note })
     }
 
     async fn engage(&mut self) -> Result<(), Error> {
         self.refresh_local().await?;
-        self.programs.attach_lookup()?;
-        for family in Family::of(self.families) {
-            self.netlink.add_rules(family, self.slot).await?;
+        match &mut self.way {
+            Way::Lookup { slot, router } => {
+                self.programs.attach_lookup()?;
+                for family in Family::of(self.families) {
+                    self.netlink.add_rules(family, *slot).await?;
+                }
+                router.engage(self.programs.object(), &self.netlink, *slot, self.families).await?;
+                self.programs.attach_to_cgroup()
+            }
+            Way::Rewrite(rewriting) => rewriting.attach(&mut self.programs),
         }
-        self.router.engage(self.programs.object(), &self.netlink, self.slot, self.families).await?;
-        self.programs.attach_to_cgroup()
     }
 
     /// Replaces all rules at one stroke; on an error the old ones stay. Says what of them this host can't do.
@@ -234,7 +292,9 @@ impl Capture {
         self.programs.replace_rules(only(self.families, entries))?;
         // Then nobody reads the old set any more, and the next change may fill it.
         wait_for_programs();
-        if self.router.is_on() {
+        if let Way::Lookup { router, .. } = &self.way
+            && router.is_on()
+        {
             // Of those that the old rules captured, all are at a socket.
             self.programs.forget_replaced()?;
         }
@@ -244,8 +304,8 @@ impl Capture {
     /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
     pub(super) async fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
         let Question { source, peer, socket } = *question;
-        let (to, reach) = self.program_of(source, peer).await?;
-        let outlet = if socket { Some(self.outlet(peer, &reach)?) } else { None };
+        let (slot, to, reach) = self.program_of(source, peer).await?;
+        let outlet = if socket { Some(self.outlet(slot, peer, &reach)?) } else { None };
         Ok(Reply { to, outlet })
     }
 
@@ -254,36 +314,40 @@ impl Capture {
         &mut self,
         source: SocketAddr,
         peer: SocketAddr,
-    ) -> Result<(SocketAddr, Reach), ReplyError> {
+    ) -> Result<(Slot, SocketAddr, Reach), ReplyError> {
+        let (slot, router) = match &self.way {
+            Way::Lookup { slot, router } => (*slot, router),
+            Way::Rewrite(_) => return Err(ReplyError::Rewritten),
+        };
         if !is_pair(source, peer) || !self.programs.captures(peer)? {
             return Err(ReplyError::NotCaptured(peer));
         }
         let chosen = self.programs.chosen_source(peer, source.port())?;
-        let ours = Family::of(self.families).any(|family| self.slot.source(family) == source.ip());
+        let ours = Family::of(self.families).any(|family| slot.source(family) == source.ip());
         // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
         let to = SocketAddr::new(chosen.filter(|_| ours).unwrap_or(source.ip()), source.port());
         let reach = if self.programs.is_local(to.ip()) {
             Reach::Here
         } else {
-            let lan = self.router.lan_of(&self.netlink, to.ip()).await?;
+            let lan = router.lan_of(&self.netlink, to.ip()).await?;
             Reach::Lan(lan.ok_or(ReplyError::Nobody(to))?)
         };
-        Ok((to, reach))
+        Ok((slot, to, reach))
     }
 
     /// Tells a program what the network says of its datagram, where it could have replies from there.
     pub(super) async fn notify(&mut self, notice: &Notice) -> Result<(), ReplyError> {
         let Notice { source, peer, what } = *notice;
-        let (to, reach) = self.program_of(source, peer).await?;
-        Ok(icmp::send(self.slot, to, peer, &reach, what)?)
+        let (slot, to, reach) = self.program_of(source, peer).await?;
+        Ok(icmp::send(slot, to, peer, &reach, what)?)
     }
 
-    fn outlet(&self, peer: SocketAddr, reach: &Reach) -> io::Result<(Kind, OwnedFd)> {
-        let relay = || self.relays.start(self.slot, peer, reach).map(|relay| (Kind::Relay, relay));
+    fn outlet(&self, slot: Slot, peer: SocketAddr, reach: &Reach) -> io::Result<(Kind, OwnedFd)> {
+        let relay = || self.relays.start(slot, peer, reach).map(|relay| (Kind::Relay, relay));
         if self.programs.is_local(peer.ip()) {
             return relay();
         }
-        match reply_socket(self.slot, peer, reach) {
+        match reply_socket(slot, peer, reach) {
             Ok(socket) => Ok((Kind::Direct, socket.into())),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => relay(),
             Err(error) => Err(error),
@@ -292,9 +356,12 @@ impl Capture {
 
     /// Waits until the addresses of this host change. Meanwhile it watches over what is forwarded.
     pub(super) async fn local_changed(&mut self) {
-        tokio::select! {
-            () = self.watch.changed() => {}
-            () = self.router.watch(self.programs.object(), self.slot) => {}
+        match &mut self.way {
+            Way::Lookup { slot, router } => tokio::select! {
+                () = self.watch.changed() => {}
+                () = router.watch(self.programs.object(), *slot) => {}
+            },
+            Way::Rewrite(_) => self.watch.changed().await,
         }
     }
 
@@ -309,13 +376,15 @@ impl Capture {
 
     /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
-        let Self { programs, netlink, slot, families, no_v6: _, router, watch, relays: _, _tun: tun } = self;
+        let Self { programs, netlink, way, families, no_v6: _, watch, relays: _, _tun: tun } = self;
         // Detaches.
         drop(programs);
-        router.undo(&netlink, slot, families).await;
-        for family in Family::of(families) {
-            if let Err(error) = netlink.delete_rules(family, slot).await {
-                tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
+        if let Way::Lookup { slot, router } = way {
+            router.undo(&netlink, slot, families).await;
+            for family in Family::of(families) {
+                if let Err(error) = netlink.delete_rules(family, slot).await {
+                    tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
+                }
             }
         }
         drop(watch);

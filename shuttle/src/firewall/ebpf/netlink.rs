@@ -29,8 +29,10 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
 const PRIORITY: u32 = 300;
 /// The kernel's table of this host's own addresses.
 pub(super) const LOCAL_TABLE: u8 = 255;
+/// Bits of an IPv6 address that all tokens of a slot share.
+const TOKENS_PREFIX: u8 = 96;
 /// The loopback interface has this index in every namespace.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +140,27 @@ impl Netlink {
             Ok(()) => Ok(true),
             Err(error) if io_error(&error).raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(failed(format!("adding the default route of table {}", slot.table()))(error)),
+        }
+    }
+
+    /// `local TOKENS/96 dev TUN src SOURCE`: makes all IPv6 tokens of the slot this host's; false when another has them.
+    pub(super) async fn add_local_tokens(&self, tun: u32, slot: Slot) -> Result<bool, Error> {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet6;
+        route.header.protocol = PROTOCOL;
+        route.header.scope = RouteScope::Host;
+        route.header.kind = RouteType::Local;
+        route.header.destination_prefix_length = TOKENS_PREFIX;
+        route.attributes = vec![
+            RouteAttribute::Table(LOCAL_TABLE.into()),
+            RouteAttribute::Destination(RouteAddress::Inet6(slot.tokens())),
+            RouteAttribute::Oif(tun),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(slot.token_source())),
+        ];
+        match self.0.route().add(route).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if io_error(&error).raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(failed("adding a route for rewritten IPv6 destinations")(error)),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, LpmTrie, MapData, MapError, SockMap, lpm_trie::Key},
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, SkLookup},
+    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, SkLookup, links::FdLink},
 };
 use ipnet::IpNet;
 use shuttle_common::{
@@ -25,6 +25,7 @@ use super::{
     listen::Listeners,
     netlink::Family,
     program_log::start_logger,
+    rewrite::{Ports, SIZES},
     slot::{BYPASS_BIT, Slot},
 };
 use crate::{
@@ -53,12 +54,17 @@ const AT_CGROUP: [&str; 4] = ["sendmsg4", "sendmsg6", "connect4", "connect6"];
 pub(crate) struct Loader(Option<EbpfLoader<'static>>);
 
 impl Loader {
-    fn load(&mut self, settings: &Settings, log: bool, knows_ingress: bool) -> Result<Ebpf, aya::EbpfError> {
+    pub(super) fn load(
+        &mut self,
+        settings: &Settings,
+        log: bool,
+        knows_ingress: bool,
+    ) -> Result<Ebpf, aya::EbpfError> {
         let tun = if knows_ingress { settings.tun } else { 0 };
         // As long-lived as the loader; there are two or three for a process.
         let settings: &'static Settings = Box::leak(Box::new(Settings { tun, ..*settings }));
-        self.0
-            .get_or_insert_with(EbpfLoader::new)
+        let loader = self.0.get_or_insert_with(EbpfLoader::new);
+        loader
             .override_global("CAPTURE_BIT", &settings.capture_bit, true)
             .override_global("FORWARDED", &settings.forwarded, true)
             .override_global("BYPASS_BIT", &BYPASS_BIT, true)
@@ -66,7 +72,16 @@ impl Loader {
             .override_global("SOURCE4", &settings.source4, true)
             .override_global("SOURCE6", &settings.source6, true)
             .override_global("TUN", &settings.tun, true)
-            .load(if log { LOGGING } else { QUIET })
+            .override_global("TCP_PORT4", &settings.rewrite.tcp4, true)
+            .override_global("TCP_PORT6", &settings.rewrite.tcp6, true)
+            .override_global("UDP_PORT4", &settings.rewrite.udp4, true)
+            .override_global("UDP_PORT6", &settings.rewrite.udp6, true)
+            .override_global("TOKEN_PREFIX6", &settings.rewrite.tokens6, true);
+        for (map, size) in SIZES {
+            // Elsewhere nothing is ever in them.
+            loader.map_max_entries(map, if settings.rewrite == Ports::default() { 1 } else { size });
+        }
+        loader.load(if log { LOGGING } else { QUIET })
     }
 }
 
@@ -79,13 +94,19 @@ pub(super) struct Settings {
     tun: u32,
     source4: [u8; 4],
     source6: [u8; 16],
+    rewrite: Ports,
 }
 
 impl Settings {
-    /// `socket` tells the network namespace; without a cookie (before Linux 5.14) the programs mark the sockets of
+    /// For [`Steering::Rewrite`](crate::plan::Steering); `socket` tells the network namespace.
+    pub(super) fn rewriting(rewrite: Ports, socket: Option<BorrowedFd<'_>>) -> Self {
+        Self { rewrite, netns_cookie: cookie(socket), ..Self::default() }
+    }
+
+    /// For [`Steering::Lookup`](crate::plan::Steering). `socket` tells the network namespace; without a cookie (before Linux 5.14) the programs mark the sockets of
     /// all namespaces, which changes nothing where our policy rule is not.
     pub(super) fn new(slot: Slot, families: Families, tun: u32, socket: Option<BorrowedFd<'_>>) -> Self {
-        let netns_cookie = socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0);
+        let netns_cookie = cookie(socket);
         let (capture_bit, forwarded) = (slot.bit(), slot.forwarded());
         let mut settings = Self { capture_bit, forwarded, netns_cookie, tun, ..Self::default() };
         for family in Family::of(families) {
@@ -98,10 +119,15 @@ impl Settings {
     }
 }
 
+/// The network namespace of a socket; 0 before Linux 5.14.
+fn cookie(socket: Option<BorrowedFd<'_>>) -> u64 {
+    socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0)
+}
+
 /// The loaded programs. Detached on drop.
 #[derive(Debug)]
 pub(super) struct Programs {
-    object: Ebpf,
+    pub(super) object: Ebpf,
     /// Which set of rule maps the programs read.
     live: usize,
     /// What the sets hold, by set: the kernel can only delete what is named.
@@ -109,6 +135,7 @@ pub(super) struct Programs {
     local: [HashSet<(IpAddr, u8)>; 2],
     /// Captured also where this host owns them.
     resolvers: Vec<IpAddr>,
+    links: Vec<FdLink>,
 }
 
 impl Programs {
@@ -126,8 +153,17 @@ impl Programs {
         if log {
             start_logger(&mut object);
         }
-        let (filled, local, resolvers) = Default::default();
-        Ok(Self { object, live: 1, filled, local, resolvers })
+        Ok(Self::new(object))
+    }
+
+    pub(super) fn new(object: Ebpf) -> Self {
+        let (filled, local, resolvers, links) = Default::default();
+        Self { object, live: 1, filled, local, resolvers, links }
+    }
+
+    /// Keeps a link that was taken from its program.
+    pub(super) fn keep(&mut self, link: FdLink) {
+        self.links.push(link);
     }
 
     /// Puts the listeners where the sk_lookup program finds them. They leave the map when their last descriptor closes.
@@ -376,7 +412,7 @@ fn sk_lookup(object: &mut Ebpf) -> Result<&mut SkLookup, Error> {
     program.try_into().map_err(|error| program_failed("steer", "Linux 5.9", &error))
 }
 
-fn connect<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
+pub(super) fn connect<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
     let program = object.program_mut(name).ok_or_else(|| missing(name))?;
     program.try_into().map_err(|error| program_failed(name, "Linux 5.8", &error))
 }
@@ -385,7 +421,7 @@ pub(super) fn missing(name: &'static str) -> Error {
     Error::Program { name, reason: "it is not in the object".into(), needs: "a whole build of shuttle" }
 }
 
-fn object_failed(error: aya::EbpfError) -> Error {
+pub(super) fn object_failed(error: aya::EbpfError) -> Error {
     Error::Program { name: "object", reason: chain(&error), needs: "Linux 5.9 with CONFIG_BPF_SYSCALL" }
 }
 

@@ -61,6 +61,16 @@ impl Slot {
         }
     }
 
+    /// The first of its 2^32 IPv6 tokens (see `shuttle_common::endpoints`): a /96 beside the source addresses.
+    pub(crate) fn tokens(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd73, 0x6875, 0x7474, 0x6c65, 0, 1 + u16::from(self.0), 0, 0)
+    }
+
+    /// From where programs that have bound no address send to tokens: a number that no token has.
+    pub(crate) fn token_source(self) -> Ipv6Addr {
+        Ipv6Addr::from(u128::from(self.tokens()) + 1)
+    }
+
     /// The slot of a source address, if it is one of ours.
     pub(crate) fn of_source(source: IpAddr) -> Option<Self> {
         let is_of =
