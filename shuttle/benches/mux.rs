@@ -104,6 +104,7 @@ fn receive(mux: &mut Mux, lane: &[u8], now: Instant) -> u64 {
             Event::Datagram { .. }
             | Event::Query { .. }
             | Event::Closed { .. }
+            | Event::Unreachable { .. }
             | Event::Reset { .. }
             | Event::Goaway { .. } => {
                 unreachable!("nobody resets, nor sends datagrams")

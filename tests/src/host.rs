@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -33,6 +34,15 @@ pub struct Host {
     holder: Child,
 }
 
+/// The network of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// One of its own, as is usual.
+    Own,
+    /// That of its host.
+    Hosts,
+}
+
 impl Host {
     /// Makes the namespaces and mounts `binds` (source, place), with a cgroup2 tree that ends at this host.
     pub(crate) fn new(cgroup: Cgroup, root: User, binds: &[(PathBuf, PathBuf)]) -> Result<Host> {
@@ -45,6 +55,19 @@ impl Host {
         let host = Host { net, mnt, cgroup_space, cgroup, tools, apps, root, holder };
         host.mount(binds)?;
         Ok(host)
+    }
+
+    /// A container of this host: its cgroup is below this one's, its other namespaces are its own, but for the network's if
+    /// so wanted.
+    pub(crate) fn container(&self, network: Network, binds: &[(PathBuf, PathBuf)]) -> Result<Host> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("container.{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut container = Host::new(self.cgroup.child(&name)?, self.root.clone(), binds)?;
+        match network {
+            Network::Own => {}
+            Network::Hosts => container.net = self.net.clone(),
+        }
+        Ok(container)
     }
 
     fn mount(&self, binds: &[(PathBuf, PathBuf)]) -> Result<()> {
@@ -137,7 +160,8 @@ impl Host {
         self.cgroup.path()
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// A process of this host, for `ip link … netns`.
+    pub fn pid(&self) -> u32 {
         self.holder.id()
     }
 }

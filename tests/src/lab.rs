@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::accounts::{ETC, SUDOERS, User, Users};
 use crate::cgroup::{self, Cgroup};
-use crate::host::Host;
+use crate::host::{Host, Network};
 use crate::leftovers::Snapshot;
 use crate::link::{self, Link};
 use crate::process;
@@ -151,6 +151,11 @@ impl Lab {
     /// The machine behind the client.
     pub fn lan(&self) -> Result<&Host> {
         self.lan.as_ref().context("this lab has no LAN")
+    }
+
+    /// A container of the client. One with a network of its own has no link yet.
+    pub fn container(&self, network: Network) -> Result<Host> {
+        self.client.container(network, &binds(&self.dir, "container"))
     }
 
     /// Runs a `lab-tool` client on the client host and reads its result.

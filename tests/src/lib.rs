@@ -24,7 +24,7 @@ pub mod traffic;
 pub mod wire;
 
 pub use accounts::User;
-pub use host::Host;
+pub use host::{Host, Network};
 pub use lab::{Lab, Options};
 pub use link::Link;
 pub use load::Load;

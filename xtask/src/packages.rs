@@ -16,15 +16,15 @@ pub(crate) const LAB: &[Package] = &[
     Package { name: "python3", proof: "/usr/bin/python3" },
     Package { name: "tcsh", proof: "/usr/bin/tcsh" },
     Package { name: "bind9-dnsutils", proof: "/usr/bin/dig" },
+    Package { name: "curl", proof: "/usr/bin/curl" },
     Package { name: "dnsmasq-base", proof: "/usr/sbin/dnsmasq" },
+    Package { name: "iptables", proof: "/usr/sbin/iptables" },
+    Package { name: "nftables", proof: "/usr/sbin/nft" },
 ];
 
 /// What the bench's other peers run, besides.
-pub(crate) const PEERS: &[Package] = &[
-    Package { name: "iptables", proof: "/usr/sbin/iptables" },
-    Package { name: "nftables", proof: "/usr/sbin/nft" },
-    Package { name: "python3-venv", proof: "/usr/share/doc/python3-venv" },
-];
+pub(crate) const PEERS: &[Package] =
+    &[Package { name: "python3-venv", proof: "/usr/share/doc/python3-venv" }];
 
 /// A Debian package, and a file that shows it is there.
 pub(crate) struct Package {

@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use mio::net::UdpSocket;
 use socket2::SockRef;
 
-use crate::link::{Link, association_token};
+use super::unreachable;
+use crate::link::{Link, association_token, reason};
 use crate::mux::{AssociationId, Peer};
 
 /// As many as shuttle's client keeps.
@@ -50,7 +51,14 @@ impl Associations {
         let Some(association) = self.open.get_mut(&id) else { return };
         association.used = self.clock;
         association.remember(peer.0.ip(), self.clock);
-        drop(association.socket.send_to(bytes, peer.0));
+        if association.socket.send_to(bytes, peer.0).is_ok() {
+            return;
+        }
+        // It may be an earlier datagram that this tells of.
+        association.tell_unreachable(link, id);
+        if let Err(error) = association.socket.send_to(bytes, peer.0) {
+            link.tell_unreachable(id, peer, reason(&error));
+        }
     }
 
     fn begin(&mut self, link: &mut Link, id: AssociationId, peer: Peer) -> io::Result<()> {
@@ -90,8 +98,7 @@ impl Associations {
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // What the network says of a datagram that was sent.
-                Err(_) => {}
+                Err(_) => association.tell_unreachable(link, id),
             }
         }
         link.again(association_token(id));
@@ -104,6 +111,14 @@ impl Associations {
 }
 
 impl Association {
+    /// Tells what the network says of datagrams that were sent.
+    fn tell_unreachable(&self, link: &mut Link, id: AssociationId) {
+        for _ in 0..READS_PER_TURN {
+            let Some((peer, reason)) = unreachable::next(&self.socket) else { return };
+            link.tell_unreachable(id, peer, reason);
+        }
+    }
+
     fn remember(&mut self, address: IpAddr, clock: u64) {
         self.addresses.insert(address, clock);
         if self.addresses.len() > MOST_ADDRESSES {
@@ -121,6 +136,8 @@ fn open(peer: Peer) -> io::Result<UdpSocket> {
         if peer.0.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
     drop(SockRef::from(&socket).set_recv_buffer_size(QUEUE));
+    // Without it, programs wait in vain for what isn't there.
+    drop(unreachable::listen(&socket, peer));
     Ok(socket)
 }
 

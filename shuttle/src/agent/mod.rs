@@ -4,6 +4,7 @@ mod datagrams;
 pub mod door;
 mod message;
 mod resolver;
+mod unreachable;
 
 use std::io::Write;
 use std::ops::ControlFlow;

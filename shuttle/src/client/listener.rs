@@ -284,6 +284,10 @@ impl Role for Captures {
         self.udp.closed(association);
     }
 
+    fn unreachable(&mut self, association: AssociationId, peer: Peer, reason: Reason) {
+        self.udp.unreachable(association, peer, reason);
+    }
+
     fn deadline(&self) -> Option<Instant> {
         self.udp.deadline()
     }

@@ -121,12 +121,12 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         let captured = helper.capture()?;
         let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
         tunnel.orders.send(Order::Listen(listeners, captured.steering));
-        let questions = match captured.steering {
+        let errands = match captured.steering {
             Steering::Lookup => Some(udp::spawn_asker(captured.replies, tunnel.orders.clone())?),
             Steering::Rewrite => None,
         };
         let listeners = captured.udp4.into_iter().chain(captured.udp6).collect();
-        let start = udp::Start { listeners, steering: captured.steering, questions };
+        let start = udp::Start { listeners, steering: captured.steering, errands };
         tunnel.orders.send(Order::Datagrams(start));
         let name = control.name().map_or_else(String::new, |name| name.as_str().to_owned());
         let called = if name.is_empty() { String::new() } else { format!(" as {name}") };

@@ -20,9 +20,9 @@ use mio::unix::SourceFd;
 use super::dns::{Answered, Queries};
 use super::listener::{Order, Orders};
 use crate::firewall::datagrams::{Datagrams, Token as AddressToken};
-use crate::firewall::replies::{self, Outlet, Question, Replies};
+use crate::firewall::replies::{self, Errand, Notice, Outlet, Question, Replies, Unreachable};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
-use crate::mux::{AssociationId, Peer};
+use crate::mux::{AssociationId, Peer, Reason};
 use crate::plan::Steering;
 pub(super) use flows::Timeouts;
 use flows::{Flows, Key, Source};
@@ -47,13 +47,13 @@ pub(super) struct Start {
     pub(super) listeners: Vec<UdpSocket>,
     pub(super) steering: Steering,
     /// To the thread that asks the helper, where there is need to.
-    pub(super) questions: Option<mpsc::SyncSender<Question>>,
+    pub(super) errands: Option<mpsc::SyncSender<Errand>>,
 }
 
 /// The link's side.
 pub(super) struct Udp {
     listeners: Vec<Datagrams>,
-    questions: Option<mpsc::SyncSender<Question>>,
+    errands: Option<mpsc::SyncSender<Errand>>,
     flows: Flows<Way>,
     /// The outlets in use, by the address that they send from and the host that they may be good for alone.
     outlets: HashMap<(SocketAddr, IpAddr), Weak<Outlet>>,
@@ -92,12 +92,21 @@ impl Rewritten {
     }
 }
 
-/// Asks the helper what the link's thread asks, until that ends.
-pub(super) fn spawn_asker(replies: Replies, orders: Orders) -> io::Result<mpsc::SyncSender<Question>> {
-    let (sender, questions) = mpsc::sync_channel(MOST_QUESTIONS);
+/// Runs the link's errands to the helper, until that ends.
+pub(super) fn spawn_asker(replies: Replies, orders: Orders) -> io::Result<mpsc::SyncSender<Errand>> {
+    let (sender, errands) = mpsc::sync_channel(MOST_QUESTIONS);
     let ask = move || {
-        for question in questions {
-            orders.send(Order::Answer((question, replies.ask(&question))));
+        for errand in errands {
+            match errand {
+                Errand::Question(question) => {
+                    orders.send(Order::Answer((question, replies.ask(&question))));
+                }
+                Errand::Notice(notice) => {
+                    if let Err(error) = replies.tell(&notice) {
+                        tracing::debug!("nobody hears that {} is unreachable: {error}", notice.peer);
+                    }
+                }
+            }
         }
     };
     std::thread::Builder::new().name("replies".into()).spawn(ask)?;
@@ -109,7 +118,7 @@ impl Udp {
         let flows = Flows::new(timeouts, MOST_FLOWS);
         Self {
             listeners: Vec::new(),
-            questions: None,
+            errands: None,
             flows,
             outlets: HashMap::new(),
             waiting: Total::default(),
@@ -118,7 +127,7 @@ impl Udp {
     }
 
     pub(super) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
-        self.questions = start.questions;
+        self.errands = start.errands;
         for socket in start.listeners {
             let token = role_token(FIRST_LISTENER + self.listeners.len());
             link.watch(&mut SourceFd(&socket.as_raw_fd()), token)?;
@@ -169,7 +178,7 @@ impl Udp {
                 let outlet = self.outlets.get(&(peer.0, key.0.0.ip())).and_then(Weak::upgrade);
                 let question = Question { source: key.0.0, peer: peer.0, socket: outlet.is_none() };
                 // Too many at once: the next reply asks again.
-                if self.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok()) {
+                if send(&self.errands, Errand::Question(question)) {
                     let mut waiting = Waiting::new(&self.waiting);
                     waiting.push(bytes);
                     *way = Way::Asked { waiting, outlet };
@@ -184,6 +193,18 @@ impl Udp {
         }
     }
 
+    /// What a program has sent to `peer` has not got there: it is told as the network would have told it.
+    pub(super) fn unreachable(&mut self, id: AssociationId, peer: Peer, reason: Reason) {
+        let what = match reason {
+            Reason::Refused => Unreachable::Port,
+            Reason::Unreachable => Unreachable::Host,
+            Reason::TimedOut | Reason::Broken | Reason::Exhausted | Reason::Other => return,
+        };
+        if let Some(source) = self.flows.unreachable(id, peer) {
+            send(&self.errands, Errand::Notice(Notice { source: source.0, peer: peer.0, what }));
+        }
+    }
+
     /// The answer to a query has come from the agent.
     pub(super) fn query_answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) {
         let question = match self.queries.answered(link, id, bytes) {
@@ -194,7 +215,7 @@ impl Udp {
             None => return,
         };
         // Too many at once: this answer is lost.
-        if self.questions.as_ref().is_none_or(|questions| questions.try_send(question).is_err()) {
+        if !send(&self.errands, Errand::Question(question)) {
             self.queries.forget(question);
         }
     }
@@ -265,6 +286,11 @@ impl Udp {
         self.outlets.retain(|_, outlet| outlet.strong_count() > 0);
         tracing::debug!("{} flows of datagrams", self.flows.len());
     }
+}
+
+/// Gives the helper an errand, unless it has too many.
+fn send(errands: &Option<mpsc::SyncSender<Errand>>, errand: Errand) -> bool {
+    errands.as_ref().is_some_and(|errands| errands.try_send(errand).is_ok())
 }
 
 /// Sends a reply to its program; it may be lost, as datagrams may.

@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     Method,
     ebpf::{Capture, Enclosure, Loader, Prepared, Reply, Started},
-    replies::{Answer, Question},
+    replies::{Answer, Errand, Notice, Question},
     wire::{self, Request, Response, VERSION},
 };
 use crate::plan::{Plan, Steering};
@@ -80,7 +80,10 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             },
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
-            question = asked(&mut helper.questions) => helper.reply(question).await,
+            errand = asked(&mut helper.questions) => match errand {
+                Errand::Question(question) => helper.reply(question).await,
+                Errand::Notice(notice) => helper.notify(notice).await,
+            },
         }
     };
     helper.undo().await;
@@ -119,14 +122,14 @@ async fn local_changed(capture: &mut Option<Capture>) {
 /// The helper's end of the socket pair for replies.
 struct Questions {
     stream: UnixStream,
-    receiver: mpsc::Receiver<Result<Question, wire::Error>>,
+    receiver: mpsc::Receiver<Result<Errand, wire::Error>>,
 }
 
-/// The next question. After the last there are none.
-async fn asked(questions: &mut Option<Questions>) -> Question {
+/// The next errand. After the last there are none.
+async fn asked(questions: &mut Option<Questions>) -> Errand {
     match questions.as_mut().map(|questions| questions.receiver.recv()) {
         Some(next) => match next.await {
-            Some(Ok(question)) => return question,
+            Some(Ok(errand)) => return errand,
             Some(Err(error)) => tracing::warn!(%error, "no more replies to datagrams"),
             None => {}
         },
@@ -223,6 +226,15 @@ impl Helper {
         if let Err(error) = wire::send(&questions.stream, &answer, &descriptors) {
             tracing::debug!(%error, "the client asks for no more replies");
             self.questions = None;
+        }
+    }
+
+    /// As with an ICMP error of the network, nobody hears if it does not get there.
+    async fn notify(&mut self, notice: Notice) {
+        if let Some(capture) = &mut self.capture
+            && let Err(error) = capture.notify(&notice).await
+        {
+            tracing::debug!(%error, "a program is not told that {} is unreachable", notice.peer);
         }
     }
 

@@ -23,6 +23,35 @@ pub struct Question {
     pub socket: bool,
 }
 
+/// Client to helper: what has been sent from `source` to `peer` has not got there; tell the program. It has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// Where the program's datagrams come from, as the listener sees it.
+    pub source: SocketAddr,
+    /// Where they were to go.
+    pub peer: SocketAddr,
+    /// What isn't there.
+    pub what: Unreachable,
+}
+
+/// What a datagram has not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unreachable {
+    /// A program at its port.
+    Port,
+    /// Its host or network.
+    Host,
+}
+
+/// All that the client says.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Errand {
+    /// Has an answer.
+    Question(Question),
+    /// Has none.
+    Notice(Notice),
+}
+
 /// Helper to client.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
@@ -121,7 +150,7 @@ pub enum Error {
 impl Replies {
     /// Asks, and waits for the answer: some tenths of a millisecond.
     pub fn ask(&self, question: &Question) -> Result<Way, Error> {
-        wire::send(&self.0, question, &[])?;
+        wire::send(&self.0, &Errand::Question(*question), &[])?;
         let (answer, descriptors) = wire::receive(&self.0)?;
         let socket = descriptors.into_iter().next();
         match answer {
@@ -140,6 +169,11 @@ impl Replies {
             }
             Answer::Refused { message } => Err(Error::Refused(message)),
         }
+    }
+
+    /// Has a program told, if it is one whose datagrams are captured.
+    pub fn tell(&self, notice: &Notice) -> Result<(), Error> {
+        Ok(wire::send(&self.0, &Errand::Notice(*notice), &[])?)
     }
 }
 

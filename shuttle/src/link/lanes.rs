@@ -125,6 +125,7 @@ impl Link {
             Event::Datagram { association, peer, bytes } => role.datagram(self, association, peer, &bytes),
             Event::Query { association, target, bytes } => role.query(self, association, target, &bytes),
             Event::Closed { association } => role.closed(self, association),
+            Event::Unreachable { association, peer, reason } => role.unreachable(association, peer, reason),
             Event::Goaway { message } => return Err(End::Goaway(message)),
         }
         Ok(())

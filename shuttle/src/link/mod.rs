@@ -73,6 +73,9 @@ pub trait Role {
     /// The far side has given up an association, or doesn't know it.
     fn closed(&mut self, link: &mut Link, association: AssociationId);
 
+    /// What this client has sent to a peer has not reached it.
+    fn unreachable(&mut self, _association: AssociationId, _peer: Peer, _reason: Reason) {}
+
     /// A source of the role's own is ready; `Break` ends the link as [`End::Stopped`].
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
 
@@ -233,6 +236,14 @@ impl Link {
     /// Sends a query for `target`, all that its association sends; or, of an agent, the answer. As [`Self::send_datagram`].
     pub fn send_query(&mut self, association: AssociationId, target: Target, payload: &[u8]) {
         self.mux.query(association, target, payload, now());
+    }
+
+    /// Tells the client that what this agent has sent to `peer` has not reached it, if the reason is one of the network's.
+    pub fn tell_unreachable(&mut self, association: AssociationId, peer: Peer, reason: Reason) {
+        match reason {
+            Reason::Refused | Reason::Unreachable => self.mux.unreachable(association, peer, reason),
+            Reason::TimedOut | Reason::Broken | Reason::Exhausted | Reason::Other => {}
+        }
     }
 
     /// Ends an association, and tells the far side.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Frame, MAX_DATAGRAM, encode_datagram, encode_query};
 use super::schedule::{Sender, Turn};
-use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Side, Target};
+use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Reason, Side, Target};
 
 /// A datagram that has waited longer is of no use: whoever needs it has sent it again, or speaks of something else.
 const STALE: Duration = Duration::from_millis(200);
@@ -16,8 +16,8 @@ const STALE: Duration = Duration::from_millis(200);
 const MOST_OF_ONE: usize = 512 * 1024;
 /// What may wait of all, bytes.
 const MOST_OF_ALL: usize = 8 * 1024 * 1024;
-/// As many answers to datagrams of unknown associations are queued at once.
-const MOST_CLOSES: usize = 64;
+/// As many frames that answer datagrams are queued at once: of unknown associations, or to unreachable peers.
+const MOST_ANSWERS: usize = 64;
 /// What a datagram costs in memory beyond its bytes.
 const OVERHEAD: usize = 64;
 
@@ -218,11 +218,20 @@ impl Mux {
             self.associations.received(bytes);
             return Ok(true);
         }
-        // Of one that has just been closed; or it came to the agent after its end, and so began it anew. Told once in a
-        // while is enough, and what the far side makes this one queue must be bounded.
-        if self.control.len() < MOST_CLOSES && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
-            self.tell(Frame::Close { association });
-        }
+        // Of one that has just been closed; or it came to the agent after its end, and so began it anew.
+        self.answer(Frame::Close { association });
         Ok(false)
+    }
+
+    /// Tells the client what the network says of a datagram that this agent has sent to `peer`.
+    pub fn unreachable(&mut self, association: AssociationId, peer: Peer, reason: Reason) {
+        self.answer(Frame::Unreachable { association, peer, reason });
+    }
+
+    /// Told once in a while is enough, and what the far side makes this one queue must be bounded.
+    fn answer(&mut self, frame: Frame) {
+        if self.control.len() < MOST_ANSWERS && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
+            self.tell(frame);
+        }
     }
 }

@@ -71,7 +71,7 @@ pub enum Side {
     Agent,
 }
 
-/// Why a stream was reset.
+/// Why a stream was reset, or a datagram did not get through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The target refused the connection.
@@ -176,6 +176,15 @@ pub enum Event<'a> {
     Closed {
         /// The association.
         association: AssociationId,
+    },
+    /// The network says that what this client sent to a peer has not reached it.
+    Unreachable {
+        /// The association.
+        association: AssociationId,
+        /// Where it was to go.
+        peer: Peer,
+        /// Why it did not.
+        reason: Reason,
     },
     /// The far side ended the session.
     Goaway {

@@ -64,6 +64,8 @@ pub enum Kind {
     Close = 0x21,
     /// A DNS message that is the association's only one, or the answer to it.
     Query = 0x22,
+    /// A datagram has not reached its peer.
+    Unreachable = 0x80,
 }
 
 impl Kind {
@@ -85,6 +87,7 @@ impl Kind {
             0x20 => Self::Datagram,
             0x21 => Self::Close,
             0x22 => Self::Query,
+            0x80 => Self::Unreachable,
             _ => return None,
         })
     }
@@ -225,6 +228,8 @@ pub(super) enum Frame {
     Credit { stream: StreamId, limit: u64 },
     /// The sender has given up the association, or doesn't know it.
     Close { association: AssociationId },
+    /// The network says so of what was sent to `peer`.
+    Unreachable { association: AssociationId, peer: Peer, reason: Reason },
 }
 
 /// The number of TCP in OPEN's first field.
@@ -290,6 +295,11 @@ impl Frame {
                 (Kind::Credit, stream.0)
             }
             Self::Close { association } => (Kind::Close, association.0),
+            Self::Unreachable { association, peer, reason } => {
+                out.push(reason.to_wire());
+                encode_address(peer.0, out);
+                (Kind::Unreachable, association.0)
+            }
         };
         fill_header(&mut out[start..], kind, id);
     }
@@ -333,6 +343,10 @@ impl Frame {
             Kind::Reset => Self::Reset { stream, reason: Reason::from_wire(body.array::<1>()?[0]) },
             Kind::Credit => Self::Credit { stream, limit: body.u64()? },
             Kind::Close => Self::Close { association: AssociationId(id) },
+            Kind::Unreachable => {
+                let reason = Reason::from_wire(body.array::<1>()?[0]);
+                Self::Unreachable { association: AssociationId(id), peer: Peer(body.address()?), reason }
+            }
             Kind::Data | Kind::Datagram | Kind::Query => return Err(FrameError::Malformed(kind)),
         };
         if body.rest.is_empty() { Ok(frame) } else { Err(FrameError::Malformed(kind)) }
@@ -453,8 +467,8 @@ mod tests {
             (0x05, 1024, Ok(Some(Kind::Goaway))),
             (0x05, 1025, Err(FrameError::Length { kind: 0x05, length: 1025 })),
             (0x7f, 0, Err(FrameError::UnknownKind(0x7f))),
-            (0x80, 1024, Ok(None)),
-            (0x80, 1025, Err(FrameError::Length { kind: 0x80, length: 1025 })),
+            (0x81, 1024, Ok(None)),
+            (0x81, 1025, Err(FrameError::Length { kind: 0x81, length: 1025 })),
         ] {
             assert_eq!(
                 header(kind, length).map(|header| header.kind),

@@ -128,6 +128,10 @@ impl Mux {
                 self.associations.remove(association);
                 return Ok(Some(Event::Closed { association }));
             }
+            Frame::Unreachable { association, peer, reason } => {
+                let known = self.side == Side::Client && self.associations.contains(association);
+                return Ok(known.then_some(Event::Unreachable { association, peer, reason }));
+            }
             Frame::Reset { stream, reason } => {
                 return Ok(self.forget(stream).map(|_| Event::Reset { stream, reason }));
             }

@@ -32,6 +32,7 @@ struct End {
     datagrams: Vec<(AssociationId, Peer, Vec<u8>)>,
     queries: Vec<(AssociationId, Target, Vec<u8>)>,
     closed: Vec<AssociationId>,
+    unreachable: Vec<(AssociationId, Peer, Reason)>,
     /// Bytes that each program takes at once; 0 stalls.
     appetite: usize,
 }
@@ -47,6 +48,7 @@ impl End {
             datagrams: Vec::new(),
             queries: Vec::new(),
             closed: Vec::new(),
+            unreachable: Vec::new(),
             appetite: usize::MAX,
         }
     }
@@ -124,6 +126,9 @@ impl End {
                     self.queries.push((association, target, bytes.into_owned()));
                 }
                 Event::Closed { association } => self.closed.push(association),
+                Event::Unreachable { association, peer, reason } => {
+                    self.unreachable.push((association, peer, reason));
+                }
                 Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
                 Event::Goaway { message } => panic!("{message}"),
             }

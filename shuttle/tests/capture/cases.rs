@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, neighbours, resolvers, rewrite, router, steering as way, swaps, udp,
+    lifetime, neighbours, notices, resolvers, rewrite, router, steering as way, swaps, udp,
 };
 
 const LOOKUP: &[Steering] = &[Steering::Lookup];
@@ -31,6 +31,7 @@ pub(crate) const ALL: &[Case] = &[
     ("bypass_cgroup", EITHER, bypass_cgroup),
     ("other_namespaces", EITHER, other_namespaces),
     ("other_programs", EITHER, neighbours::other_programs),
+    ("container_with_programs", LOOKUP, neighbours::container_with_programs),
     ("closed_listeners", LOOKUP, closed_listeners),
     ("drop_leaves_nothing", EITHER, lifetime::drop_leaves_nothing),
     ("termination_leaves_nothing", EITHER, lifetime::termination_leaves_nothing),
@@ -52,6 +53,7 @@ pub(crate) const ALL: &[Case] = &[
     ("udp_long_datagrams", EITHER, udp::long_datagrams),
     ("udp_segmented", EITHER, udp::segmented),
     ("udp_replies_are_confined", LOOKUP, udp::replies_are_confined),
+    ("udp_notices_are_confined", LOOKUP, notices::are_confined),
     ("udp_killed_helper", LOOKUP, udp::killed_helper),
     ("udp_bypass", EITHER, udp::bypass),
     ("resolvers_udp", EITHER, resolvers::by_udp),

@@ -7,6 +7,7 @@ mod kernel_rules;
 mod lab;
 mod lifetime;
 mod neighbours;
+mod notices;
 mod resolvers;
 mod rewrite;
 mod router;

@@ -8,7 +8,7 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 use shuttle::{
-    plan::Steering,
+    plan::{Lans, Plan, Router, Steering},
     sys::capture::{cgroup2_root, netns_cookie},
 };
 use shuttle_common::{compile::compile, ports::RawPorts, rule::Verdict};
@@ -16,17 +16,21 @@ use shuttle_common::{compile::compile, ports::RawPorts, rule::Verdict};
 use crate::{
     app::{How, ask, connect},
     cases::{everything, rule, start},
-    lab::{World, address},
+    lab::{World, address, ip},
     steering,
 };
 
-/// Marks connections to the world with a bit of its own, in this namespace. Detached on drop.
+/// Marks connections to one network with a bit of its own, in this namespace. Detached on drop.
 struct Neighbour {
     _object: Ebpf,
 }
 
 impl Neighbour {
     fn attach(bit: u32, cgroup: impl AsFd) -> Self {
+        Self::attach_for("10.99.0.0/16", bit, cgroup)
+    }
+
+    fn attach_for(network: &str, bit: u32, cgroup: impl AsFd) -> Self {
         let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../shuttle-ebpf/prebuilt/shuttle.bpf.o");
         let socket = TcpListener::bind("127.0.0.1:0").expect("a socket");
         let cookie = netns_cookie(socket.as_fd()).expect("a cookie");
@@ -35,7 +39,7 @@ impl Neighbour {
             .override_global("NETNS_COOKIE", &cookie, true)
             .load_file(object)
             .expect("our own object");
-        let entries = compile(&[rule("10.99.0.0/16", Verdict::Capture)]).expect("one rule");
+        let entries = compile(&[rule(network, Verdict::Capture)]).expect("one rule");
         let map = object.map_mut("RULES4_A").expect("a map");
         let mut map = LpmTrie::<_, [u8; 4], RawPorts>::try_from(map).expect("a trie");
         for (length, address, ports) in entries.v4_raw() {
@@ -102,4 +106,31 @@ pub(crate) fn other_programs() {
     assert_eq!(mark(), BITS[0] | BITS[1] | BITS[2]);
     drop(after);
     assert_eq!(mark(), BITS[0] | BITS[1]);
+}
+
+/// A container, whose own programs decide about its sockets: also one that is a shuttle and uses the very same bit. Ours at
+/// the root see its connections too, and leave its sockets alone; what it sends by a LAN interface is captured there.
+pub(crate) fn container_with_programs() {
+    const BIT: u32 = 0x1000_0000;
+    const THERE: &str = "10.55.0.1:7";
+    for lans in [Lans::None, Lans::Named(vec!["v0".into()])] {
+        let container = World::new();
+        let group = Child::enter();
+        let own = fs::File::open(&group.0).expect("a directory");
+        let (named, router) = (lans != Lans::None, Router { lans, ..Router::default() });
+        let (_handle, _captured) = start(&Plan { router, ..everything() });
+        container.run(move || {
+            ip("route add 10.55.0.0/16 via 10.77.0.1");
+            let connected = |to: &str| connect(How::Plain, address(to)).map(|it| it.mark().expect("a mark"));
+            assert_eq!(connected("10.99.0.1:7").expect("its own"), 0, "ours marks a container's socket");
+            let program = Neighbour::attach_for("10.55.0.0/16", BIT, &own);
+            let captured = || ask(How::Plain, address(THERE)) == format!("proxy {THERE}");
+            assert_eq!(captured(), named, "with its mark");
+            if named {
+                assert_eq!(connected(THERE).expect("captured"), BIT, "its program's bit");
+            }
+            drop(program);
+            assert_eq!(captured(), named, "without its mark");
+        });
+    }
 }

@@ -13,7 +13,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use shuttle_tests::link::{Shape, relay};
 use shuttle_tests::traffic::bulk::Direction;
-use shuttle_tests::traffic::{bulk, connects, dns, exchange, hold, port, probe, rtt, serve, udp};
+use shuttle_tests::traffic::{
+    bulk, connects, dns, exchange, hold, port, probe, quic, refusal, rtt, serve, udp,
+};
 
 #[derive(Parser)]
 enum Tool {
@@ -108,6 +110,26 @@ enum Tool {
     UdpWho { services: Vec<SocketAddr> },
     /// How many of so many sockets a `who` port answers.
     UdpMany { service: SocketAddr, count: usize },
+    /// A QUIC server, until it is killed. A line says that it is there.
+    QuicServe { address: SocketAddr },
+    /// QUIC exchanges, hashed, with so many servers by one socket.
+    Quic {
+        #[arg(long)]
+        from: SocketAddr,
+        #[arg(long)]
+        bytes: u64,
+        #[arg(long, required = true)]
+        to: Vec<SocketAddr>,
+        /// What each server has printed.
+        #[arg(long, required = true)]
+        certificate: Vec<String>,
+    },
+    /// What connected sockets hear of datagrams to each of these.
+    UdpRefusal {
+        addresses: Vec<SocketAddr>,
+        #[arg(long, default_value_t = 3_000)]
+        limit_ms: u64,
+    },
     /// A nameserver, until it is killed. A line says that it is there.
     Nameserver { address: SocketAddr, manner: dns::Manner },
     /// So many DNS queries at once.
@@ -203,6 +225,14 @@ fn main() -> Result<()> {
             Ok(())
         }
         Tool::UdpMany { service, count } => print(&udp::many(service, count)?),
+        Tool::QuicServe { address } => quic::serve(address),
+        Tool::Quic { from, bytes, to, certificate } => {
+            let serving = certificate.into_iter().map(|certificate| quic::Serving { certificate });
+            print(&quic::run(&to.into_iter().zip(serving).collect::<Vec<_>>(), from, bytes)?)
+        }
+        Tool::UdpRefusal { addresses, limit_ms } => {
+            print(&refusal::run(&addresses, Duration::from_millis(limit_ms))?)
+        }
         Tool::Nameserver { address, manner } => dns::serve(address, manner),
         Tool::DnsAtOnce { server, count } => print(&dns::at_once(server, count)?),
         Tool::Dns { server, programs, seconds } => {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-const CHUNK: usize = 64 << 10;
+pub(super) const CHUNK: usize = 64 << 10;
 
 /// A stream of bytes without a short period, equal at both ends for equal seeds.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Pattern {
         Pattern(seed | 1)
     }
 
-    fn fill(&mut self, buffer: &mut [u8]) {
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) {
         for word in buffer.chunks_mut(8) {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             word.copy_from_slice(&self.0.to_be_bytes()[..word.len()]);
@@ -74,7 +74,7 @@ pub(super) fn answer(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
-fn send(to: &mut impl Write, mut pattern: Pattern, bytes: u64) -> io::Result<[u8; 32]> {
+pub(super) fn send(to: &mut impl Write, mut pattern: Pattern, bytes: u64) -> io::Result<[u8; 32]> {
     let (mut buffer, mut left, mut hash) = (vec![0; CHUNK], bytes, Sha256::new());
     while left > 0 {
         let chunk = &mut buffer[..CHUNK.min(left as usize)];

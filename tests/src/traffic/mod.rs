@@ -6,6 +6,8 @@ pub mod dns;
 pub mod exchange;
 pub mod hold;
 pub mod probe;
+pub mod quic;
+pub mod refusal;
 pub mod rtt;
 pub mod serve;
 pub mod udp;

@@ -1,6 +1,7 @@
 //! The real shuttle against a real sshd, in a lab. Needs root; without it every test fails and says so.
 
 mod capture;
+mod containers;
 mod control;
 mod dns;
 mod endings;
@@ -8,10 +9,13 @@ mod failures;
 mod lanes;
 mod memory;
 mod privilege;
+mod quic;
+mod refusals;
 mod rewrite;
 mod router;
 mod transfer;
 mod udp;
+mod web;
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

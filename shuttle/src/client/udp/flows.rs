@@ -41,6 +41,8 @@ struct Flow<W> {
     carried: Carried,
     last: Instant,
     answered: bool,
+    /// Whether the program was told that the peer is unreachable, and has sent nothing since.
+    told: bool,
     way: W,
 }
 
@@ -79,6 +81,7 @@ impl<W: Default> Flows<W> {
             (self.flows.get_mut(&(source, peer)), self.sources.get(&source))
         {
             flow.last = now;
+            flow.told = false;
             flow.carried.sent += bytes as u64;
             return (association.id, None);
         }
@@ -118,6 +121,15 @@ impl<W: Default> Flows<W> {
         Some((key, &mut flow.way, ended))
     }
 
+    /// The program that is to be told that the peer has not been reached: once for what it has sent, however often the far
+    /// side says so.
+    pub(super) fn unreachable(&mut self, id: AssociationId, peer: Peer) -> Option<Source> {
+        let source = *self.by_id.get(&id)?;
+        let flow = self.flows.get_mut(&(source, peer))?;
+        let told = std::mem::replace(&mut flow.told, true);
+        (!told).then_some(source)
+    }
+
     /// What the driver keeps of a flow, if it is still there.
     pub(super) fn way(&mut self, key: Key) -> Option<&mut W> {
         self.flows.get_mut(&key).map(|flow| &mut flow.way)
@@ -130,7 +142,14 @@ impl<W: Default> Flows<W> {
         }
         self.flows.insert(
             key,
-            Flow { began: now, carried: Carried::default(), last: now, answered: false, way: W::default() },
+            Flow {
+                began: now,
+                carried: Carried::default(),
+                last: now,
+                answered: false,
+                told: false,
+                way: W::default(),
+            },
         );
         let ended = if self.flows.len() > self.most { self.end_next(None) } else { None };
         self.ends.push(Reverse((now + self.timeouts.one_way, key)));
@@ -258,6 +277,20 @@ mod tests {
                 assert_eq!(flows.len(), *left, "case {case}, step {step}");
             }
         }
+    }
+
+    #[test]
+    fn a_program_is_told_once_for_what_it_has_sent() {
+        let now = Instant::now();
+        let mut flows = Flows::<()>::new(TIMEOUTS, 100);
+        let (id, to, other) = (AssociationId(1), peer("10.0.0.1:53"), peer("10.0.0.2:53"));
+        for _ in 0..2 {
+            flows.sent((source(1), to), 1, now, || id);
+            assert_eq!(flows.unreachable(id, to), Some(source(1)));
+            assert_eq!(flows.unreachable(id, to), None);
+        }
+        assert_eq!(flows.unreachable(id, other), None);
+        assert_eq!(flows.unreachable(AssociationId(2), to), None);
     }
 
     #[test]

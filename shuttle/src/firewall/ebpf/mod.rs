@@ -10,6 +10,7 @@
 mod cgroup;
 mod enclosure;
 mod hook;
+mod icmp;
 mod lan;
 mod listen;
 mod local;
@@ -45,7 +46,7 @@ use self::{
     slot::{SLOTS, Slot},
     tun::Tun,
 };
-use super::replies::{Kind, Question};
+use super::replies::{Kind, Notice, Question};
 use crate::{
     plan::{Families, Plan, Steering},
     sys::capture::wait_for_programs,
@@ -303,6 +304,17 @@ impl Capture {
     /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
     pub(super) async fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
         let Question { source, peer, socket } = *question;
+        let (slot, to, reach) = self.program_of(source, peer).await?;
+        let outlet = if socket { Some(self.outlet(slot, peer, &reach)?) } else { None };
+        Ok(Reply { to, outlet })
+    }
+
+    /// The program that sends from `source` to `peer`, if it can be that it does, and how it is reached.
+    async fn program_of(
+        &mut self,
+        source: SocketAddr,
+        peer: SocketAddr,
+    ) -> Result<(Slot, SocketAddr, Reach), ReplyError> {
         let (slot, router) = match &self.way {
             Way::Lookup { slot, router } => (*slot, router),
             Way::Rewrite(_) => return Err(ReplyError::Rewritten),
@@ -320,8 +332,14 @@ impl Capture {
             let lan = router.lan_of(&self.netlink, to.ip()).await?;
             Reach::Lan(lan.ok_or(ReplyError::Nobody(to))?)
         };
-        let outlet = if socket { Some(self.outlet(slot, peer, &reach)?) } else { None };
-        Ok(Reply { to, outlet })
+        Ok((slot, to, reach))
+    }
+
+    /// Tells a program what the network says of its datagram, where it could have replies from there.
+    pub(super) async fn notify(&mut self, notice: &Notice) -> Result<(), ReplyError> {
+        let Notice { source, peer, what } = *notice;
+        let (slot, to, reach) = self.program_of(source, peer).await?;
+        Ok(icmp::send(slot, to, peer, &reach, what)?)
     }
 
     fn outlet(&self, slot: Slot, peer: SocketAddr, reach: &Reach) -> io::Result<(Kind, OwnedFd)> {

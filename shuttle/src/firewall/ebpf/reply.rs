@@ -52,7 +52,7 @@ pub(super) fn reply_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io:
     Ok(socket)
 }
 
-fn bind(socket: &Socket, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<()> {
+pub(super) fn bind(socket: &Socket, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<()> {
     match source {
         SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
@@ -98,10 +98,15 @@ impl Relays {
     }
 }
 
-fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(source), Type::RAW, Some(Protocol::UDP))?;
-    // It is for sending: of what is sent to its address it gets nothing.
+/// A raw socket that is for sending: of what is sent to its address it gets nothing.
+pub(super) fn sender(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.attach_filter(&[SockFilter::new(libc::BPF_RET as u16, 0, 0, 0)])?;
+    Ok(socket)
+}
+
+fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
+    let socket = sender(Domain::for_address(source), Protocol::UDP)?;
     if source.is_ipv6() {
         checksum_at(&socket, CHECKSUM)?;
     }

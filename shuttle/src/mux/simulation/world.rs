@@ -81,7 +81,11 @@ impl Simulated {
                     true => self.mux.datagram(association, peer, &bytes, now),
                     false => self.answered = Some(now),
                 },
-                Event::Query { .. } | Event::Closed { .. } | Event::Reset { .. } | Event::Goaway { .. } => {
+                Event::Query { .. }
+                | Event::Closed { .. }
+                | Event::Unreachable { .. }
+                | Event::Reset { .. }
+                | Event::Goaway { .. } => {
                     panic!("{event:?}")
                 }
             }

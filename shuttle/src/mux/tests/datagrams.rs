@@ -122,6 +122,27 @@ fn an_association_ends_at_both_ends() {
 }
 
 #[test]
+fn the_client_hears_of_unreachable_peers_and_the_agent_is_bounded() {
+    let mut pair = Pair::new(vec![]);
+    let (association, gone) = (pair.client.mux.associate(), pair.client.mux.associate());
+    pair.client.mux.dissociate(gone);
+    for association in [association, gone] {
+        pair.agent.mux.unreachable(association, peer(1), Reason::Refused);
+    }
+    while pair.exchange(usize::MAX) {}
+    assert_eq!(pair.client.unreachable, [(association, peer(1), Reason::Refused)]);
+    for _ in 0..1000 {
+        pair.agent.mux.unreachable(association, peer(1), Reason::Unreachable);
+    }
+    while pair.exchange(usize::MAX) {}
+    assert!(pair.client.unreachable.len() < 100, "{}", pair.client.unreachable.len());
+    // An agent sends to nobody by association, and needs not hear.
+    pair.client.mux.unreachable(association, peer(1), Reason::Refused);
+    while pair.exchange(usize::MAX) {}
+    assert_eq!(pair.agent.unreachable, []);
+}
+
+#[test]
 fn numbers_out_of_range_end_the_session() {
     for (id, fits) in
         [(0, false), (1, true), (AssociationId::MOST.0, true), (AssociationId::MOST.0 + 1, false)]

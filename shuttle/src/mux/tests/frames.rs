@@ -40,6 +40,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         (stream.clone(), any::<u64>()).prop_map(|(stream, end)| Frame::Fin { stream, end }),
         (stream.clone(), reason).prop_map(|(stream, reason)| Frame::Reset { stream, reason }),
         (stream, any::<u64>()).prop_map(|(stream, limit)| Frame::Credit { stream, limit }),
+        (any::<u32>(), any_address(), (0u8..6).prop_map(Reason::from_wire)).prop_map(|(id, peer, reason)| {
+            Frame::Unreachable { association: AssociationId(id), peer: Peer(peer), reason }
+        }),
         any::<u32>().prop_map(|id| Frame::Close { association: AssociationId(id) }),
     ]
 }

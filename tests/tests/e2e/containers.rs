@@ -1,0 +1,152 @@
+//! Containers of the client: behind a bridge as docker's are, and in the client's own network.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use shuttle_tests::traffic::exchange::Exchanged;
+use shuttle_tests::traffic::probe::{Outcome, Probe};
+use shuttle_tests::traffic::udp::Echoes;
+use shuttle_tests::{Host, Lab, Load, Network, Options, Run, Shuttle, addr};
+
+use crate::{END, TARGET, TARGET6, wait_until};
+
+const EVERYTHING: [&str; 3] = ["--method=ebpf", "0/0", "::/0"];
+/// As docker sets up its bridge; and what is not of its making is not forwarded.
+const BRIDGE: &str = "ip link add name docker0 type bridge
+ip link set docker0 up
+ip addr add 172.17.0.1/16 dev docker0
+ip addr add fd17::1/64 dev docker0 nodad
+echo 1 > /proc/sys/net/ipv4/ip_forward
+echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+nft add table inet docker
+nft add chain inet docker post '{ type nat hook postrouting priority 100; }'
+nft add rule inet docker post oifname wire ip saddr 172.17.0.0/16 masquerade
+nft add rule inet docker post oifname wire ip6 saddr fd17::/64 masquerade
+nft add chain inet docker forward '{ type filter hook forward priority 0; policy drop; }'
+nft add rule inet docker forward ct state established,related accept
+nft add rule inet docker forward iifname docker0 accept
+";
+
+/// How the target sees who comes from the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Through the tunnel.
+    Captured,
+    /// From the client itself, which has put its own address in place of the container's.
+    Masqueraded,
+}
+
+impl Way {
+    fn of(seen: SocketAddr) -> Option<Way> {
+        let client6: IpAddr = "fd77::1".parse().ok()?;
+        match seen.ip() {
+            ip if ip == addr::SERVER_INNER || ip == addr::SERVER_INNER6 => Some(Way::Captured),
+            ip if ip == addr::CLIENT || ip == client6 => Some(Way::Masqueraded),
+            _ => None,
+        }
+    }
+}
+
+/// A container behind the bridge; `number` is the end of its addresses.
+fn behind_bridge(lab: &Lab, number: u8) -> Result<Host> {
+    let container = lab.container(Network::Own)?;
+    lab.client.script(&format!(
+        "ip link add name veth{number} type veth peer name eth0 netns {}\nip link set veth{number} master docker0 up\n",
+        container.pid()
+    ))?;
+    container.script(&format!(
+        "ip addr add 172.17.0.{number}/16 dev eth0\nip addr add fd17::{number}/64 dev eth0 nodad\nip link set eth0 up\n\
+         ip route add default via 172.17.0.1\nip -6 route add default via fd17::1\n"
+    ))?;
+    Ok(container)
+}
+
+/// Streams and datagrams of both families go from `host` this way, whole.
+fn expect(lab: &Lab, host: &Host, way: Way) -> Result<()> {
+    for target in [TARGET, TARGET6] {
+        let probe: Probe = lab.measure_on(host, &["probe", target, "--limit-ms", "1500"])?;
+        ensure!(probe.seen_as.and_then(Way::of) == Some(way), "{target}, for {way:?}: {probe:?}");
+        let seen: Vec<Option<SocketAddr>> = Load::start_on(lab, host, &["udp-who", target])?.answer()?;
+        ensure!(seen[0].and_then(Way::of) == Some(way), "datagrams to {target}, for {way:?}: {seen:?}");
+    }
+    let exchanged: Exchanged = lab.measure_on(host, &["exchange", "10.78.0.2:7003", "4000000"])?;
+    ensure!(exchanged.bytes == 4_000_000, "{exchanged:?}");
+    for options in [
+        &["--to", "10.78.0.2:7000", "--to", "10.78.0.3:7000"][..],
+        &["--to", "[fd78::2]:7000", "--connected"],
+        &["--to", "10.78.0.2:7000", "--length", "1200", "--batch", "10", "--window", "20"],
+        &["--to", "10.78.0.2:7000", "--length", "4000"],
+    ] {
+        let echoes: Echoes = lab.measure_on(host, &[&["udp", "--seconds", "0.3"], options].concat())?;
+        println!("{way:?} {options:?}: {echoes:?}");
+        ensure!(echoes.wrong == 0 && echoes.received > 0, "{options:?}: {echoes:?}");
+        // A few may be lost beside other tests.
+        ensure!(echoes.sent - echoes.received <= 2 + echoes.sent / 100, "{options:?}: {echoes:?}");
+    }
+    Ok(())
+}
+
+fn tunnelled(lab: &Lab, args: &[&str], check: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = lab.leftovers()?;
+    let mut shuttle = Shuttle::connect(lab, Run::remote(args))?;
+    let checked = check();
+    shuttle.signal(Signal::SIGINT)?;
+    shuttle.wait(END)?;
+    checked.with_context(|| format!("{args:?}\nshuttle says:\n{}", shuttle.stderr()))?;
+    wait_until("nothing stays", || lab.leftovers().is_ok_and(|left| left == before))
+        .with_context(|| format!("{:?}", lab.leftovers()))
+}
+
+#[test]
+fn containers_behind_a_bridge_are_captured_if_it_is_named() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    lab.client.script(BRIDGE)?;
+    let (one, two) = (behind_bridge(&lab, 2)?, behind_bridge(&lab, 3)?);
+    let mut service = two.command(lab.program("lab-tool")?).arg("serve").spawn()?;
+    // What stays between the containers, and between them and their host, is nobody else's.
+    let among_themselves = || -> Result<()> {
+        for (host, target, outcome) in [
+            (&one, "172.17.0.3:7004", Outcome::Direct),
+            (&one, "[fd17::3]:7004", Outcome::Direct),
+            (&one, "172.17.0.1:7004", Outcome::Reset),
+            (&one, "[fd17::1]:7004", Outcome::Reset),
+        ] {
+            let probe: Probe = lab.measure_on(host, &["probe", target, "--limit-ms", "1500"])?;
+            ensure!(probe.outcome == outcome, "{target}: {probe:?}");
+        }
+        Ok(())
+    };
+    let checked = || -> Result<()> {
+        wait_until("the second container serves", || among_themselves().is_ok())?;
+        expect(&lab, &one, Way::Masqueraded).context("before")?;
+        tunnelled(&lab, &EVERYTHING, || {
+            expect(&lab, &one, Way::Masqueraded).context("not named")?;
+            expect(&lab, &lab.client, Way::Captured).context("the client's own")?;
+            among_themselves()
+        })?;
+        tunnelled(&lab, &[&EVERYTHING[..], &["--lan", "docker0"]].concat(), || {
+            expect(&lab, &one, Way::Captured).context("named")?;
+            expect(&lab, &two, Way::Captured).context("named, the other")?;
+            expect(&lab, &lab.client, Way::Captured).context("the client's own")?;
+            among_themselves()
+        })?;
+        expect(&lab, &one, Way::Masqueraded).context("after")
+    };
+    let checked = checked();
+    service.kill()?;
+    service.wait()?;
+    checked
+}
+
+/// A cgroup and other namespaces of its own make no difference: the network does.
+#[test]
+fn containers_in_the_hosts_network_are_captured_as_programs_are() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let before_start = lab.container(Network::Hosts)?;
+    tunnelled(&lab, &EVERYTHING, || {
+        expect(&lab, &before_start, Way::Captured)?;
+        expect(&lab, &lab.client, Way::Captured)
+    })?;
+    expect(&lab, &before_start, Way::Masqueraded).context("after")
+}

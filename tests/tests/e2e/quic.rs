@@ -1,0 +1,95 @@
+//! A real QUIC implementation, its sockets' offloads included, through the tunnel.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use shuttle_tests::traffic::quic::{Exchanged, Sent, Serving};
+use shuttle_tests::{Host, Lab, Load, Options, Run, addr};
+
+use crate::with_tunnel;
+
+const NETS: [&str; 3] = ["--method=ebpf", "10.78.0.0/24", "fd78::/64"];
+/// Some seconds each, without optimisation.
+const MUCH: u64 = 8 << 20;
+const LITTLE: u64 = 2 << 20;
+const SERVERS: [&str; 4] = ["10.78.0.2:4433", "10.78.0.3:443", "[fd78::2]:4433", "[fd78::3]:443"];
+
+/// The servers of the target, and what clients are to trust.
+struct Servers(Vec<(&'static str, Load, Serving)>);
+
+impl Servers {
+    fn start(lab: &Lab) -> Result<Servers> {
+        let start = |address| {
+            let mut load = Load::start_on(lab, &lab.target, &["quic-serve", address])?;
+            let serving = load.answer()?;
+            Ok((address, load, serving))
+        };
+        SERVERS.into_iter().map(start).collect::<Result<_>>().map(Servers)
+    }
+
+    /// Exchanges so many `bytes` with those of `to` at once, by one socket of `host` that is bound to `from`.
+    fn exchange(
+        &self,
+        lab: &Lab,
+        host: &Host,
+        from: &str,
+        to: &[&str],
+        bytes: u64,
+    ) -> Result<Vec<Exchanged>> {
+        let bytes = bytes.to_string();
+        let mut args = vec!["quic", "--from", from, "--bytes", &bytes];
+        for (address, _, serving) in self.0.iter().filter(|(address, ..)| to.contains(address)) {
+            args.extend(["--to", address, "--certificate", &serving.certificate]);
+        }
+        let done: Vec<Exchanged> = lab.measure_on(host, &args)?;
+        ensure!(done.len() == to.len(), "{} of {} exchanges", done.len(), to.len());
+        Ok(done)
+    }
+}
+
+/// quinn counts the calls of sendmsg(2), and stops handing over many datagrams by one as soon as the kernel refuses that.
+fn is_offloaded(sent: Sent) -> bool {
+    sent.datagrams > 2 * sent.calls
+}
+
+fn is_captured(exchanged: &Exchanged) -> bool {
+    [IpAddr::from(addr::SERVER_INNER), addr::SERVER_INNER6.into()].contains(&exchanged.seen_as.ip())
+}
+
+#[test]
+fn quic_is_captured_and_intact() -> Result<()> {
+    let args = [&NETS[..], &["--lan", "lan"]].concat();
+    with_tunnel(Options { lan: true, ..Options::default() }, Run::remote(&args), |lab, _| {
+        let servers = Servers::start(lab)?;
+        let [v4, other4, v6, other6] = SERVERS;
+        let check = |host: &Host, from: &str, to: &[&str], bytes: u64| -> Result<()> {
+            for exchanged in servers.exchange(lab, host, from, to, bytes)? {
+                println!("{from}: {exchanged:?}");
+                ensure!(is_captured(&exchanged), "not captured: {exchanged:?}");
+                ensure!(is_offloaded(exchanged.up), "without offload: {exchanged:?}");
+                ensure!(is_offloaded(exchanged.down), "without offload: {exchanged:?}");
+            }
+            Ok(())
+        };
+        for (from, to) in [
+            // The service's own port here: the helper has to send the replies.
+            ("0.0.0.0:443", other4),
+            ("[::]:443", other6),
+            ("10.77.0.1:0", v4),
+            ("[fd77::1]:0", v6),
+        ] {
+            check(&lab.client, from, &[to], LITTLE).with_context(|| format!("{from} to {to}"))?;
+        }
+        for (from, to, bytes) in [
+            ("0.0.0.0:0", &[v4][..], MUCH),
+            ("[::]:0", &[v6], MUCH),
+            // Both families by one socket, as most QUIC programs have it; and several servers at once.
+            ("[::]:0", &[v4, other6], LITTLE),
+            ("0.0.0.0:0", &[v4, other4], LITTLE),
+        ] {
+            check(&lab.client, from, to, bytes).with_context(|| format!("{from} to {to:?}"))?;
+            check(lab.lan()?, from, to, bytes).with_context(|| format!("{from} to {to:?}, from the LAN"))?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,63 @@
+//! Datagrams that nobody takes at the far side: programs hear of it as they would without a tunnel.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use shuttle_tests::traffic::refusal::Refusal;
+use shuttle_tests::traffic::udp::Echoes;
+use shuttle_tests::{Host, Lab, Options, Run};
+
+use crate::with_tunnel;
+
+const NETS: [&str; 5] = ["--method=ebpf", "10.78.0.0/24", "fd78::/64", "--lan", "lan"];
+/// Of the target: nobody listens there.
+const CLOSED: [&str; 2] = ["10.78.0.2:7099", "[fd78::2]:7099"];
+/// Far sooner than any program gives up by itself.
+const SOON_MS: u64 = 1_000;
+
+fn refusals(lab: &Lab, host: &Host, addresses: &[&str]) -> Result<Vec<Refusal>> {
+    lab.measure_on(host, &[&["udp-refusal"], addresses].concat())
+}
+
+#[test]
+fn a_closed_port_is_heard_of() -> Result<()> {
+    with_tunnel(Options { lan: true, ..Options::default() }, Run::remote(&NETS), |lab, _| {
+        for (name, host) in [("client", &lab.client), ("lan", lab.lan()?)] {
+            // Twice: the second time all is there already.
+            for addresses in [CLOSED, CLOSED] {
+                for refusal in refusals(lab, host, &addresses)? {
+                    println!("{name}: {refusal:?}");
+                    let refused = refusal.error.as_deref() == Some("ConnectionRefused");
+                    ensure!(refused && refusal.millis < SOON_MS, "{name}: {refusal:?}");
+                }
+            }
+            // By a v4-mapped socket too.
+            let refusal = &refusals(lab, host, &["[::ffff:10.78.0.2]:7099"])?[0];
+            ensure!(refusal.error.as_deref() == Some("ConnectionRefused"), "{name}, mapped: {refusal:?}");
+            // Where somebody listens, nobody is refused.
+            let answer = &refusals(lab, host, &["10.78.0.2:7004"])?[0];
+            ensure!(answer.error.as_deref() == Some("an answer"), "{name}: {answer:?}");
+        }
+        // What one peer refuses costs another's datagrams nothing, by the same socket.
+        let args = ["udp", "--to", "10.78.0.2:7000", "--to", CLOSED[0], "--window", "2", "--seconds", "2"];
+        let echoes: Echoes = lab.measure(&args)?;
+        println!("{echoes:?}");
+        ensure!(echoes.wrong == 0 && echoes.received * 2 >= echoes.sent - 4, "{echoes:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn dig_does_not_wait_for_a_nameserver_that_is_not_there() -> Result<()> {
+    with_tunnel(Options::default(), Run::remote(&NETS[..3]), |lab, _| {
+        for server in ["@10.78.0.2", "@fd78::2"] {
+            let started = Instant::now();
+            let mut dig = lab.client.command("dig");
+            let output = dig.args([server, "+tries=1", "+time=5", "a.test"]).output().context("dig")?;
+            let says = String::from_utf8_lossy(&output.stdout);
+            ensure!(says.contains("connection refused"), "{server}: {says}");
+            ensure!(started.elapsed().as_millis() < 3_000, "{server}: {:?}\n{says}", started.elapsed());
+        }
+        Ok(())
+    })
+}
