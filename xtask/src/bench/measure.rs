@@ -134,7 +134,7 @@ impl Effort {
             false => Effort {
                 bulk,
                 round_trips: 3.0,
-                connects: 3_000,
+                connects: 1_000,
                 idle: 10_000,
                 stall: 5.0,
                 first,
@@ -218,10 +218,14 @@ impl On<'_> {
         Ok(values)
     }
 
+    /// Of three bursts, that of middle speed: each is over within half a second, in which a shared machine may do anything.
     fn connects(&self) -> Result<Vec<f64>> {
         let total = self.effort.connects.to_string();
-        let connects: Connects = self.lab.measure(&["connects", &self.at(port::ECHO), &total, "32"])?;
-        Ok(vec![connects.per_second, connects.time.p50_us as f64 / 1e3, connects.lost as f64])
+        let burst = || self.lab.measure(&["connects", &self.at(port::ECHO), &total, "32"]);
+        let mut bursts: Vec<Connects> = (0..3).map(|_| burst()).collect::<Result<_>>()?;
+        bursts.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
+        let lost: usize = bursts.iter().map(|burst| burst.lost).sum();
+        Ok(vec![bursts[1].per_second, bursts[1].time.p50_us as f64 / 1e3, lost as f64])
     }
 
     fn datagrams(&self) -> Result<Vec<f64>> {
