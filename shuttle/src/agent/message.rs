@@ -5,7 +5,10 @@ const HEADER: usize = 12;
 /// The bit of the third byte that says: an answer.
 const RESPONSE: u8 = 0x80;
 /// The codes by which a server says that it can't tell: SERVFAIL, NOTIMP, REFUSED. libc then asks the next.
-const CANNOT_TELL: [u8; 3] = [2, 4, 5];
+const CANNOT_TELL: [u8; 3] = [SERVFAIL, 4, 5];
+const SERVFAIL: u8 = 2;
+/// The bit of the fourth byte that says so.
+const RECURSION_AVAILABLE: u8 = 0x80;
 
 /// What has come after a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,15 @@ pub(super) fn judge(query: &[u8], message: &[u8]) -> Verdict {
         return Verdict::Foreign;
     }
     if CANNOT_TELL.contains(&code) { Verdict::Poor } else { Verdict::Answer }
+}
+
+/// The answer to `query` of a resolver that can't reach any server; `None` where it is no query that can be read.
+pub(super) fn server_failure(query: &[u8]) -> Option<Vec<u8>> {
+    let head = query.first_chunk::<HEADER>().filter(|head| head[2] & RESPONSE == 0)?;
+    let [i0, i1, flags, _, q0, q1, ..] = *head;
+    // What was asked for, and how, is repeated; no records follow.
+    let answer = [i0, i1, flags | RESPONSE, RECURSION_AVAILABLE | SERVFAIL, q0, q1, 0, 0, 0, 0, 0, 0];
+    Some([&answer, questions(query, u16::from_be_bytes([q0, q1]))?].concat())
 }
 
 /// The bytes of a message's question section; `None` if it has none that can be read.
@@ -106,6 +118,10 @@ mod tests {
         ] {
             assert_eq!(judge(&query, &bytes), want, "{what}");
         }
+        let failure = server_failure(&query).expect("an answer");
+        assert_eq!((judge(&query, &failure), &failure[..4]), (Verdict::Poor, &[0, 7, 0x81, 0x82][..]));
+        assert_eq!(server_failure(&failure), None);
+        assert_eq!(server_failure(&query[..15]), None);
         let mut pointer = message(7, [0x81, 0x80], &["a.test"], &[]);
         pointer[12] = 0xc0;
         assert_eq!(judge(&query, &pointer), Verdict::Foreign);

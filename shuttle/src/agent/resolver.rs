@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpStream, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::message::{Verdict, judge};
+use super::message::{Verdict, judge, server_failure};
 use crate::link::{Link, association_token, now};
 use crate::mux::{AssociationId, Target};
 use crate::resolv;
@@ -108,7 +108,7 @@ impl Resolver {
         self.servers.in_turn(now()).get(attempt).map(|server| TcpStream::connect(*server))
     }
 
-    /// Asks. Whatever fails ends the query without an answer, as the network would.
+    /// Asks. What nobody can be asked is answered at once, by an answer that says so; silence is passed on as silence.
     pub(super) fn ask(&mut self, link: &mut Link, id: AssociationId, target: Target, bytes: &[u8]) {
         let now = now();
         let servers = match target {
@@ -124,7 +124,7 @@ impl Resolver {
             self.due.push_back((now + PATIENCE, id));
             self.ends.push_back((now + TIME, id));
         } else {
-            link.dissociate(id);
+            query.fail(link, id);
         }
     }
 
@@ -155,13 +155,15 @@ impl Resolver {
                 }
             }
         }
-        if query.is_hopeless() {
-            self.give_up(link, id);
+        if query.is_hopeless()
+            && let Some(query) = self.open.remove(&id)
+        {
+            query.fail(link, id);
         }
         true
     }
 
-    /// No server will tell more.
+    /// No server has told more in time.
     fn give_up(&mut self, link: &mut Link, id: AssociationId) {
         let Some(query) = self.open.remove(&id) else { return };
         match query.poor {
@@ -245,6 +247,14 @@ impl Query {
             }
         }
         Read::Nothing
+    }
+
+    /// Nobody can tell: answers so, in a server's words or in ours.
+    fn fail(self, link: &mut Link, id: AssociationId) {
+        match self.poor.or_else(|| server_failure(&self.bytes)) {
+            Some(answer) => link.send_query(id, Target::Resolver, &answer),
+            None => link.dissociate(id),
+        }
     }
 
     /// All have been asked, and none will answer.

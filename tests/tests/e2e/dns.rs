@@ -243,7 +243,11 @@ fn the_next_server_is_asked() -> Result<()> {
                     .with_context(|| format!("{servers:?}"))?;
             }
         }
-        // None that can tell, or that says anything.
+        // Nobody is there, and none that can tell, or that says anything.
+        conf.set(&["127.0.0.9"])?;
+        std::thread::sleep(Duration::from_millis(1_100));
+        let text = dig(&lab, &["same.test"])?;
+        ensure!(text.contains("SERVFAIL"), "{text}");
         conf.set(&["127.0.0.3"])?;
         std::thread::sleep(Duration::from_millis(1_100));
         let text = dig(&lab, &["same.test"])?;
