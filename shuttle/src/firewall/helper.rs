@@ -179,8 +179,7 @@ impl Helper {
         if self.enclosure.is_some() {
             return Err("the client is enclosed already".to_owned());
         }
-        self.enclosure =
-            Some(Enclosure::new(&mut self.loader, self.client).map_err(|error| error.to_string())?);
+        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
         Ok(Response::Enclosed)
     }
 

@@ -85,7 +85,7 @@ pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+pub(super) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(result) {
         // SAFETY: the system call has just returned this descriptor to us.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
