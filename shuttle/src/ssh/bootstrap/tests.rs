@@ -153,9 +153,10 @@ const SSH_OVERHEAD: usize = 1024;
 #[test]
 fn the_agent_crosses_in_three_flights() {
     for agent in AGENTS {
-        // Against glibc it is three times as large; a debug build embeds the same agent as a release.
+        // Against glibc it is three times as large, and takes one more or two.
         assert!(
-            agent.bytes(Form::Raw).len() > 400_000 || agent.bytes(Form::Xz).len() + SSH_OVERHEAD < THREE_FLIGHTS,
+            agent.bytes(Form::Raw).len() > 400_000
+                || agent.bytes(Form::Xz).len() + SSH_OVERHEAD < THREE_FLIGHTS,
             "{} bytes for {}",
             agent.bytes(Form::Xz).len(),
             agent.machine
