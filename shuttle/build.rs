@@ -3,17 +3,25 @@
 //! The agent is this same package with the `agent` feature alone, linked statically. Its build is a cargo of its own
 //! with a target directory of its own, since cargo has no way to say that one program embeds another.
 //!
-//! What `ssh/bootstrap` needs to send it is made here too: compressed, and with the sums that the remote machine checks.
+//! What `ssh/bootstrap` needs to send it is made here too: packed, and with the sums that the remote machine checks.
 
 use std::env;
 use std::fs;
-use std::io::Write;
+use std::io::{Result, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use lzma_rust2::{CheckType, FilterType, XzOptions, XzWriter};
+use object::{Object, ObjectSection};
 use sha2::{Digest, Sha256};
+
+/// What only unwinders and people read: the agent has no unwinder.
+const UNREAD: [&str; 4] = [".eh_frame", ".eh_frame_hdr", ".gcc_except_table", ".note.gnu.build-id"];
+
+/// What xz needs to find repetitions anywhere in the agent, which is also what unpacking takes in memory.
+const DICTIONARY: u32 = 1024 * 1024;
 
 /// What the agent is made of; a change elsewhere need not build it again.
 const AGENT_SOURCES: [&str; 7] =
@@ -28,12 +36,23 @@ fn main() {
         println!("cargo::rerun-if-changed={source}");
     }
     let out = PathBuf::from(variable("OUT_DIR"));
-    let agent = build_agent(&out.join("agent"));
-    let program = fs::read(&agent).unwrap_or_else(|error| panic!("{}: {error}", agent.display()));
-    let compressed = out.join("agent.gz");
-    compress(&program, &compressed).unwrap_or_else(|error| panic!("{}: {error}", compressed.display()));
-    println!("cargo::rustc-env=SHUTTLE_AGENT={}", agent.display());
-    println!("cargo::rustc-env=SHUTTLE_AGENT_GZIP={}", compressed.display());
+    let target = agent_target();
+    let agent = build_agent(&target, &out.join("agent"));
+    let mut program = fs::read(&agent).unwrap_or_else(|error| panic!("{}: {error}", agent.display()));
+    // glibc has an unwinder of its own.
+    if target.contains("musl") {
+        blank(&mut program);
+    }
+    let written = |name: &str, bytes: Result<Vec<u8>>| {
+        let path = out.join(name);
+        bytes
+            .and_then(|bytes| fs::write(&path, bytes))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        path
+    };
+    println!("cargo::rustc-env=SHUTTLE_AGENT_GZIP={}", written("agent.gz", gzip(&program)).display());
+    println!("cargo::rustc-env=SHUTTLE_AGENT_XZ={}", written("agent.xz", xz(&program)).display());
+    println!("cargo::rustc-env=SHUTTLE_AGENT={}", written("agent.raw", Ok(program.clone())).display());
     println!("cargo::rustc-env=SHUTTLE_AGENT_SUMS={}", sums(&program));
 }
 
@@ -60,13 +79,12 @@ fn standard_library(target: &str) -> Option<PathBuf> {
     files.any(|file| file.file_name().to_string_lossy().starts_with("libstd-")).then_some(library)
 }
 
-fn build_agent(out: &Path) -> PathBuf {
-    let target = agent_target();
+fn build_agent(target: &str, out: &Path) -> PathBuf {
     let manifest = Path::new(&variable("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     let mut cargo = Command::new(variable("CARGO"));
     cargo
         .args(["build", "--quiet", "--no-default-features", "--features", "agent", "--bin", "shuttle-agent"])
-        .args(["--profile", "agent", "--target", &target, "--target-dir"])
+        .args(["--profile", "agent", "--target", target, "--target-dir"])
         .arg(out)
         .arg("--manifest-path")
         .arg(manifest)
@@ -82,10 +100,42 @@ fn build_agent(out: &Path) -> PathBuf {
     out.join(target).join("agent").join("shuttle-agent")
 }
 
-fn compress(program: &[u8], path: &Path) -> std::io::Result<()> {
-    let mut gzip = GzEncoder::new(fs::File::create(path)?, Compression::best());
+/// Fills what nobody reads with zeros, which pack well. The linker can't leave it out: what it is given to start C with
+/// points there.
+fn blank(program: &mut [u8]) {
+    let ranges: Vec<_> = match object::File::parse(&*program) {
+        Ok(file) => file
+            .sections()
+            .filter(|section| section.name().is_ok_and(|name| UNREAD.contains(&name)))
+            .filter_map(|section| section.file_range())
+            .collect(),
+        Err(error) => panic!("the agent is no program: {error}"),
+    };
+    for (start, length) in ranges {
+        let (start, length) = (start as usize, length as usize);
+        program[start..start + length].fill(0);
+    }
+}
+
+fn gzip(program: &[u8]) -> Result<Vec<u8>> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(program)?;
-    gzip.finish().map(drop)
+    gzip.finish()
+}
+
+/// In a way that busybox unpacks as well: it knows no check but CRC-32 everywhere, and of filters that for x86.
+fn xz(program: &[u8]) -> Result<Vec<u8>> {
+    let mut options = XzOptions::with_preset(9);
+    options.set_check_sum_type(CheckType::Crc32);
+    options.lzma_options.dict_size = DICTIONARY;
+    // Code has no alignment.
+    options.lzma_options.pb = 0;
+    if variable("CARGO_CFG_TARGET_ARCH") == "x86_64" {
+        options.prepend_pre_filter(FilterType::BcjX86, 0);
+    }
+    let mut xz = XzWriter::new(Vec::new(), options)?;
+    xz.write_all(program)?;
+    xz.finish()
 }
 
 /// `LENGTH SHA256 CRC`, as docs/protocol.md has them.

@@ -13,6 +13,7 @@ pub(crate) const LAB: &[Package] = &[
     Package { name: "openssh-server", proof: "/usr/sbin/sshd" },
     Package { name: "iproute2", proof: "/usr/sbin/ip" },
     Package { name: "sudo", proof: "/usr/bin/sudo" },
+    Package { name: "xz-utils", proof: "/usr/bin/xz" },
     Package { name: "python3", proof: "/usr/bin/python3" },
     Package { name: "tcsh", proof: "/usr/bin/tcsh" },
     Package { name: "bind9-dnsutils", proof: "/usr/bin/dig" },

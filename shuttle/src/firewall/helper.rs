@@ -74,7 +74,14 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
     let ended = loop {
         tokio::select! {
             request = requests.recv() => match request {
-                Some(Ok(request)) => if let Err(error) = helper.answer(&stream, request).await { break Err(error) },
+                Some(Ok(request)) => match helper.answer(&stream, request).await {
+                    Ok(()) => {}
+                    // It has left without waiting for the answer, as it does when ssh fails early.
+                    Err(Error::Wire(wire::Error::Io(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        break Ok(());
+                    }
+                    Err(error) => break Err(error),
+                },
                 Some(Err(error)) => break Err(error.into()),
                 None => break Ok(()),
             },
@@ -182,8 +189,7 @@ impl Helper {
         if self.enclosure.is_some() {
             return Err("the client is enclosed already".to_owned());
         }
-        self.enclosure =
-            Some(Enclosure::new(&mut self.loader, self.client).map_err(|error| error.to_string())?);
+        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
         Ok(Response::Enclosed)
     }
 

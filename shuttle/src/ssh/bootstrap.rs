@@ -7,7 +7,7 @@
 //! remote  shuttle-start                            length and hash are right; what follows is the agent's
 //! ```
 //!
-//! FORM is `gzip`, or `raw` where there is no gzip. HOST is the boot's id and the network namespace, where there are
+//! FORM is `xz`, `gzip` where there is no xz, or `raw` where there is neither. HOST is the boot's id and the network namespace, where there are
 //! such things: a client that finds its own there would capture the connections of its own agent, for ever.
 //!
 //! The client sends nothing more before `shuttle-start`, so it doesn't matter when a remote tool reads ahead.

@@ -104,7 +104,7 @@ pub fn destination_of_token(socket: impl AsFd, token: u32) -> io::Result<Option<
     Ok(asked?.1.as_socket())
 }
 
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+pub(super) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(result) {
         // SAFETY: the system call has just returned this descriptor to us.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),

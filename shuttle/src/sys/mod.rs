@@ -3,6 +3,10 @@
 #[cfg(all(target_os = "linux", feature = "client"))]
 pub mod capture;
 pub mod descriptors;
+#[cfg(all(target_os = "linux", feature = "client"))]
+pub mod exempt;
+#[cfg(all(target_env = "musl", not(feature = "client")))]
+mod unwind;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,12 +1,13 @@
 //! The bypass cgroup: holds the client, its ssh and whatever those start, whose connections are never captured.
 
-use std::{io, thread};
+use std::os::fd::OwnedFd;
 
 use super::{
     Error,
     cgroup::{Cgroup, sweep},
-    programs::{Exemption, Loader},
+    slot::BYPASS_BIT,
 };
+use crate::sys::exempt::{attach_marking_program, load_marking_program};
 
 /// A bypass cgroup with its program attached. Kept until the last: without it, ssh would be captured.
 #[derive(Debug)]
@@ -14,12 +15,12 @@ pub(crate) struct Enclosure {
     pid: i32,
     parent: Cgroup,
     cgroup: Cgroup,
-    exemption: Option<Exemption>,
+    exemption: Option<OwnedFd>,
 }
 
 impl Enclosure {
     /// Moves the process `pid` into a new child of its own cgroup; the limits on that cgroup hold on.
-    pub(crate) fn new(loader: &mut Loader, pid: i32) -> Result<Self, Error> {
+    pub(crate) fn new(pid: i32) -> Result<Self, Error> {
         match sweep() {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => tracing::debug!(?removed, "left by dead instances"),
@@ -28,7 +29,7 @@ impl Enclosure {
         let parent = Cgroup::root()?.of_process(pid)?;
         let cgroup = parent.make_bypass(pid)?;
         let mut enclosure = Self { pid, parent, cgroup, exemption: None };
-        match enclosure.fill(loader) {
+        match enclosure.fill() {
             Ok(()) => Ok(enclosure),
             Err(error) => {
                 enclosure.undo();
@@ -37,19 +38,17 @@ impl Enclosure {
         }
     }
 
-    /// Moves the process in and loads the program, side by side: the one waits in the kernel, the other computes.
-    fn fill(&mut self, loader: &mut Loader) -> Result<(), Error> {
-        let (moved, loaded) = thread::scope(|scope| {
-            let loaded = scope.spawn(|| Exemption::load(loader));
-            (self.cgroup.add(self.pid), loaded.join())
-        });
-        moved.map_err(Error::system(format!("moving process {} into its bypass cgroup", self.pid)))?;
-        let panicked =
-            |_| Error::system("loading the program that exempts it")(io::Error::other("it panicked"));
-        let mut exemption = loaded.map_err(panicked)??;
-        exemption.attach(&self.cgroup.0)?;
-        self.exemption = Some(exemption);
-        Ok(())
+    /// Exempts its new sockets, then moves the process in: that waits in the kernel, for the program too.
+    fn fill(&mut self) -> Result<(), Error> {
+        let failed = |source| Error::Program {
+            name: "exempt",
+            reason: format!("{source}"),
+            needs: "Linux 5.7 with CONFIG_CGROUP_BPF",
+        };
+        let program = load_marking_program(BYPASS_BIT).map_err(failed)?;
+        self.exemption = Some(attach_marking_program(program, &self.cgroup.0).map_err(failed)?);
+        let moving = format!("moving process {} into its bypass cgroup", self.pid);
+        self.cgroup.add(self.pid).map_err(Error::system(moving))
     }
 
     /// Moves what lives in the cgroup to where it came from, and removes it. Goes on at an error: a cgroup that

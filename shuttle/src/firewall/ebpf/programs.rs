@@ -4,13 +4,13 @@ use std::{
     collections::HashSet,
     fs::File,
     net::{IpAddr, SocketAddr},
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::BorrowedFd,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, LpmTrie, MapData, MapError, SockMap, lpm_trie::Key},
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, SkLookup, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, links::FdLink},
 };
 use ipnet::IpNet;
 use shuttle_common::{
@@ -332,38 +332,6 @@ impl Programs {
                 .map_err(|error| program_failed(name, "no exclusive program at the root cgroup", &error))?;
         }
         Ok(())
-    }
-}
-
-/// The program that exempts the sockets of one cgroup, attached while this lives.
-#[derive(Debug)]
-pub(super) struct Exemption {
-    object: Ebpf,
-}
-
-impl Exemption {
-    const NAME: &str = "exempt";
-
-    /// Loads the program; it is attached to nothing yet.
-    pub(super) fn load(loader: &mut Loader) -> Result<Self, Error> {
-        let object = loader.load(&Settings::default(), false, false).map_err(object_failed)?;
-        let mut exemption = Self { object };
-        exemption.program()?.load().map_err(Self::failed)?;
-        Ok(exemption)
-    }
-
-    /// Attaches it to `cgroup`: from now on new sockets there are exempt.
-    pub(super) fn attach(&mut self, cgroup: &OwnedFd) -> Result<(), Error> {
-        self.program()?.attach(cgroup, CgroupAttachMode::Single).map(drop).map_err(Self::failed)
-    }
-
-    fn program(&mut self) -> Result<&mut CgroupSock, Error> {
-        let program = self.object.program_mut(Self::NAME).ok_or_else(|| missing(Self::NAME))?;
-        program.try_into().map_err(Self::failed)
-    }
-
-    fn failed(error: ProgramError) -> Error {
-        program_failed(Self::NAME, "Linux 5.7", &error)
     }
 }
 

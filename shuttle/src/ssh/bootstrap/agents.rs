@@ -5,7 +5,8 @@ pub(super) struct Agent {
     /// What `uname` says where it runs.
     pub(super) machine: &'static str,
     program: &'static [u8],
-    compressed: &'static [u8],
+    gzip: &'static [u8],
+    xz: &'static [u8],
     /// Length, SHA-256 and CRC of the program.
     sums: &'static str,
 }
@@ -17,13 +18,16 @@ pub(super) const AGENTS: &[Agent] = &[Agent {
     #[cfg(target_arch = "aarch64")]
     machine: "Linux aarch64",
     program: include_bytes!(env!("SHUTTLE_AGENT")),
-    compressed: include_bytes!(env!("SHUTTLE_AGENT_GZIP")),
+    gzip: include_bytes!(env!("SHUTTLE_AGENT_GZIP")),
+    xz: include_bytes!(env!("SHUTTLE_AGENT_XZ")),
     sums: env!("SHUTTLE_AGENT_SUMS"),
 }];
 
 /// How an agent crosses the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
+    /// Two fifths as long; the remote machine needs xz.
+    Xz,
     /// Half as long; the remote machine needs gzip.
     Gzip,
     /// As it is.
@@ -33,11 +37,12 @@ pub(super) enum Form {
 impl Form {
     /// By the name that the script uses.
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        [Self::Gzip, Self::Raw].into_iter().find(|form| form.name() == name)
+        [Self::Xz, Self::Gzip, Self::Raw].into_iter().find(|form| form.name() == name)
     }
 
     fn name(self) -> &'static str {
         match self {
+            Self::Xz => "xz",
             Self::Gzip => "gzip",
             Self::Raw => "raw",
         }
@@ -53,7 +58,8 @@ impl Agent {
     /// What is sent of it.
     pub(super) fn bytes(&self, form: Form) -> &'static [u8] {
         match form {
-            Form::Gzip => self.compressed,
+            Form::Xz => self.xz,
+            Form::Gzip => self.gzip,
             Form::Raw => self.program,
         }
     }

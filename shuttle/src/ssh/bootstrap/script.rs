@@ -1,6 +1,6 @@
 //! What runs in the remote /bin/sh.
 
-/// The script: POSIX utilities, and mktemp, head -c, gzip and sha256sum where there are such.
+/// The script: POSIX utilities, and mktemp, head -c, xz, gzip and sha256sum where there are such.
 ///
 /// It passes through the account's login shell, whichever that is, inside single quotes: so it is one line without
 /// single quotes, `!` or a newline. A directory is taken only after a program in it could be run.
@@ -11,7 +11,7 @@
 pub(super) const SCRIPT: &str = concat!(
     r#"f() { echo "shuttle-failed $1"; exit 1; }; "#,
     r#"i=; read -r i 2>/dev/null </proc/sys/kernel/random/boot_id; j=$(readlink /proc/self/ns/net 2>/dev/null); "#,
-    r#"c=raw; command -v gzip >/dev/null 2>&1 && c=gzip; "#,
+    r#"c=raw; for z in xz gzip; do command -v $z >/dev/null 2>&1 && c=$z && break; done; "#,
     r#"echo; echo "shuttle-hello 1 $c $(uname -sm) $i $j"; read -r c t n a b || exit 1; umask 077; h=; "#,
     r#"trap "exit 1" 1 2 13 15; trap "rm -rf \"\$h\"" 0; "#,
     r#"for d in "${TMPDIR:-/tmp}" "$XDG_RUNTIME_DIR" "$HOME" /var/tmp /dev/shm; do "#,
@@ -24,7 +24,7 @@ pub(super) const SCRIPT: &str = concat!(
     r#"if echo x | head -c 1 >/dev/null 2>&1; then head -c "$t" >"$z" 2>/dev/null; else l=0; "#,
     r#"while test "$l" -lt "$t" && dd bs=65536 count=1 >>"$z" 2>/dev/null; do k=$(wc -c <"$z"); "#,
     r#"test "$k" -gt "$l" || break; l=$k; done; fi; "#,
-    r#"test "$c" = raw || gzip -dc <"$z" >"$p" 2>/dev/null || f "damaged"; "#,
+    r#"test "$c" = raw || "$c" -dc <"$z" >"$p" 2>/dev/null || f "damaged"; "#,
     r#"l=$(wc -c <"$p"); test "$l" -eq "$n" || f "damaged"; "#,
     r#"s=$(sha256sum <"$p" 2>/dev/null) || s=$(cksum <"$p" 2>/dev/null) || f "unchecked"; "#,
     r#"case "$s" in "$a "*|"$b "*) ;; *) f "damaged";; esac; "#,
