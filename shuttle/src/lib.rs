@@ -20,5 +20,7 @@ pub mod plan;
 mod private;
 pub mod resolv;
 #[cfg(feature = "client")]
+pub mod say;
+#[cfg(feature = "client")]
 pub mod ssh;
 pub mod sys;

@@ -1,12 +1,13 @@
 //! `shuttle`: see `shuttle --help` and README.md.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use shuttle::cli::{Args, ChangeRules, Verb, Whom};
 use shuttle::control::verbs::{self, Question};
 use shuttle::control::{Action, Change, Request};
+use shuttle::say::say;
 use shuttle::{agent, client, firewall};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("shuttle: {error:#}");
+            say(format_args!("shuttle: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -38,7 +39,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Verb::Cleanup) => {
-            print!("{}", firewall::cleanup::run()?);
+            std::io::stdout().lock().write_all(firewall::cleanup::run()?.to_string().as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -52,7 +53,7 @@ fn change(rules: &ChangeRules, action: Action) -> ExitCode {
             question(&rules.whom, Request::Change(change), false)
         }
         Err(error) => {
-            eprintln!("shuttle: {error}");
+            say(format_args!("shuttle: {error}"));
             ExitCode::from(2)
         }
     }
@@ -70,5 +71,7 @@ fn log_to_stderr(verbose: u8) {
         _ => LevelFilter::TRACE,
     };
     let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    // It would tell of them by eprintln!: see `say`.
+    let log = log.log_internal_errors(false);
     log.with_ansi(std::io::stderr().is_terminal()).init();
 }

@@ -15,6 +15,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use crate::control::Name;
 use crate::mux::Target;
 use crate::plan::{Families, Hook, Lans, Plan, Router, Steering};
+use crate::say::say;
 use crate::ssh::{LaneCount, Remote};
 pub use dns::Names;
 pub use listen::{Listen, ListenError};
@@ -179,7 +180,7 @@ impl Args {
                 let text = error.render().to_string();
                 let first = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
                 let line = first.split_whitespace().collect::<Vec<_>>().join(" ");
-                eprintln!("shuttle: {line} (see shuttle --help)");
+                say(format_args!("shuttle: {line} (see shuttle --help)"));
                 std::process::exit(2);
             }
             Err(help) => help.exit(),

@@ -27,6 +27,7 @@ use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
 use crate::plan::Steering;
+use crate::say::say;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
 use control::{Control, Desk, Facts};
@@ -130,7 +131,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         tunnel.orders.send(Order::Datagrams(start));
         let name = control.name().map_or_else(String::new, |name| name.as_str().to_owned());
         let called = if name.is_empty() { String::new() } else { format!(" as {name}") };
-        eprintln!("shuttle: connected{called}; capturing by {}", captured.description);
+        say(format_args!("shuttle: connected{called}; capturing by {}", captured.description));
         let facts = Facts { name, remote, method: captured.method, capture: captured.description };
         let mut desk = Desk { facts, rules, orders: tunnel.orders.clone() };
         let cause = tunnel.watch(&mut helper, &mut signals, (&mut control, &mut desk)).await?;
@@ -147,7 +148,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
 
 /// Says what is wrong with the command line.
 fn usage(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("shuttle: {error}");
+    say(format_args!("shuttle: {error}"));
     ExitCode::from(USAGE)
 }
 

@@ -15,6 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::place::{Instance, InstanceName, instances};
 use super::wire::{self, MOST_ANSWERED};
 use super::{Change, Request, Response, table};
+use crate::say::say;
 
 /// How long an instance may take to answer: a change of 100,000 rules takes half a second, one of names as long as the
 /// resolver does.
@@ -90,7 +91,7 @@ pub fn run(question: &Question) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("shuttle: {}", printable(&error.to_string()));
+            say(format_args!("shuttle: {}", printable(&error.to_string())));
             ExitCode::from(error.code())
         }
     }
@@ -120,12 +121,12 @@ fn show(question: &Question, response: Response, stream: &mut UnixStream, name: 
                 if *kill_flows { format!("; connections reset: {}", changed.killed) } else { String::new() };
             let note = if changed.note.is_empty() { String::new() } else { format!("; {}", changed.note) };
             let rules = changed.rules;
-            say(&format!("{name}: {} include, {} exclude{killed}{note}\n", rules.include, rules.exclude))
+            tell(&format!("{name}: {} include, {} exclude{killed}{note}\n", rules.include, rules.exclude))
         }
         (Request::Stop, Response::Stopping) => {
             wait_for_the_end(stream)
                 .map_err(|error| Error::Silent { name: name.to_owned(), source: error.into() })?;
-            say(&format!("{name} has ended\n"))
+            tell(&format!("{name} has ended\n"))
         }
         (
             Request::Status | Request::Flows | Request::Rules | Request::Change(_) | Request::Stop,
@@ -144,11 +145,11 @@ fn print<T: Serialize>(answer: &T, json: bool, table: impl Fn(&T) -> String) -> 
         text.push('\n');
         return Ok(io::stdout().lock().write_all(text.as_bytes())?);
     }
-    say(&table(answer))
+    tell(&table(answer))
 }
 
 /// What another user's tunnel says must not steer root's terminal.
-fn say(text: &str) -> Result<(), Error> {
+fn tell(text: &str) -> Result<(), Error> {
     Ok(io::stdout().lock().write_all(printable(text).as_bytes())?)
 }
 

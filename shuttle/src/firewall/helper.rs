@@ -28,6 +28,7 @@ use super::{
     wire::{self, Request, Response, VERSION},
 };
 use crate::plan::{Plan, Steering};
+use crate::say::say;
 
 /// Runs the helper on its end of the socket pair, which [`Handle::spawn`](super::handle::Handle::spawn) makes its
 /// stdin. Returns when the socket closes or SIGTERM comes, with everything undone.
@@ -41,7 +42,7 @@ pub fn main(socket: BorrowedFd<'_>) -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("shuttle: firewall helper: {error}");
+            say(format_args!("shuttle: firewall helper: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{CommandLine, Remote};
+use crate::say::say;
 
 /// Lines that are remembered for the diagnosis.
 const REMEMBERED: usize = 50;
@@ -94,7 +95,7 @@ async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines)
             Shown::None => false,
         };
         if passes {
-            eprintln!("{line}");
+            say(format_args!("{line}"));
         }
         if lines.len() == REMEMBERED {
             lines.pop_front();

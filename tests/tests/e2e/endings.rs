@@ -1,12 +1,14 @@
 //! However a tunnel ends, nothing is captured afterwards and nothing stays.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use shuttle_tests::process::{self, Process};
-use shuttle_tests::shuttle::{at_a_terminal, exit_code, send};
+use shuttle_tests::shuttle::{CONNECTED, at_a_terminal, exit_code, send};
 use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::{Lab, Load, Options, Role, Run, Shuttle};
 
@@ -17,6 +19,28 @@ const RUN: Run = Run {
     remote: true,
     args: &["--method=ebpf", "10.78.0.0/24", "fd78::/64"],
 };
+
+/// As with `shuttle … 2>&1 | head`: what it has to say from then on is lost, and nothing else.
+#[test]
+fn a_reader_that_leaves_ends_nothing() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    let args = [&["-vvv"], RUN.args].concat();
+    let mut command = Shuttle::command(&lab, Run { args: &args, ..RUN })?;
+    let mut shuttle = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut said = BufReader::new(shuttle.stderr.take().context("a pipe")?).lines();
+    ensure!(said.any(|line| line.is_ok_and(|line| line.starts_with(CONNECTED))), "it ended");
+    drop(said);
+    let checked = [TARGET, TARGET6, TARGET].into_iter().try_for_each(|target| {
+        expect(&lab, target, &[], Outcome::Captured)?;
+        ensure!(shuttle.try_wait()?.is_none(), "it has ended");
+        Ok(())
+    });
+    send(Process(shuttle.id()), Signal::SIGINT)?;
+    let code = exit_code(shuttle.wait()?);
+    checked?;
+    ensure!(code == 0, "exit code {code}");
+    nothing_stays(&lab)
+}
 
 type End = fn(&Lab, &Shuttle) -> Result<()>;
 

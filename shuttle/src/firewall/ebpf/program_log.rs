@@ -6,6 +6,8 @@ use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 
+use crate::say::say;
+
 /// How often the ring buffer is emptied.
 const PERIOD: Duration = Duration::from_millis(50);
 
@@ -31,7 +33,7 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record<'_>) {
-        eprintln!("ebpf: {}", record.args());
+        say(format_args!("ebpf: {}", record.args()));
     }
 
     fn flush(&self) {}
