@@ -15,7 +15,7 @@ use crate::maps::{
     LANS, LISTENERS, SOURCE4, SOURCE6, TUN, captured4, captured6, captures4, captures6, context, log, octets,
     same,
 };
-use crate::resolvers::{is_local4, is_local6, is_own4, is_own6};
+use crate::resolvers::{is_linked, is_local4, is_local6, is_own4, is_own6};
 
 const DROP: u32 = 0;
 const PASS: u32 = 1;
@@ -107,6 +107,10 @@ fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
         return !same(remote, ours) && is_local6(remote) && captures6(octets(destination), port);
     }
     let address = octets(destination);
+    // The route that returned it leads through the link's own device.
+    if is_linked(destination, port) && is_local6(remote) && captures6(address, port) {
+        return true;
+    }
     !is_local6(destination)
         && match came_by(lookup, Family::V6) {
             Way::Returned => same(remote, ours) || captures6(address, port),

@@ -47,6 +47,13 @@ pub fn is_own6(address: Words, port: u16) -> bool {
     port == PORT && is_resolver(address) && is_local6(address)
 }
 
+/// Whether it is a nameserver on a link of this host: one with a link-local address.
+#[inline(always)]
+pub fn is_linked(address: Words, port: u16) -> bool {
+    // fe80::/10
+    address[0] & u32::to_be(0xffc0_0000) == u32::to_be(0xfe80_0000) && port == PORT && is_resolver(address)
+}
+
 #[inline(always)]
 fn is_resolver(address: Words) -> bool {
     // SAFETY: the value is not read.

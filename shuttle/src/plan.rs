@@ -1,6 +1,6 @@
 //! What to capture, resolved: plain values that a firewall method renders.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -17,12 +17,39 @@ pub struct Plan {
     /// (see [`shuttle_common::rule`]).
     pub rules: Vec<Rule>,
     /// Nameservers, whose port 53 is captured also where this host owns the address, as far as the rules say so.
-    pub nameservers: Vec<IpAddr>,
+    pub nameservers: Vec<Nameserver>,
     /// The address families to prepare; one that is off gets no listener, route or policy rule, and rules about it no
     /// effect, also those that come later.
     pub families: Families,
     /// The traffic of other machines that this one forwards.
     pub router: Router,
+}
+
+/// A nameserver, whose port is 53.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Nameserver {
+    /// Its address.
+    pub address: IpAddr,
+    /// If that is a link-local one, the index of the interface to its link.
+    pub link: Option<u32>,
+}
+
+impl From<SocketAddr> for Nameserver {
+    fn from(server: SocketAddr) -> Self {
+        let link = match server {
+            SocketAddr::V6(server) if server.ip().is_unicast_link_local() => Some(server.scope_id()),
+            SocketAddr::V4(_) | SocketAddr::V6(_) => None,
+        };
+        Self { address: server.ip(), link: link.filter(|index| *index != 0) }
+    }
+}
+
+impl Nameserver {
+    /// Whether no link is known where there must be one.
+    pub fn is_astray(&self) -> bool {
+        let IpAddr::V6(address) = self.address else { return false };
+        address.is_unicast_link_local() && self.link.is_none()
+    }
 }
 
 /// Whose traffic is captured beside this machine's own.

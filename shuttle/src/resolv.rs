@@ -32,8 +32,8 @@ pub fn named(text: &str) -> Vec<SocketAddr> {
     all
 }
 
-/// An address, with the interface by name or number if it is a link-local one.
-fn address(text: &str) -> Option<SocketAddr> {
+/// A nameserver's address, with the interface by name or number if it is a link-local one.
+pub fn address(text: &str) -> Option<SocketAddr> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some((ip, PORT).into());
     }

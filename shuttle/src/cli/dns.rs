@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
 use crate::mux::Target;
+use crate::plan::Nameserver;
 use crate::resolv::{self, FILE, PORT};
 
 /// The servers that systemd-resolved asks, where it runs.
@@ -21,8 +22,8 @@ pub struct Names {
     #[arg(long, group = "queries")]
     pub dns: bool,
     /// The nameservers whose queries are captured, in place of those that this machine has; implies --dns
-    #[arg(long, value_name = "IP,…", value_delimiter = ',', group = "queries")]
-    pub ns_hosts: Vec<IpAddr>,
+    #[arg(long, value_name = "IP,…", value_delimiter = ',', value_parser = nameserver, group = "queries")]
+    pub ns_hosts: Vec<Nameserver>,
     /// The nameserver that the remote side asks, in place of its own; needs --dns or --ns-hosts
     #[arg(long, value_name = "IP[:PORT]", value_parser = server, requires = "queries")]
     pub to_ns: Option<SocketAddr>,
@@ -30,23 +31,23 @@ pub struct Names {
 
 impl Names {
     /// The nameservers whose queries are captured: none where names are not asked for.
-    pub(super) fn nameservers(&self) -> Vec<IpAddr> {
+    pub(super) fn nameservers(&self) -> Vec<Nameserver> {
         let mut all = self.ns_hosts.clone();
         if all.is_empty() && self.dns {
             let own = resolv::nameservers(Path::new(FILE));
             let upstream = std::fs::read_to_string(UPSTREAM_FILE).unwrap_or_default();
-            let (linked, others): (Vec<_>, Vec<_>) =
-                own.into_iter().chain(resolv::named(&upstream)).partition(is_link_local);
-            for server in linked {
+            let named = own.into_iter().chain(resolv::named(&upstream)).map(Nameserver::from);
+            let (astray, others): (Vec<_>, Vec<_>) = named.partition(Nameserver::is_astray);
+            for server in astray {
+                let address = server.address;
                 tracing::warn!(
-                    "queries to the nameserver {} stay on its link, where they can't be captured: name another in {FILE}",
-                    server.ip()
+                    "the nameserver {address} is left out: say on which interface, as {address}%eth0, in {FILE}"
                 );
             }
-            all = others.into_iter().map(|server| server.ip()).collect();
+            all = others;
         }
         let mut seen = std::collections::HashSet::new();
-        all.retain(|address| seen.insert(*address));
+        all.retain(|server| seen.insert(*server));
         all
     }
 
@@ -56,18 +57,22 @@ impl Names {
     }
 }
 
-/// Whether a route to it is on one link alone, so that none leads to our table.
-fn is_link_local(server: &SocketAddr) -> bool {
-    match server.ip() {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
 /// Captures the queries to a nameserver, whatever the other rules say of its network.
 pub(super) fn rule(nameserver: IpAddr) -> Rule {
     let ports = Ports { first: PORT, last: PORT };
     Rule { network: IpNet::from(nameserver), ports, verdict: Verdict::Capture }
+}
+
+/// `IP`, or `IP%INTERFACE` of a link-local one.
+fn nameserver(text: &str) -> Result<Nameserver, String> {
+    let server = resolv::address(text).map(Nameserver::from);
+    let server = server.ok_or_else(|| {
+        "not a nameserver's address, or no such interface: give IP, or IP%INTERFACE".to_owned()
+    })?;
+    if server.is_astray() {
+        return Err(format!("it is link-local: say on which interface, as {text}%eth0"));
+    }
+    Ok(server)
 }
 
 /// `IP`, `IP:PORT` or `[IP]:PORT`.
@@ -79,6 +84,24 @@ fn server(text: &str) -> Result<SocketAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn captured_nameservers_have_a_link_where_they_need_one() {
+        for (text, want) in [
+            ("10.0.0.1", Some(("10.0.0.1", None))),
+            ("fd00::1", Some(("fd00::1", None))),
+            ("fe80::1%lo", Some(("fe80::1", Some(1)))),
+            ("fe80::1%7", Some(("fe80::1", Some(7)))),
+            ("fe80::1", None),
+            ("fe80::1%0", None),
+            ("fe80::1%no-such-link", None),
+            ("10.0.0.1:53", None),
+            ("ns.example", None),
+        ] {
+            let want = want.map(|(address, link)| Nameserver { address: address.parse().unwrap(), link });
+            assert_eq!(nameserver(text).ok(), want, "{text}");
+        }
+    }
 
     #[test]
     fn servers_have_a_port_or_get_it() {

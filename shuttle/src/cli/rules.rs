@@ -1,13 +1,12 @@
 //! The rules as typed, on the command line and while a tunnel runs, and what they come to.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
 use super::{PlanError, Subnet, dns};
-use crate::plan::{MOST_RULES, default_exclusions};
+use crate::plan::{MOST_RULES, Nameserver, default_exclusions};
 
 /// A subnet, and what was said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ impl TypedRule {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSet {
     typed: Vec<TypedRule>,
-    nameservers: Vec<IpAddr>,
+    nameservers: Vec<Nameserver>,
 }
 
 /// What makes two subnets the same, however they are typed.
@@ -62,12 +61,12 @@ pub struct TooManyRules(usize);
 
 impl RuleSet {
     /// What a command line says, where of one subnet both may be said; and the nameservers whose queries are captured.
-    pub fn new(typed: Vec<TypedRule>, nameservers: Vec<IpAddr>) -> Self {
+    pub fn new(typed: Vec<TypedRule>, nameservers: Vec<Nameserver>) -> Self {
         Self { typed, nameservers }
     }
 
     /// The nameservers whose queries are captured, whatever is typed later.
-    pub fn nameservers(&self) -> &[IpAddr] {
+    pub fn nameservers(&self) -> &[Nameserver] {
         &self.nameservers
     }
 
@@ -110,7 +109,7 @@ impl RuleSet {
     /// The rules, with what is never captured unless asked for.
     pub fn rules(&self) -> Vec<Rule> {
         let mut rules = self.own_rules();
-        rules.extend(self.nameservers.iter().map(|address| dns::rule(*address)));
+        rules.extend(self.nameservers.iter().map(|it| dns::rule(it.address)));
         rules.extend(self.defaults());
         rules
     }

@@ -112,7 +112,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             both_ways: Duration::from_secs(tunnel.udp_stream_timeout.into()),
         };
         let nameservers = Nameservers {
-            captured: rules.nameservers().iter().copied().collect(),
+            captured: rules.nameservers().iter().map(|it| it.address).collect(),
             target: tunnel.resolver(),
         };
         let mut tunnel = match Running::start(session, wanted, (timeouts, nameservers), &mut signals).await {

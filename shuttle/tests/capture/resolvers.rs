@@ -2,34 +2,43 @@
 
 use std::{
     io::Read,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     time::Duration,
 };
 
 use ipnet::IpNet;
+use nix::{
+    net::if_::if_nametoindex,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use shuttle::{
-    firewall::handle::Handle,
-    plan::{Plan, default_exclusions},
+    firewall::{cleanup, handle::Handle},
+    plan::{Nameserver, Plan, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    cases::{capture, everything},
-    lab::{World, address, say, serve},
-    udp::{BYPASS_BIT, How, answer_at, answer_captured, ask},
+    cases::{assert_eventually, capture, everything},
+    lab::{World, address, ip, network_state, proxy, say, serve},
+    udp::{BYPASS_BIT, How, answer_at, answer_by, answer_captured, ask},
 };
 
 const NAMESERVERS: [&str; 4] = ["127.0.0.53", "::1", "10.77.0.1", "10.99.0.1"];
 /// All of this host.
 const STUBS: [&str; 4] = ["127.0.0.53", "127.0.0.54", "::1", "10.77.0.1"];
 
-/// Captures queries, and nothing else.
-fn queries() -> Plan {
+fn nameservers() -> [SocketAddr; 4] {
+    NAMESERVERS.map(|server| SocketAddr::new(server.parse().expect("an address"), 53))
+}
+
+/// Captures queries to these, and nothing else.
+fn queries(servers: &[SocketAddr]) -> Plan {
+    let nameservers: Vec<Nameserver> = servers.iter().copied().map(Nameserver::from).collect();
     let mut rules = default_exclusions();
-    let nameservers: Vec<std::net::IpAddr> = NAMESERVERS.map(|it| it.parse().expect("an address")).into();
     rules.extend(nameservers.iter().map(|nameserver| Rule {
-        network: IpNet::from(*nameserver),
+        network: IpNet::from(nameserver.address),
         ports: Ports { first: 53, last: 53 },
         verdict: Verdict::Capture,
     }));
@@ -43,7 +52,7 @@ pub(crate) fn by_udp() {
         answer_at(stub, 54, "home");
     }
     let mut handle = Handle::spawn().expect("a helper");
-    let captured = capture(&mut handle, &queries()).expect("capture");
+    let captured = capture(&mut handle, &queries(&nameservers())).expect("capture");
     let _proxy = answer_captured(captured);
     let rows: &[(How, &str, bool)] = &[
         (How::Connected, "127.0.0.53:53", true),
@@ -106,7 +115,7 @@ pub(crate) fn by_tcp() {
     for stub in STUBS {
         serve(TcpListener::bind((stub, 53)).expect("a free port"), |stream| say(stream, "home"));
     }
-    let (mut handle, _captured) = crate::cases::start(&queries());
+    let (mut handle, _captured) = crate::cases::start(&queries(&nameservers()));
     for (mark, from, destination, captured) in [
         (0, None, "127.0.0.53:53", true),
         (0, Some("127.0.0.1"), "127.0.0.53:53", true),
@@ -123,4 +132,151 @@ pub(crate) fn by_tcp() {
     }
     handle.replace_rules(Vec::new()).expect("no rules");
     assert_eq!(connect(0, None, address("127.0.0.53:53")), "home");
+}
+
+/// In the world, on the link.
+const LINKED: &str = "fe80::53";
+/// A nameserver that nobody is.
+const NOBODY: &str = "fe80::55";
+
+/// A world in which nameservers are on the link, and the link's index here.
+fn link() -> (World, u32) {
+    let world = World::new();
+    add_to_link();
+    world.run(|| {
+        ip("address add fe80::53/64 dev v1 nodad");
+        ip("address add fe80::54/64 dev v1 nodad");
+        for (server, port) in [(LINKED, 53), (LINKED, 54), ("fe80::54", 53)] {
+            let server = on(server, index("v1"), port);
+            answer_by(UdpSocket::bind(server).expect("a free port"), "world");
+            serve(TcpListener::bind(server).expect("a free port"), |stream| say(stream, "world"));
+        }
+    });
+    let link = index("v0");
+    assert_eventually("the neighbour is there", || ask(How::Connected, on(LINKED, link, 53)) == "world");
+    (world, link)
+}
+
+fn add_to_link() {
+    ip("address add fe80::77/64 dev v0 nodad");
+}
+
+fn index(name: &str) -> u32 {
+    if_nametoindex(name).expect("an interface")
+}
+
+fn on(server: &str, link: u32, port: u16) -> SocketAddr {
+    SocketAddrV6::new(server.parse().expect("an address"), port, 0, link).into()
+}
+
+pub(crate) fn on_a_link() {
+    let (world, link) = link();
+    let (server, nobody) = (on(LINKED, link, 53), on(NOBODY, link, 53));
+    // The same address on another link.
+    ip("link add d0 type veth peer name d1");
+    ip("address add fe80::78/64 dev d0 nodad");
+    ["d0", "d1"].iter().for_each(|end| drop(ip(&format!("link set {end} up"))));
+    let twin = on(LINKED, index("d0"), 53);
+    let mut handle = Handle::spawn().expect("a helper");
+    let captured = capture(&mut handle, &queries(&[server, nobody, twin])).expect("capture");
+    if let Some(listener) = &captured.listener6 {
+        serve(listener.try_clone().expect("a listener"), proxy);
+    }
+    let _proxy = answer_captured(captured);
+    let by_proxy = format!("proxy {server}");
+    let captures = || {
+        for how in [How::Connected, How::Unconnected, How::PortConnected] {
+            assert_eq!(ask(how, server), by_proxy, "{how:?}");
+            for server in [nobody, twin] {
+                assert_eq!(ask(how, server), format!("proxy {server}"), "{how:?}");
+            }
+        }
+        assert_eq!(connect(0, None, server), by_proxy, "by TCP");
+    };
+    captures();
+    for (how, destination) in [
+        // Another address, another port.
+        (How::Connected, on("fe80::54", link, 53)),
+        (How::Unconnected, on("fe80::54", link, 53)),
+        (How::Connected, on(LINKED, link, 54)),
+        (How::Unconnected, on(LINKED, link, 54)),
+        // Our own processes want the real one.
+        (How::Exempt, server),
+        (How::ExemptUnconnected, server),
+        // As anywhere.
+        (How::Device("v0"), server),
+    ] {
+        assert_eq!(ask(how, destination), "world", "{how:?} {destination}");
+    }
+    assert_eq!(connect(BYPASS_BIT, None, server), "world");
+    assert_eq!(connect(0, None, on("fe80::54", link, 53)), "world");
+    nobody_on_the_link_is_taken_for_a_program(&world, nobody);
+
+    // A link that comes back has its routes again.
+    ip("link set v0 down");
+    ip("link set v0 up");
+    add_to_link();
+    assert_eventually("it is captured again", || ask(How::Connected, server) == by_proxy);
+    captures();
+
+    handle.replace_rules(Vec::new()).expect("no rules");
+    for how in [How::Connected, How::Unconnected] {
+        assert_eventually("it goes directly", || ask(how, server) == "world");
+    }
+    assert_eq!(connect(0, None, server), "world");
+    drop(handle);
+    assert_eq!(ip("-6 route show table all proto 219"), "");
+    assert_eq!(ask(How::Unconnected, server), "world");
+}
+
+/// A neighbour sends from the address that captured datagrams come from.
+fn nobody_on_the_link_is_taken_for_a_program(world: &World, nobody: SocketAddr) {
+    let here = UdpSocket::bind("[::]:4000").expect("a free port");
+    here.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+    // This host's own program is heard when it sends so.
+    here.send_to(b"?", nobody).expect("sent");
+    assert!(here.recv_from(&mut [0; 64]).is_ok(), "an answer to a program's query");
+    let shown = ip("-br link show dev v0");
+    let hardware = shown.split_whitespace().nth(2).expect("an address").to_owned();
+    world.run(move || {
+        ip(&format!("neighbour replace {NOBODY} lladdr {hardware} dev v1"));
+        let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).expect("a socket");
+        socket.set_ip_transparent_v6(true).expect("root");
+        socket.bind(&address("[fd73:6875:7474:6c65::1]:4000").into()).expect("any address");
+        socket.send_to(b"?", &on(NOBODY, index("v1"), 53).into()).expect("sent");
+    });
+    assert!(here.recv_from(&mut [0; 64]).is_err(), "a neighbour's query was taken");
+}
+
+pub(crate) fn on_a_link_of_a_killed_helper() {
+    let (_world, link) = link();
+    let before = network_state();
+    let server = on(LINKED, link, 53);
+    let (handle, captured) = crate::cases::start(&queries(&[server]));
+    assert_eq!(connect(0, None, server), format!("proxy {server}"));
+    drop(captured);
+    kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
+    drop(handle);
+    assert_eventually("nothing is captured", || connect(0, None, server) == "world");
+    for how in [How::Connected, How::Unconnected] {
+        assert_eq!(ask(how, server), "world", "{how:?}");
+    }
+    let report = cleanup::run().expect("clean up").to_string();
+    for what in ["route to a link-local nameserver in table 2190000", "V6 policy rule for mark 0x10000000"] {
+        assert!(report.contains(&format!("removed: {what}")), "{report}");
+    }
+    assert_eq!(network_state(), before);
+}
+
+pub(crate) fn on_a_link_by_rewriting() {
+    let (_world, link) = link();
+    let server = on(LINKED, link, 53);
+    let (_handle, captured) = crate::cases::start(&queries(&[server, address("10.99.0.1:53")]));
+    let note = "queries to link-local nameservers are not captured";
+    assert!(captured.description.contains(note), "{}", captured.description);
+    assert_eq!(connect(0, None, address("10.99.0.1:53")), "proxy 10.99.0.1:53");
+    assert_eq!(connect(0, None, server), "world");
+    for how in [How::Connected, How::Unconnected] {
+        assert_eq!(ask(how, server), "world", "{how:?}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, IoSlice},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     os::fd::AsRawFd,
     sync::{Arc, Mutex},
     thread,
@@ -123,7 +123,10 @@ pub(crate) fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
     let mut buffer = vec![0; 65_536];
     match socket.recv_from(&mut buffer) {
         Ok((length, from)) => {
-            let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+            let from = match from.ip().to_canonical() {
+                IpAddr::V4(ip) => SocketAddr::new(ip.into(), from.port()),
+                IpAddr::V6(_) => from,
+            };
             assert_eq!(from, destination, "the answer's source");
             String::from_utf8_lossy(&buffer[..length]).into_owned()
         }
@@ -142,7 +145,11 @@ pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
 
 /// Answers each datagram with this name, from the address it came to.
 pub(crate) fn answer_at(address: &str, port: u16, name: &'static str) {
-    let socket = UdpSocket::bind((address, port)).expect("a free port");
+    answer_by(UdpSocket::bind((address, port)).expect("a free port"), name);
+}
+
+/// Answers each datagram that this socket gets with this name.
+pub(crate) fn answer_by(socket: UdpSocket, name: &'static str) {
     thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, from)) = socket.recv_from(&mut buffer) {
@@ -502,7 +509,7 @@ pub(crate) fn killed_helper() {
     kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
     drop(handle);
     let rules = ip("rule");
-    assert!(rules.contains("from 198.19.219.1 lookup 2190000 proto 219"), "{rules}");
+    assert!(rules.contains("from 198.19.219.1 iif lo lookup 2190000 proto 219"), "{rules}");
     assert_eventually("nothing is captured", || ask(How::Unconnected, address("10.99.0.1:7")) == "world");
     socket.send_to(b"?", target).expect("sent");
     assert_eq!(receive(&socket, target), "world");

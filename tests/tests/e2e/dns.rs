@@ -1,5 +1,6 @@
 //! Names are resolved at the remote side.
 
+use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -141,6 +142,38 @@ fn a_resolver_on_loopback_is_captured() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// One on the link to the server, which is not asked while shuttle runs, and is when it has ended.
+#[test]
+fn a_link_local_nameserver_is_captured() -> Result<()> {
+    let (lab, _server, _conf) = lab(&["fe80::53%wire"], REMOTE)?;
+    lab.server.script("ip addr add fe80::53/64 dev wire nodad")?;
+    let shown = lab.server.output("ip", &["-o", "link", "show", "dev", "wire"])?;
+    let index = shown.split(':').next().context("no index")?.trim().parse()?;
+    let address = SocketAddrV6::new("fe80::53".parse()?, 53, 0, index);
+    let real = Nameserver::dnsmasq(&lab, &lab.server, address.into(), STUB)?;
+    let at = "@fe80::53%wire";
+    let own = ["--method=ebpf", "--ebpf-steering=lookup", "--dns", SUBNET];
+    let named = ["--method=ebpf", "--ebpf-steering=lookup", "--ns-hosts", "fe80::53%wire"];
+    for (identity, args) in [(Identity::Sudo, &own[..]), (Identity::User, &own), (Identity::Sudo, &named)] {
+        tunnelled(&lab, Run { identity, ..Run::remote(args) }, |_| {
+            let before = real.asked("same.test");
+            for args in [&[][..], &["+tcp"], &["+noedns"]] {
+                resolves(&lab, &[&[at, "same.test"], args].concat(), "192.0.2.8")?;
+            }
+            ensure!(glibc(&lab.client, "same.test")?.contains("192.0.2.8"), "by libc");
+            ensure!(real.asked("same.test") == before, "the real one was asked");
+            Ok(())
+        })?;
+        resolves(&lab, &[at, "same.test"], "192.0.2.99")?;
+    }
+    let rewrite = ["--method=ebpf", "--ebpf-steering=rewrite", "--dns", SUBNET];
+    tunnelled(&lab, Run::remote(&rewrite), |shuttle| {
+        let note = "queries to link-local nameservers are not captured";
+        ensure!(shuttle.stderr().contains(note), "not said: {note}");
+        resolves(&lab, &[at, "same.test"], "192.0.2.99")
+    })
 }
 
 #[test]

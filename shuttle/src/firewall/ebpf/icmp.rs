@@ -10,7 +10,7 @@ use std::{
 use socket2::{Domain, Protocol};
 
 use super::{
-    reply::{Reach, bind, sender},
+    reply::{Reach, bind, sender, without_port},
     slot::Slot,
 };
 use crate::firewall::replies::Unreachable;
@@ -45,8 +45,8 @@ pub(super) fn send(
         }
     };
     let socket = sender(Domain::for_address(to), protocol)?;
-    bind(&socket, slot, SocketAddr::new(peer.ip(), 0), reach)?;
-    socket.send_to(&message, &SocketAddr::new(to.ip(), 0).into()).map(drop)
+    bind(&socket, slot, without_port(peer), reach)?;
+    socket.send_to(&message, &without_port(to).into()).map(drop)
 }
 
 /// The header of the datagram that is complained of.

@@ -12,6 +12,7 @@ mod enclosure;
 mod hook;
 mod icmp;
 mod lan;
+mod linked;
 mod listen;
 mod local;
 mod netlink;
@@ -38,6 +39,7 @@ pub(super) use self::{
     cgroup::sweep, enclosure::Enclosure, listen::Listeners, local::Watch, netlink::Netlink, programs::Loader,
 };
 use self::{
+    linked::Linked,
     netlink::Family,
     programs::{Programs, Settings},
     reply::{Reach, Relays, is_pair, reply_socket},
@@ -122,6 +124,7 @@ pub(super) struct Prepared {
     programs: Programs,
     netlink: Netlink,
     way: Way,
+    linked: Linked,
     families: Families,
     tun: Option<Tun>,
     listeners: Listeners,
@@ -145,6 +148,7 @@ pub(super) struct Capture {
     programs: Programs,
     netlink: Netlink,
     way: Way,
+    linked: Linked,
     families: Families,
     no_v6: String,
     watch: Watch,
@@ -194,11 +198,12 @@ impl Prepared {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
-        let Self { programs, netlink, way, families, tun, listeners, no_v6, note } = self;
+        let Self { programs, netlink, way, linked, families, tun, listeners, no_v6, note } = self;
         // Watched before the first look, so that no change falls between.
         let watch = Watch::open()?;
         let relays = Relays::default();
-        let mut capture = Capture { programs, netlink, way, families, no_v6, watch, relays, _tun: tun };
+        let mut capture =
+            Capture { programs, netlink, way, linked, families, no_v6, watch, relays, _tun: tun };
         if let Err(error) = capture.engage().await {
             capture.undo().await;
             return Err(error);
@@ -209,7 +214,10 @@ impl Prepared {
                 let (bit, table, forwarded) = (slot.bit(), slot.table(), router.description());
                 (Steering::Lookup, format!("lookup, mark bit {bit:#x}, routing table {table}{forwarded}"))
             }
-            Way::Rewrite(rewriting) => (Steering::Rewrite, format!("rewrite{}", rewriting.note())),
+            Way::Rewrite(rewriting) => {
+                let left_out = capture.linked.note_left_out();
+                (Steering::Rewrite, format!("rewrite{}{left_out}", rewriting.note()))
+            }
         };
         Ok((capture, Started { steering, listeners, description: format!("ebpf: {how}{note}") }))
     }
@@ -246,7 +254,11 @@ impl Capture {
             prepared.no_v6 = reason;
         }
         prepared.note = missed(prepared.families, &entries, &prepared.no_v6);
-        prepared.programs.set_resolvers(&plan.nameservers)?;
+        prepared.programs.set_resolvers(plan.nameservers.iter().map(|it| it.address).collect())?;
+        let entries = match &prepared.way {
+            Way::Lookup { .. } => entries,
+            way @ Way::Rewrite(_) => entries_for(way, &prepared.linked, &plan.rules)?,
+        };
         prepared.programs.replace_rules(only(prepared.families, entries))?;
         Ok(prepared)
     }
@@ -267,7 +279,8 @@ impl Capture {
         let router = Router::new(lans, plan.router.hook, families);
         router.load(programs.object())?;
         let (way, tun, note) = (Way::Lookup { slot, router }, Some(tun), String::new());
-        Ok(Prepared { programs, netlink, way, families, tun, listeners, no_v6, note })
+        let linked = Linked::of(&plan.nameservers);
+        Ok(Prepared { programs, netlink, way, linked, families, tun, listeners, no_v6, note })
     }
 
     async fn engage(&mut self) -> Result<(), Error> {
@@ -287,7 +300,7 @@ impl Capture {
 
     /// Replaces all rules at one stroke; on an error the old ones stay. Says what of them this host can't do.
     pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<String, Error> {
-        let entries = compile(rules)?;
+        let entries = entries_for(&self.way, &self.linked, rules)?;
         let note = missed(self.families, &entries, &self.no_v6);
         self.programs.replace_rules(only(self.families, entries))?;
         // Then nobody reads the old set any more, and the next change may fill it.
@@ -319,13 +332,14 @@ impl Capture {
             Way::Lookup { slot, router } => (*slot, router),
             Way::Rewrite(_) => return Err(ReplyError::Rewritten),
         };
-        if !is_pair(source, peer) || !self.programs.captures(peer)? {
+        if !is_pair(source, peer) || !self.linked.may_be(peer) || !self.programs.captures(peer)? {
             return Err(ReplyError::NotCaptured(peer));
         }
         let chosen = self.programs.chosen_source(peer, source.port())?;
         let ours = Family::of(self.families).any(|family| slot.source(family) == source.ip());
         // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
-        let to = SocketAddr::new(chosen.filter(|_| ours).unwrap_or(source.ip()), source.port());
+        let chosen = chosen.filter(|_| ours);
+        let to = chosen.map_or(source, |chosen| SocketAddr::new(chosen, source.port()));
         let reach = if self.programs.is_local(to.ip()) {
             Reach::Here
         } else {
@@ -365,18 +379,23 @@ impl Capture {
         }
     }
 
-    /// Tells the programs which addresses are this host's own.
+    /// Tells the programs which addresses are this host's own, and routes anew what went with a link.
     pub(super) async fn refresh_local(&mut self) -> Result<(), Error> {
         for family in Family::of(self.families) {
             let local = self.netlink.local_destinations(family).await?;
             self.programs.set_local(family, local)?;
+        }
+        if let Way::Lookup { slot, .. } = &self.way
+            && self.families.v6
+        {
+            self.linked.add_routes(&self.netlink, *slot).await;
         }
         Ok(())
     }
 
     /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
     pub(super) async fn undo(self) {
-        let Self { programs, netlink, way, families, no_v6: _, watch, relays: _, _tun: tun } = self;
+        let Self { programs, netlink, way, linked, families, no_v6: _, watch, relays: _, _tun: tun } = self;
         // Detaches.
         drop(programs);
         if let Way::Lookup { slot, router } = way {
@@ -386,6 +405,7 @@ impl Capture {
                     tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
                 }
             }
+            linked.delete_routes(&netlink, slot).await;
         }
         drop(watch);
         // Takes its routes along.
@@ -395,7 +415,9 @@ impl Capture {
 
 /// Removes what dead instances left in this network namespace, and describes it.
 pub(super) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
-    let mut purged = netlink::purge(netlink).await?;
+    // First: what they leave empty shows that an instance is dead.
+    let mut purged = linked::purge(netlink).await?;
+    purged.extend(netlink::purge(netlink).await?);
     purged.extend(hook::purge(netlink).await?);
     Ok(purged)
 }
@@ -431,6 +453,14 @@ async fn usable(netlink: &Netlink, planned: Families, entries: &Entries) -> (Fam
 /// What is missed with IPv6 off: nothing, where no entry is about it.
 fn missed(families: Families, entries: &Entries, no_v6: &str) -> String {
     if families.v6 || entries.v6.is_empty() { String::new() } else { no_v6.to_owned() }
+}
+
+/// What the programs go by. Rewriting can't tell one link's nameserver from another's, nor say that an answer came from it.
+fn entries_for(way: &Way, linked: &Linked, rules: &[Rule]) -> Result<Entries, compile::Error> {
+    match way {
+        Way::Lookup { .. } => compile(rules),
+        Way::Rewrite(_) => compile(&linked.left_out_of(rules)),
+    }
 }
 
 /// Without the entries of a family that is off: its sockets get no mark either.

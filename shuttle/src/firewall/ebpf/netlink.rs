@@ -23,7 +23,7 @@ use super::{
 use crate::plan::Families;
 
 /// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
 /// After `local` (0), so that this host's own addresses stay its own; before the user's rules and `main` (32766).
 /// The next number is the guard's.
 const PRIORITY: u32 = 300;
@@ -33,6 +33,8 @@ pub(super) const LOCAL_TABLE: u8 = 255;
 const TOKENS_PREFIX: u8 = 96;
 /// The loopback interface has this index in every namespace.
 pub(super) const LOOPBACK: u32 = 1;
+/// And this name.
+const LOOPBACK_NAME: &str = "lo";
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,6 +351,8 @@ fn rules_of(family: Family, slot: Slot) -> [RuleMessage; 4] {
             (Selector::Source, source) => {
                 rule.header.src_len = host_prefix(source);
                 rule.attributes.push(RuleAttribute::Source(source));
+                // Sent by this host: a neighbour may pretend to have that source.
+                rule.attributes.push(RuleAttribute::Iifname(LOOPBACK_NAME.to_owned()));
             }
         }
         rule

@@ -181,14 +181,14 @@ impl Programs {
     }
 
     /// Tells the programs which nameservers may be captured though this host owns them. The rules say whether they are.
-    pub(super) fn set_resolvers(&mut self, resolvers: &[IpAddr]) -> Result<(), Error> {
+    pub(super) fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) -> Result<(), Error> {
         let name = "RESOLVERS";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
         let mut map = HashMap::<_, Words, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
-        for address in resolvers {
+        for address in &resolvers {
             map.insert(words(*address), 1, 0).map_err(|error| map_failed(name, error))?;
         }
-        self.resolvers = resolvers.to_vec();
+        self.resolvers = resolvers;
         Ok(())
     }
 

@@ -110,7 +110,7 @@ fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socke
     if source.is_ipv6() {
         checksum_at(&socket, CHECKSUM)?;
     }
-    bind(&socket, slot, SocketAddr::new(source.ip(), 0), reach)?;
+    bind(&socket, slot, without_port(source), reach)?;
     Ok(socket)
 }
 
@@ -132,8 +132,14 @@ fn relay(far: &Socket, raw: &Socket, source: SocketAddr) {
         }
         // A datagram that can't be delivered is lost, as datagrams are.
         // A port in the address of a raw socket would be another protocol (raw(7)).
-        drop(raw.send_to(packet, &SocketAddr::new(to.ip(), 0).into()));
+        drop(raw.send_to(packet, &without_port(to).into()));
     }
+}
+
+/// What a raw socket is bound to: the address, and the link of a link-local one.
+pub(super) fn without_port(mut address: SocketAddr) -> SocketAddr {
+    address.set_port(0);
+    address
 }
 
 /// Both of one family, each with a port and an address.

@@ -15,6 +15,7 @@ use aya::{
 use super::{
     Capture, Error, Prepared, Way,
     cgroup::Cgroup,
+    linked::Linked,
     listen::{Listener, Listeners, accept_only_from},
     netlink::{LOOPBACK, Netlink},
     program_log::start_logger,
@@ -132,7 +133,8 @@ impl Capture {
         home.attach(origin(&mut object)?)?;
         let programs = Programs::new(object);
         let (way, note) = (Way::Rewrite(rewriting), String::new());
-        Ok(Prepared { programs, netlink, way, families, tun, listeners, no_v6, note })
+        let linked = Linked::of(&plan.nameservers);
+        Ok(Prepared { programs, netlink, way, linked, families, tun, listeners, no_v6, note })
     }
 }
 
