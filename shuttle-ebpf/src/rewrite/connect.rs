@@ -17,7 +17,7 @@ use shuttle_common::{
 };
 
 use super::{
-    AF_INET, LOOPBACK4, LOOPBACK6,
+    AF_INET, LOOPBACK4, LOOPBACK6, UNSPECIFIED6,
     maps::{ORIGINS, PENDING, TCP_PORT4, TCP_PORT6, TOKEN_PREFIX6, UDP_PORT4, UDP_PORT6, token4, token6},
     set4, set6, unmapped,
 };
@@ -65,7 +65,8 @@ fn replacement4(ctx: &SockAddrContext, to: u32, port: u16) -> Option<(u32, u16)>
     match context!(ctx.sock_addr, protocol) {
         IPPROTO_TCP => {
             let listener = TCP_PORT4.load() as u16;
-            if to == LOOPBACK4 && port == listener {
+            // The kernel takes the unspecified address for the loopback one, after this program.
+            if (to == LOOPBACK4 || to == 0) && port == listener {
                 remember(ctx, &NOBODY);
                 return None;
             }
@@ -91,7 +92,8 @@ fn replacement6(ctx: &SockAddrContext, to: Words, port: u16) -> Option<(Words, u
     match context!(ctx.sock_addr, protocol) {
         IPPROTO_TCP => {
             let listener = TCP_PORT6.load() as u16;
-            if same(to, LOOPBACK6) && port == listener {
+            // As above.
+            if (same(to, LOOPBACK6) || same(to, UNSPECIFIED6)) && port == listener {
                 remember(ctx, &NOBODY);
                 return None;
             }
@@ -115,7 +117,8 @@ pub fn token_address6(destination: &Endpoint) -> Words {
     [a, b, c, token6(destination).to_be()]
 }
 
-/// Failing, the connection reaches the listener all the same, where it is refused: better than going directly.
+/// Failing, for want of kernel memory, the connection reaches the listener all the same, and is refused or goes where the one
+/// before it from the same port went.
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, destination: &Endpoint) {
     // SAFETY: the helper only reads its context.

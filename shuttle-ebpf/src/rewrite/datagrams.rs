@@ -71,7 +71,7 @@ pub fn target4(address: u32, port: u16) -> Option<Endpoint> {
     if port != UDP_PORT4.load() as u16 || !is_token4(token) {
         return None;
     }
-    // SAFETY: tokens are given anew only after all others have been used.
+    // SAFETY: an entry that makes room meanwhile reads as another destination, as it would a moment later.
     unsafe { TARGETS.get(&token) }.copied()
 }
 

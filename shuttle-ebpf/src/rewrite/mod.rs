@@ -19,6 +19,7 @@ const AF_INET: u32 = 2;
 const LOOPBACK4: u32 = 0x7f00_0001_u32.to_be();
 /// ::1, in network order.
 const LOOPBACK6: Words = [0, 0, 0, 1_u32.to_be()];
+const UNSPECIFIED6: Words = [0; 4];
 
 /// Replaces the IPv4 address and the port of a context.
 #[inline(always)]

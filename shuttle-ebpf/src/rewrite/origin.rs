@@ -33,7 +33,7 @@ pub fn rewrite_origin(ctx: SockoptContext) -> i32 {
     let destination = match (context!(option, level), context!(option, optname)) {
         (SOL_IP, SO_ORIGINAL_DST) => origin4(option),
         (SOL_IPV6, SO_ORIGINAL_DST) => origin6(option),
-        // SAFETY: tokens are given anew only after all others have been used.
+        // SAFETY: an entry that makes room meanwhile reads as another destination, as it would a moment later.
         (TOKEN_LEVEL, token) => unsafe { TARGETS.get(token as u32) }.copied(),
         _ => None,
     };

@@ -115,7 +115,9 @@ impl Association {
     fn tell_unreachable(&self, link: &mut Link, id: AssociationId) {
         for _ in 0..READS_PER_TURN {
             let Some((peer, reason)) = unreachable::next(&self.socket) else { return };
-            link.tell_unreachable(id, peer, reason);
+            if let Some(reason) = reason {
+                link.tell_unreachable(id, peer, reason);
+            }
         }
     }
 

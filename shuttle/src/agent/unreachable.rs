@@ -20,10 +20,10 @@ pub(super) fn listen(socket: &impl AsFd, peer: Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// The next that was kept: who was not reached, and why.
+/// The next that was kept: who was not reached, and why; no reason for an error of another kind.
 #[cfg(target_os = "linux")]
 #[allow(clippy::wildcard_enum_match_arm, reason = "control messages are an open set")]
-pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Reason)> {
+pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     use std::io::IoSliceMut;
     use std::os::fd::AsRawFd;
 
@@ -43,8 +43,15 @@ pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Reason)> {
         }
         _ => None,
     })?;
+    let is_one = error.ee_type == destination_unreachable(&peer);
     let error = io::Error::from_raw_os_error(i32::try_from(error.ee_errno).ok()?);
-    Some((Peer(peer), crate::link::reason(&error)))
+    Some((Peer(peer), is_one.then(|| crate::link::reason(&error))))
+}
+
+/// ICMP's number for that: RFC 792, RFC 4443. The others are about what only the tunnel's far end can mend.
+#[cfg(target_os = "linux")]
+fn destination_unreachable(peer: &SocketAddr) -> u8 {
+    if peer.is_ipv4() { 3 } else { 1 }
 }
 
 #[cfg(target_os = "linux")]
@@ -61,6 +68,6 @@ pub(super) fn listen(_socket: &impl AsFd, _peer: Peer) -> io::Result<()> {
 
 /// Elsewhere nothing was kept.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn next(_socket: &impl AsFd) -> Option<(Peer, Reason)> {
+pub(super) fn next(_socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     None
 }

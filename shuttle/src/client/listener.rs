@@ -199,7 +199,7 @@ impl Captures {
     }
 }
 
-/// `None` for a connection that was made to the listener itself: nothing captured it.
+/// `None` for a connection that was made to the listener itself, as nothing captured it; or whose destination can't be told.
 fn original_destination(socket: &TcpStream, listener: &Listener) -> Option<OriginalDestination> {
     let found = origin::original_destination(socket.as_fd(), listener.steering, listener.address);
     found.ok().flatten().map(OriginalDestination)

@@ -86,6 +86,14 @@ pub(super) struct Rewritten {
     token: AddressToken,
 }
 
+impl Way {
+    /// Whether this token is the flow's. Tokens that nobody has used for long are given anew, and a connected socket goes on
+    /// sending to its own.
+    fn is_by(&self, token: AddressToken) -> bool {
+        matches!(self, Self::Rewritten(rewritten, _) if rewritten.token == token)
+    }
+}
+
 impl Rewritten {
     fn reply(self, listeners: &[Datagrams], to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
         listeners.get(self.listener).map_or(Ok(0), |listener| listener.reply(self.token, to, bytes))
@@ -149,6 +157,14 @@ impl Udp {
                 }
                 Ok(Some(datagram)) => {
                     let key = (Source(datagram.source), Peer(datagram.destination));
+                    let new_token = datagram.token.filter(|_| self.flows.way(key).is_none());
+                    if new_token.is_some_and(|token| self.flows.ways_of(key.0).any(|way| way.is_by(token))) {
+                        tracing::debug!(
+                            "{} is lost: its token is now another destination's",
+                            datagram.source
+                        );
+                        continue;
+                    }
                     let (association, ended) =
                         self.flows.sent(key, datagram.bytes.len(), now, || link.associate());
                     if let Some(ended) = ended {

@@ -67,7 +67,8 @@ impl Datagrams {
                 Ok(None) | Err(_) => return Ok(None),
             },
         };
-        if destination == self.own {
+        // Numbers are told apart by family, but not by the programs: somebody has made this address up.
+        if destination == self.own || destination.is_ipv4() != source.is_ipv4() {
             return Ok(None);
         }
         Ok(self.buffer.get(..length).map(|bytes| Datagram { source, destination, token, bytes }))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A way to capture traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Method {
-    /// eBPF programs at connect and at socket lookup, and no packet filter. Linux 5.7.
+    /// eBPF programs, and no packet filter. Linux 5.7.
     Ebpf,
 }
 

@@ -130,7 +130,11 @@ pub(crate) fn the_listeners_serve_nobody_else() {
         };
         assert_eq!(connect(listener), "nobody");
         assert_eq!(connect(address(destination)), format!("proxy {destination}"));
-        assert_eq!(connect(listener), "nobody", "from the port that was captured");
+        let unspecified = if listener.is_ipv4() { "0.0.0.0" } else { "::" };
+        for own in [listener, SocketAddr::new(unspecified.parse().expect("an address"), listener.port())] {
+            assert_eq!(connect(address(destination)), format!("proxy {destination}"));
+            assert_eq!(connect(own), "nobody", "{own} from the port that was captured");
+        }
     }
     let udp = [&captured.udp4, &captured.udp6]
         .map(|it| it.as_ref().and_then(|it| it.local_addr().ok()).expect("a port").port());

@@ -92,6 +92,7 @@ impl<W: Default> Flows<W> {
         let ended = self.begin((source, peer), now);
         if let Some(flow) = self.flows.get_mut(&(source, peer)) {
             flow.carried.sent = bytes as u64;
+            flow.told = false;
         }
         (id, ended)
     }
@@ -135,6 +136,12 @@ impl<W: Default> Flows<W> {
         self.flows.get_mut(&key).map(|flow| &mut flow.way)
     }
 
+    /// What the driver keeps of the flows of a source.
+    pub(super) fn ways_of(&self, source: Source) -> impl Iterator<Item = &W> {
+        let peers = self.sources.get(&source).into_iter().flat_map(|association| &association.peers);
+        peers.filter_map(move |peer| self.flows.get(&(source, *peer)).map(|flow| &flow.way))
+    }
+
     /// Adds a flow of a source that has an association; another flow may have to end.
     fn begin(&mut self, key: Key, now: Instant) -> Option<AssociationId> {
         if let Some(association) = self.sources.get_mut(&key.0) {
@@ -147,7 +154,8 @@ impl<W: Default> Flows<W> {
                 carried: Carried::default(),
                 last: now,
                 answered: false,
-                told: false,
+                // It has sent nothing yet.
+                told: true,
                 way: W::default(),
             },
         );
@@ -290,6 +298,10 @@ mod tests {
             assert_eq!(flows.unreachable(id, to), None);
         }
         assert_eq!(flows.unreachable(id, other), None);
+        // From another port of that address, to which nothing was sent.
+        let unasked = peer("10.0.0.1:54");
+        assert!(flows.arrived(id, unasked, 1, now).is_some());
+        assert_eq!(flows.unreachable(id, unasked), None);
         assert_eq!(flows.unreachable(AssociationId(2), to), None);
     }
 

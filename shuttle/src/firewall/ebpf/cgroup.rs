@@ -16,7 +16,7 @@ use nix::{
 use super::Error;
 use crate::sys::capture::cgroup2_root;
 
-/// Bypass cgroups are named after their client: `shuttle.PID`.
+/// Bypass cgroups are named after their client, and that of a rewriting capture's listeners after the helper: `shuttle.PID`.
 const PREFIX: &str = "shuttle.";
 
 /// The cgroups that somebody nests deeper than this are left alone.

@@ -245,7 +245,14 @@ impl Capture {
                 Err(refused @ (Error::Program { .. } | Error::Map { .. })) => {
                     tracing::debug!(%refused, "no capture by socket lookup: rewriting destinations");
                     // It says what the kernel lacks; the other error is of interest to who has asked for rewriting.
-                    Self::prepare_rewrite(loader, plan, log, Netlink::open()?).await.map_err(|_| refused)
+                    let prepared = Self::prepare_rewrite(loader, plan, log, Netlink::open()?).await;
+                    prepared.map_err(|error| match error {
+                        Error::NoForwarding => error,
+                        error => {
+                            tracing::debug!(%error, "nor by rewriting");
+                            refused
+                        }
+                    })
                 }
                 prepared => prepared,
             },

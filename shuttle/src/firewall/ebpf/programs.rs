@@ -390,7 +390,7 @@ pub(super) fn missing(name: &'static str) -> Error {
 }
 
 pub(super) fn object_failed(error: aya::EbpfError) -> Error {
-    Error::Program { name: "object", reason: chain(&error), needs: "Linux 5.9 with CONFIG_BPF_SYSCALL" }
+    Error::Program { name: "object", reason: chain(&error), needs: "Linux 5.7 with CONFIG_BPF_SYSCALL" }
 }
 
 pub(super) fn map_failed(name: &'static str, error: impl ToString) -> Error {
