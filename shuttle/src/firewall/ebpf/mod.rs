@@ -246,12 +246,9 @@ impl Capture {
                     tracing::debug!(%refused, "no capture by socket lookup: rewriting destinations");
                     // It says what the kernel lacks; the other error is of interest to who has asked for rewriting.
                     let prepared = Self::prepare_rewrite(loader, plan, log, Netlink::open()?).await;
-                    prepared.map_err(|error| match error {
-                        Error::NoForwarding => error,
-                        error => {
-                            tracing::debug!(%error, "nor by rewriting");
-                            refused
-                        }
+                    prepared.map_err(|error| {
+                        tracing::debug!(%error, "nor by rewriting");
+                        if matches!(error, Error::NoForwarding) { error } else { refused }
                     })
                 }
                 prepared => prepared,
