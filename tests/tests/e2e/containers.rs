@@ -3,13 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use shuttle_tests::traffic::exchange::Exchanged;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::traffic::udp::Echoes;
-use shuttle_tests::{Host, Lab, Load, Network, Options, Run, Shuttle, addr};
+use shuttle_tests::{Host, Lab, Load, Network, Options, addr};
 
-use crate::{END, TARGET, TARGET6, wait_until};
+use crate::{TARGET, TARGET6, in_a_tunnel, wait_until};
 
 const EVERYTHING: [&str; 3] = ["--method=ebpf", "0/0", "::/0"];
 /// As docker sets up its bridge; and what is not of its making is not forwarded.
@@ -87,17 +86,6 @@ fn expect(lab: &Lab, host: &Host, way: Way) -> Result<()> {
     Ok(())
 }
 
-fn tunnelled(lab: &Lab, args: &[&str], check: impl FnOnce() -> Result<()>) -> Result<()> {
-    let before = lab.leftovers()?;
-    let mut shuttle = Shuttle::connect(lab, Run::remote(args))?;
-    let checked = check();
-    shuttle.signal(Signal::SIGINT)?;
-    shuttle.wait(END)?;
-    checked.with_context(|| format!("{args:?}\nshuttle says:\n{}", shuttle.stderr()))?;
-    wait_until("nothing stays", || lab.leftovers().is_ok_and(|left| left == before))
-        .with_context(|| format!("{:?}", lab.leftovers()))
-}
-
 #[test]
 fn containers_behind_a_bridge_are_captured_if_it_is_named() -> Result<()> {
     let lab = Lab::with(Options::default())?;
@@ -120,12 +108,12 @@ fn containers_behind_a_bridge_are_captured_if_it_is_named() -> Result<()> {
     let checked = || -> Result<()> {
         wait_until("the second container serves", || among_themselves().is_ok())?;
         expect(&lab, &one, Way::Masqueraded).context("before")?;
-        tunnelled(&lab, &EVERYTHING, || {
+        in_a_tunnel(&lab, &EVERYTHING, |_| {
             expect(&lab, &one, Way::Masqueraded).context("not named")?;
             expect(&lab, &lab.client, Way::Captured).context("the client's own")?;
             among_themselves()
         })?;
-        tunnelled(&lab, &[&EVERYTHING[..], &["--lan", "docker0"]].concat(), || {
+        in_a_tunnel(&lab, &[&EVERYTHING[..], &["--lan", "docker0"]].concat(), |_| {
             expect(&lab, &one, Way::Captured).context("named")?;
             expect(&lab, &two, Way::Captured).context("named, the other")?;
             expect(&lab, &lab.client, Way::Captured).context("the client's own")?;
@@ -144,7 +132,7 @@ fn containers_behind_a_bridge_are_captured_if_it_is_named() -> Result<()> {
 fn containers_in_the_hosts_network_are_captured_as_programs_are() -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let before_start = lab.container(Network::Hosts)?;
-    tunnelled(&lab, &EVERYTHING, || {
+    in_a_tunnel(&lab, &EVERYTHING, |_| {
         expect(&lab, &before_start, Way::Captured)?;
         expect(&lab, &lab.client, Way::Captured)
     })?;

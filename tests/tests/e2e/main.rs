@@ -44,6 +44,18 @@ fn with_tunnel(options: Options, run: Run, check: impl FnOnce(&Lab, &Shuttle) ->
     nothing_stays(&lab).with_context(|| format!("{run:?}"))
 }
 
+/// Runs `check` while a tunnel stands in a lab that may have things of others, ends it, and sees that all is as before.
+fn in_a_tunnel(lab: &Lab, args: &[&str], check: impl FnOnce(&Shuttle) -> Result<()>) -> Result<()> {
+    let before = lab.leftovers()?;
+    let mut shuttle = Shuttle::connect(lab, Run::remote(args)).with_context(|| format!("{args:?}"))?;
+    let checked = check(&shuttle);
+    shuttle.signal(Signal::SIGINT)?;
+    shuttle.wait(END)?;
+    checked.with_context(|| format!("{args:?}\nshuttle says:\n{}", shuttle.stderr()))?;
+    wait_until("nothing stays", || lab.leftovers().is_ok_and(|left| left == before))
+        .with_context(|| format!("{:?}", lab.leftovers()))
+}
+
 /// Waits until `what` has come about.
 fn wait_until(what: &str, mut has_come: impl FnMut() -> bool) -> Result<()> {
     let started = Instant::now();

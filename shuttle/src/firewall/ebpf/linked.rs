@@ -40,6 +40,10 @@ impl Linked {
         Self(linked.collect())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds those of the routes that are missing. A link that is down or gone gets none: until it is up, and the next call
     /// comes, what is captured there is unreachable.
     pub(super) async fn add_routes(&self, netlink: &Netlink, slot: Slot) {
@@ -83,7 +87,7 @@ impl Linked {
 
     /// The rules but for those that capture these nameservers.
     pub(super) fn left_out_of<'a>(&self, rules: &'a [Rule]) -> Cow<'a, [Rule]> {
-        if self.0.is_empty() {
+        if self.is_empty() {
             return rules.into();
         }
         let is_for = |rule: &Rule, address: Ipv6Addr| {
@@ -96,7 +100,7 @@ impl Linked {
 
     /// What the user is told where they are left out.
     pub(super) fn note_left_out(&self) -> &'static str {
-        if self.0.is_empty() { "" } else { "; queries to link-local nameservers are not captured" }
+        if self.is_empty() { "" } else { "; queries to link-local nameservers are not captured" }
     }
 }
 

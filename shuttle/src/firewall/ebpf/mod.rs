@@ -260,8 +260,10 @@ impl Capture {
         prepared.note = missed(prepared.families, &entries, &prepared.no_v6);
         prepared.programs.set_resolvers(plan.nameservers.iter().map(|it| it.address).collect())?;
         let entries = match &prepared.way {
-            Way::Lookup { .. } => entries,
-            way @ Way::Rewrite(_) => entries_for(way, &prepared.linked, &plan.rules)?,
+            way @ Way::Rewrite(_) if !prepared.linked.is_empty() => {
+                entries_for(way, &prepared.linked, &plan.rules)?
+            }
+            Way::Lookup { .. } | Way::Rewrite(_) => entries,
         };
         prepared.programs.replace_rules(only(prepared.families, entries))?;
         Ok(prepared)
