@@ -24,16 +24,19 @@ pub(super) struct Drip {
     at: Instant,
     /// Bytes a second.
     speed: f64,
+    /// Whether it matters however fast they go.
+    always: bool,
 }
 
 impl Drip {
     pub(super) fn new(now: Instant) -> Self {
-        Self { bytes: 0.0, at: now, speed: f64::MAX }
+        Self { bytes: 0.0, at: now, speed: f64::MAX, always: false }
     }
 
-    /// From `now` on it takes `time` to use up the `limit` of bytes in flight.
-    pub(super) fn set(&mut self, limit: u64, time: Duration, now: Instant) {
+    /// From `now` on it takes `time` to use up the `limit` of bytes in flight: on slow lines, or `always`.
+    pub(super) fn set(&mut self, limit: u64, time: Duration, always: bool, now: Instant) {
         self.advance(now);
+        self.always = always;
         self.speed = GAIN * limit as f64 / time.as_secs_f64().max(1e-6);
     }
 
@@ -58,6 +61,6 @@ impl Drip {
     }
 
     fn matters(&self) -> bool {
-        self.speed * SHORT.as_secs_f64() < PACKET
+        self.always || self.speed * SHORT.as_secs_f64() < PACKET
     }
 }

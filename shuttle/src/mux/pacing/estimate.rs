@@ -5,16 +5,20 @@ use std::time::{Duration, Instant};
 
 /// The highest of the samples of late.
 ///
-/// They are kept in falling order, each the highest since it was taken.
+/// They are kept in falling order, each the highest since it was taken, with the time that the path had worked then: a path
+/// that rests keeps its rate.
 #[derive(Debug, Default)]
-pub(super) struct Highest(VecDeque<(Instant, f64)>);
+pub(super) struct Highest(VecDeque<(Duration, f64)>);
 
 impl Highest {
     /// Adds a sample, and forgets those older than `memory`.
-    pub(super) fn add(&mut self, sample: f64, now: Instant, memory: Duration) {
+    pub(super) fn add(&mut self, sample: f64, worked: Duration, memory: Duration) {
         while self.0.pop_back_if(|(_, known)| *known <= sample).is_some() {}
-        self.0.push_back((now, sample));
-        while self.0.pop_front_if(|(taken, _)| now.saturating_duration_since(*taken) >= memory).is_some() {}
+        self.0.push_back((worked, sample));
+        // The newest stays whatever its age.
+        while self.0.len() > 1 && self.0.front().is_some_and(|(taken, _)| worked - *taken >= memory) {
+            self.0.pop_front();
+        }
     }
 
     pub(super) fn get(&self) -> f64 {
@@ -22,8 +26,25 @@ impl Highest {
     }
 }
 
-/// What is left of the bursts' length when it is doubted. With 0.7 a queue that had spilt over went on doing so.
-const DOUBT: f64 = 0.5;
+/// The mean rate of late.
+#[derive(Debug, Default)]
+pub(super) struct Mean(f64);
+
+impl Mean {
+    /// So many bytes came in the time that they `took`. What is older than `memory` hardly counts.
+    pub(super) fn add(&mut self, bytes: u64, took: Duration, memory: Duration) {
+        let memory = memory.as_secs_f64();
+        self.0 = self.0 * (-took.as_secs_f64() / memory).exp() + bytes as f64 / memory;
+    }
+
+    /// Bytes a second.
+    pub(super) fn get(&self) -> f64 {
+        self.0
+    }
+}
+
+/// What is left of the bursts' length while it is doubted.
+const DOUBT: f64 = 0.25;
 
 /// By how much acknowledgements come in bursts: how many bytes they tell of at once beyond what the rate explains
 /// (BBR's `extra_acked`). A path that holds bytes back and then lets go of them stays full meanwhile only if that
@@ -60,9 +81,16 @@ impl Bursts {
     }
 
     /// The queue has been drained: whatever the bursts came of may be over. What is put in flight for their sake can itself
-    /// fill the network's queue until it spills over, and so keep them coming.
-    pub(super) fn doubt(&mut self) {
+    /// fill the network's queue until it spills over, and so keep them coming. Returns what was believed.
+    pub(super) fn doubt(&mut self) -> f64 {
+        let believed = self.mean;
         self.mean *= DOUBT;
+        believed
+    }
+
+    /// They were `believed` with reason.
+    pub(super) fn believe(&mut self, believed: f64) {
+        self.mean = self.mean.max(believed);
     }
 
     /// The mean burst of late, in bytes.

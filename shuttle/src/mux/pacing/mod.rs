@@ -8,12 +8,14 @@
 
 mod drip;
 mod estimate;
+mod trial;
 
 use std::time::{Duration, Instant};
 
 use super::frame::MAX_DATA;
 use drip::Drip;
-use estimate::{Base, Bursts, Highest};
+use estimate::{Base, Bursts, Highest, Mean};
+use trial::{Trial, Verdict};
 
 /// Bytes in flight before anything is known of the path, and at the least: ten full TCP segments (RFC 6928).
 const LEAST_IN_FLIGHT: u64 = 16 * 1024;
@@ -35,11 +37,15 @@ const MOST_QUEUE: Duration = Duration::from_millis(3);
 /// What covers bursts is no longer than so many shortest round trips: TCP holds bytes back for one after each loss, on
 /// the way there and on the way of the acknowledgements.
 const HOLES: u32 = 2;
+/// A burst as long as a round trip counts so many times more.
+const LONG_BURSTS: f64 = 3.0;
 
 /// In start-up the limit is this many times what the measured rate would need …
 const STARTUP_GAIN: f64 = 2.0;
 /// … and this many while that grows: 2/ln 2, since what is measured is a round trip old (BBR's, section 2.4).
 const GROWTH_GAIN: f64 = 2.885;
+/// … where bursts, which may be of its own making, count for so many shortest round trips in all at the most.
+const STARTUP_MOST: u32 = 2;
 /// It is used up within this part of a round trip: what goes more slowly is also measured as a lower rate.
 const STARTUP_HASTE: u32 = 4;
 /// Start-up ends after this many round trips in which the rate grew by less than …
@@ -53,6 +59,8 @@ const RECOVERY: f64 = 2.0;
 const RATE_ROUNDS: u32 = 8;
 /// … but at least for this long.
 const LEAST_RATE_MEMORY: Duration = Duration::from_millis(300);
+/// … and for so many times as long again where the bursts are as long as a round trip, as samples then vary that much more.
+const RATE_NOISE: f64 = 3.0;
 /// How far the limit falls while the queue is drained …
 const DRAIN_GAIN: f64 = 0.5;
 /// … and for how many shortest round trips then: what departs takes one, and what it waits for may take another.
@@ -88,11 +96,15 @@ pub(super) struct Acked {
 pub(super) struct Pacing {
     delivered: u64,
     delivered_at: Instant,
+    /// How long there was more to send, all in all.
+    worked: Duration,
     starved: bool,
     /// When the newest of the bytes departed that have been acknowledged.
     since: Instant,
     /// Bytes a second.
     rate: Highest,
+    /// The same as a mean: samples run high where acknowledgements come in bursts.
+    mean_rate: Mean,
     bursts: Bursts,
     base: Option<Base>,
     smoothed: Option<Duration>,
@@ -108,23 +120,31 @@ pub(super) struct Pacing {
 enum Phase {
     /// The rate is being looked for.
     Startup { best: f64, flat_rounds: u32 },
+    /// Whether the rate is had with less in flight for bursts is being tried.
+    Trial(Trial),
     /// The rate is known. `least` is its least since then.
     Steady { least: f64 },
     /// The queue is being drained, and the shortest round trip looked for. It ends at the time given, which is set once
-    /// the queue is drained.
-    Drain { until: Option<Instant>, shortest: Duration },
+    /// the queue is drained. Before, the mean rate was `rate`.
+    Drain { until: Option<Instant>, shortest: Duration, rate: f64 },
 }
 
-const DRAIN: Phase = Phase::Drain { until: None, shortest: Duration::MAX };
+impl Phase {
+    const fn drain(rate: f64) -> Self {
+        Self::Drain { until: None, shortest: Duration::MAX, rate }
+    }
+}
 
 impl Pacing {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             delivered: 0,
             delivered_at: now,
+            worked: Duration::ZERO,
             starved: false,
             since: now,
             rate: Highest::default(),
+            mean_rate: Mean::default(),
             bursts: Bursts::new(now),
             base: None,
             smoothed: None,
@@ -163,12 +183,18 @@ impl Pacing {
     /// Bytes have arrived. The far mux held the acknowledgement of the newest byte back for `delay`.
     pub(super) fn on_ack(&mut self, Acked { newly, last }: Acked, delay: Duration, now: Instant) {
         self.delivered += newly;
+        if !self.starved {
+            let took = now.saturating_duration_since(self.delivered_at);
+            self.worked += took;
+            self.mean_rate.add(newly, took, self.memory());
+        }
         self.delivered_at = now;
         if let Some(last) = last {
             // Lanes overtake one another.
             self.since = self.since.max(last.at);
             self.on_round_trip(now.saturating_duration_since(last.at).saturating_sub(delay), now);
             self.on_rate(last, now);
+            self.judge(now);
         }
         let most = self.rate.get() * (HOLES * self.base_round_trip()).as_secs_f64();
         self.bursts.add(newly, (self.rate.get(), most), now, self.memory());
@@ -183,7 +209,8 @@ impl Pacing {
             .max(last.at.saturating_duration_since(last.since));
         let rate = (self.delivered - last.delivered) as f64 / took.as_secs_f64().max(1e-6);
         if !last.starved || rate > self.rate.get() {
-            self.rate.add(rate, now, self.memory());
+            let memory = self.memory().mul_f64(1.0 + RATE_NOISE * self.burst_part());
+            self.rate.add(rate, self.worked, memory);
         }
         if last.delivered >= self.round_end {
             self.round_end = self.delivered;
@@ -196,18 +223,29 @@ impl Pacing {
         let base = self.base.get_or_insert(Base::new(sample, now));
         base.add(sample, now);
         match &mut self.phase {
-            Phase::Startup { .. } => {}
-            Phase::Steady { .. } if base.is_old(now) => self.phase = DRAIN,
+            Phase::Startup { .. } | Phase::Trial(_) => {}
+            Phase::Steady { .. } if base.is_old(now) => self.phase = Phase::drain(self.mean_rate.get()),
             Phase::Steady { .. } => {}
-            Phase::Drain { until, shortest } => {
+            Phase::Drain { until, shortest, rate } => {
                 *shortest = sample.min(*shortest);
                 if until.is_some_and(|until| now >= until) {
                     base.renew(*shortest, now);
-                    self.bursts.doubt();
-                    self.phase = Phase::Steady { least: f64::INFINITY };
+                    self.phase = Phase::Trial(Trial::new(self.bursts.doubt(), *rate, base.round_trip, now));
                 }
             }
         }
+    }
+
+    /// Ends a trial that has shown what it was for.
+    fn judge(&mut self, now: Instant) {
+        let round_trip = self.base_round_trip();
+        let Phase::Trial(trial) = &mut self.phase else { return };
+        match trial.judge(self.delivered, self.starved, round_trip, now) {
+            None => return,
+            Some(Verdict::Needed) => self.bursts.believe(trial.believed),
+            Some(Verdict::Needless) => {}
+        }
+        self.phase = Phase::Steady { least: f64::INFINITY };
     }
 
     /// The queue that is to be left standing.
@@ -227,14 +265,14 @@ impl Pacing {
             Phase::Startup { flat_rounds, .. } if !starved => {
                 *flat_rounds += 1;
                 if *flat_rounds == STARTUP_ROUNDS {
-                    self.phase = DRAIN;
+                    self.phase = Phase::drain(self.mean_rate.get());
                 }
             }
             Phase::Steady { least } if rate > RECOVERY * *least => {
                 self.phase = Phase::Startup { best: rate, flat_rounds: 0 };
             }
             Phase::Steady { least } => *least = rate.min(*least),
-            Phase::Startup { .. } | Phase::Drain { .. } => {}
+            Phase::Startup { .. } | Phase::Trial(_) | Phase::Drain { .. } => {}
         }
     }
 
@@ -255,24 +293,35 @@ impl Pacing {
     /// How much more than a shortest round trip's bytes is to be in flight, as time.
     fn reserve(&self) -> Duration {
         let base = self.base_round_trip();
+        if let Phase::Trial(_) = self.phase {
+            return self.queue();
+        }
         let burst = Duration::from_secs_f64(self.bursts.mean() / self.rate.get().max(1.0));
         // Short bursts are much the same. Those about as long as a round trip come of losses, and some are twice the mean.
-        let part = burst.as_secs_f64() / base.as_secs_f64().max(1e-6);
-        burst.mul_f64(1.0 + part.min(1.0)).min(HOLES * base).max(self.queue())
+        burst.mul_f64(1.0 + LONG_BURSTS * self.burst_part().powi(2)).min(HOLES * base).max(self.queue())
+    }
+
+    /// The mean burst as a part of what the path holds, 1 at the most.
+    fn burst_part(&self) -> f64 {
+        let product = self.rate.get() * self.base_round_trip().as_secs_f64();
+        (self.bursts.mean() / product.max(1.0)).min(1.0)
     }
 
     fn set_limit(&mut self, now: Instant) {
         let base = self.base_round_trip();
         let full = base + self.reserve();
+        let sought = full.min(STARTUP_MOST * base + self.queue());
         let (time, within) = match self.phase {
-            Phase::Startup { flat_rounds: 0, .. } => (full.mul_f64(GROWTH_GAIN), full / STARTUP_HASTE),
-            Phase::Startup { .. } => (full.mul_f64(STARTUP_GAIN), full / STARTUP_HASTE),
-            Phase::Steady { .. } => (full, full),
+            Phase::Startup { flat_rounds: 0, .. } => (sought.mul_f64(GROWTH_GAIN), full / STARTUP_HASTE),
+            Phase::Startup { .. } => (sought.mul_f64(STARTUP_GAIN), full / STARTUP_HASTE),
+            Phase::Steady { .. } | Phase::Trial(_) => (full, full),
             Phase::Drain { .. } => (base.mul_f64(DRAIN_GAIN), full),
         };
         let needed = (self.rate.get() * time.as_secs_f64()) as u64;
         self.limit = needed.max(LEAST_IN_FLIGHT);
-        self.drip.set(self.limit, within, now);
+        // All at once, what the drained queue has room for may be too much for it.
+        let always = matches!(self.phase, Phase::Trial(_));
+        self.drip.set(self.limit, within, always, now);
     }
 
     /// Bytes that any one lane may have in flight.

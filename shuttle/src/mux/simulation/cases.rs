@@ -30,7 +30,8 @@ impl Display for Line {
 
 impl Line {
     pub(super) fn wire(self) -> Wire {
-        Wire { rate: self.mbits * 1e6 / 8.0, delay: ms(self.round_trip_ms / 2.0), loss: self.loss }
+        let (rate, delay) = (self.mbits * 1e6 / 8.0, ms(self.round_trip_ms / 2.0));
+        Wire { rate, delay, loss: self.loss, seed: 0, queue: Duration::MAX, standing: Duration::MAX }
     }
 
     /// How long the wire takes to send so many KiB.
@@ -106,7 +107,8 @@ fn the_rate_is_found_and_the_queue_is_short() {
             world.share(line.round_trips(20.0).max(line.sends(32.0 * 1024.0).clamp(ms(300.0), ms(1000.0))));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
         // A message may find a chunk, an ACK's worth of bytes and the standing queue before it.
-        findings.check(line, share, 0.95, delay, ms(6.0) + line.sends(12.0));
+        // A percent is the last packet that has not come whole.
+        findings.check(line, share, 0.94, delay, ms(6.0) + line.sends(12.0));
     }
 }
 
@@ -121,6 +123,58 @@ fn a_path_that_loses_is_kept_full() {
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
         // A message waits for a hole of its own, and behind what is to last through holes.
         findings.check(line, share, 0.75, delay, line.round_trips(4.0));
+    }
+}
+
+/// The same where TCP paces what it sends: then little waits in the network, and what is in flight for the holes keeps the
+/// path full.
+#[test]
+fn a_path_that_loses_is_kept_full_under_tcp_that_paces() {
+    const RUNS: u32 = 6;
+    let mut findings = Findings::default();
+    for (line, least) in LOSSY.into_iter().zip([0.92, 0.88, 0.9, 0.85, 0.72, 0.85]) {
+        let (mut share, mut delay) = (0.0, Duration::ZERO);
+        for seed in 0..RUNS {
+            let wire = Wire { seed: seed.into(), standing: ms(5.0), ..line.wire() };
+            let mut world = World::new(wire, 4);
+            world.run(line.round_trips(30.0));
+            share += world.share(line.round_trips(60.0)) / f64::from(RUNS);
+            delay += world.worst_message_delay(20, line.round_trips(0.3)) / RUNS;
+        }
+        findings.check(line, share, least, delay, line.round_trips(4.0));
+    }
+}
+
+/// What is in flight for bursts can be what makes them: by a queue that spills over. It doesn't stay so.
+#[test]
+fn a_queue_that_spills_over_is_found_out() {
+    let mut findings = Findings::default();
+    for line in [line(10.0, 40.0), line(200.0, 50.0), line(400.0, 20.0)] {
+        for lanes in [1, 4] {
+            let queue = ms(line.round_trip_ms);
+            let mut world = World::with_lanes(Wire { queue, ..line.wire() }, 4, lanes);
+            world.run(ms(4500.0));
+            let share = world.share(ms(1000.0));
+            let delay = world.worst_message_delay(20, line.round_trips(0.3));
+            findings.check(format!("{line}, {lanes} lanes"), share, 0.95, delay, ms(8.0) + line.sends(24.0));
+        }
+    }
+}
+
+/// A session that has been almost idle for long has its rate at once when there is much to send again.
+#[test]
+fn the_rate_outlasts_a_rest() {
+    let cases = [(line(10.0, 40.0), 0.9), (line(200.0, 50.0), 0.9), (lossy(100.0, 50.0, 0.005), 0.5)];
+    for (line, least) in cases {
+        let mut world = World::new(line.wire(), 1);
+        world.run(line.round_trips(60.0));
+        let bulk = world.rest();
+        world.worst_message_delay(20, ms(100.0));
+        world.resume(bulk);
+        world.run(line.round_trips(2.0));
+        let share = world.share(line.round_trips(6.0));
+        println!("{line}: {share:.3} of the rate after a rest");
+        assert!(share >= least, "{line}: {share:.3} of the rate after a rest");
     }
 }
 
@@ -181,7 +235,7 @@ fn lanes_share_one_limit() {
         let share = world.share(ms(1000.0));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
         // Each lane may have a packet and an ACK's worth of its own.
-        findings.check(format!("{line}, 8 lanes"), share, 0.95, delay, ms(6.0) + line.sends(36.0));
+        findings.check(format!("{line}, 8 lanes"), share, 0.94, delay, ms(6.0) + line.sends(36.0));
     }
 }
 

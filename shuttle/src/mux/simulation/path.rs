@@ -19,8 +19,14 @@ pub(super) struct Wire {
     pub(super) rate: f64,
     /// One way.
     pub(super) delay: Duration,
-    /// The share of segments that are lost.
+    /// The share of segments that are lost, and which they are.
     pub(super) loss: f64,
+    pub(super) seed: u64,
+    /// What may wait for the wire, as the time that it takes to send. What doesn't fit is lost.
+    pub(super) queue: Duration,
+    /// How much of that TCP itself lets stand: all that it can, or little where it paces what it sends, as BBR does once it
+    /// has found the rate.
+    pub(super) standing: Duration,
 }
 
 /// What ssh sends at once, of one lane.
@@ -35,7 +41,7 @@ struct Segment {
 }
 
 /// What is written goes into ssh's packets at once; a packet arrives once its last byte has, and every byte before
-/// it. TCP has twice what the wire holds on its way, and sends what was lost again one round trip later.
+/// it. TCP has up to twice what the wire holds on its way, and sends what was lost again one round trip later.
 pub(super) struct Path {
     wire: Wire,
     /// Whole packets, by their end.
@@ -71,7 +77,7 @@ impl Path {
             outstanding: 0,
             again: VecDeque::new(),
             free_at: now,
-            random: 0x9E37_79B9,
+            random: 0x9E37_79B9 ^ wire.seed.wrapping_mul(0x1234_5678_9ABC_DEF1),
         }
     }
 
@@ -126,14 +132,23 @@ impl Path {
     }
 
     fn send(&mut self, now: Instant) {
-        while self.outstanding < self.window() {
+        while self.outstanding < self.window() && self.waits(now) <= self.wire.standing {
             let Some((start, length)) = self.again.pop_front().or_else(|| self.fresh()) else { break };
-            self.free_at = self.free_at.max(now) + Duration::from_secs_f64(length as f64 / self.wire.rate);
+            let spills = self.waits(now) > self.wire.queue;
+            if !spills {
+                self.free_at =
+                    self.free_at.max(now) + Duration::from_secs_f64(length as f64 / self.wire.rate);
+            }
             self.outstanding += length;
             let arrives = self.free_at + self.wire.delay;
-            let lost = self.loses();
+            let lost = spills || self.loses();
             self.flying.push_back(Segment { start, length, lost, arrives });
         }
+    }
+
+    /// How long a segment would wait for the wire.
+    fn waits(&self, now: Instant) -> Duration {
+        self.free_at.saturating_duration_since(now)
     }
 
     fn fresh(&mut self) -> Option<(u64, usize)> {

@@ -146,6 +146,18 @@ impl World {
         stream
     }
 
+    /// The bulk streams have nothing more to send, until [`Self::resume`].
+    pub(super) fn rest(&mut self) -> Vec<StreamId> {
+        std::mem::take(&mut self.client.bulk)
+    }
+
+    pub(super) fn resume(&mut self, bulk: Vec<StreamId>) {
+        for stream in &bulk {
+            self.client.mux.readable(*stream, true);
+        }
+        self.client.bulk = bulk;
+    }
+
     pub(super) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
