@@ -47,12 +47,13 @@ impl Mux {
                 self.pacing.starve(true);
                 return None;
             };
+            // Before the room is asked for: where there is none, the pacing tells when there will be to who has more to send.
+            self.pacing.starve(false);
             let room = self.pacing.room(in_flight, place == Listed::New);
             if room == 0 {
                 self.notice_narrow();
                 return None;
             }
-            self.pacing.starve(false);
             match sender {
                 Sender::Stream(stream) => return self.grant_stream(stream, room),
                 Sender::Association(association) => self.send_datagram(association)?,

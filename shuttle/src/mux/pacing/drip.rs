@@ -1,4 +1,4 @@
-//! Lets bytes go little by little on slow lines.
+//! Lets bytes go little by little: on slow lines, and where a burst could be too much for the path.
 
 use std::time::{Duration, Instant};
 

@@ -28,18 +28,24 @@ impl Highest {
 
 /// The mean rate of late.
 #[derive(Debug, Default)]
-pub(super) struct Mean(f64);
+pub(super) struct Mean {
+    bytes: f64,
+    /// The time that they took, seconds.
+    took: f64,
+}
 
 impl Mean {
-    /// So many bytes came in the time that they `took`. What is older than `memory` hardly counts.
+    /// So many bytes came in the time that they `took`. What came `memory` ago counts for a third of that.
     pub(super) fn add(&mut self, bytes: u64, took: Duration, memory: Duration) {
-        let memory = memory.as_secs_f64();
-        self.0 = self.0 * (-took.as_secs_f64() / memory).exp() + bytes as f64 / memory;
+        let took = took.as_secs_f64();
+        let left = (-took / memory.as_secs_f64().max(1e-6)).exp();
+        self.bytes = self.bytes * left + bytes as f64;
+        self.took = self.took * left + took;
     }
 
     /// Bytes a second.
     pub(super) fn get(&self) -> f64 {
-        self.0
+        self.bytes / self.took.max(1e-6)
     }
 }
 

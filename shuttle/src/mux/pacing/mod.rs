@@ -37,14 +37,14 @@ const MOST_QUEUE: Duration = Duration::from_millis(3);
 /// What covers bursts is no longer than so many shortest round trips: TCP holds bytes back for one after each loss, on
 /// the way there and on the way of the acknowledgements.
 const HOLES: u32 = 2;
-/// A burst as long as a round trip counts so many times more.
+/// A burst as long as a round trip counts so many times more, a shorter one by the square of its part.
 const LONG_BURSTS: f64 = 3.0;
 
 /// In start-up the limit is this many times what the measured rate would need …
 const STARTUP_GAIN: f64 = 2.0;
 /// … and this many while that grows: 2/ln 2, since what is measured is a round trip old (BBR's, section 2.4).
 const GROWTH_GAIN: f64 = 2.885;
-/// … where bursts, which may be of its own making, count for so many shortest round trips in all at the most.
+/// … where what is needed is no more than so many shortest round trips: the bursts may be of its own making.
 const STARTUP_MOST: u32 = 2;
 /// It is used up within this part of a round trip: what goes more slowly is also measured as a lower rate.
 const STARTUP_HASTE: u32 = 4;
@@ -60,11 +60,14 @@ const RATE_ROUNDS: u32 = 8;
 /// … but at least for this long.
 const LEAST_RATE_MEMORY: Duration = Duration::from_millis(300);
 /// … and for so many times as long again where the bursts are as long as a round trip, as samples then vary that much more.
-const RATE_NOISE: f64 = 3.0;
+const RATE_NOISE: f64 = 1.0;
 /// How far the limit falls while the queue is drained …
 const DRAIN_GAIN: f64 = 0.5;
 /// … and for how many shortest round trips then: what departs takes one, and what it waits for may take another.
 const DRAIN_ROUND_TRIPS: u32 = 2;
+
+/// What is kept for bursts is not doubted where it is no more than this part of a round trip: it comes of ssh's packets.
+const SHORT_RESERVE: f64 = 0.25;
 
 /// A payload takes the path at most about this long, so that nothing waits long behind it.
 const CHUNK_TIME: Duration = Duration::from_millis(2);
@@ -128,6 +131,9 @@ enum Phase {
     /// the queue is drained. Before, the mean rate was `rate`.
     Drain { until: Option<Instant>, shortest: Duration, rate: f64 },
 }
+
+/// At its beginning.
+const STEADY: Phase = Phase::Steady { least: f64::INFINITY };
 
 impl Phase {
     const fn drain(rate: f64) -> Self {
@@ -230,7 +236,11 @@ impl Pacing {
                 *shortest = sample.min(*shortest);
                 if until.is_some_and(|until| now >= until) {
                     base.renew(*shortest, now);
-                    self.phase = Phase::Trial(Trial::new(self.bursts.doubt(), *rate, base.round_trip, now));
+                    let (rate, round_trip) = (*rate, base.round_trip);
+                    self.phase = STEADY;
+                    if self.reserve() > self.queue().max(round_trip.mul_f64(SHORT_RESERVE)) {
+                        self.phase = Phase::Trial(Trial::new(self.bursts.doubt(), rate, round_trip, now));
+                    }
                 }
             }
         }
@@ -238,14 +248,13 @@ impl Pacing {
 
     /// Ends a trial that has shown what it was for.
     fn judge(&mut self, now: Instant) {
-        let round_trip = self.base_round_trip();
         let Phase::Trial(trial) = &mut self.phase else { return };
-        match trial.judge(self.delivered, self.starved, round_trip, now) {
+        match trial.judge(self.delivered, self.starved, now) {
             None => return,
             Some(Verdict::Needed) => self.bursts.believe(trial.believed),
             Some(Verdict::Needless) => {}
         }
-        self.phase = Phase::Steady { least: f64::INFINITY };
+        self.phase = STEADY;
     }
 
     /// The queue that is to be left standing.
@@ -261,7 +270,11 @@ impl Pacing {
     fn on_round(&mut self, starved: bool) {
         let rate = self.rate.get();
         match &mut self.phase {
-            Phase::Startup { best, flat_rounds } if rate > FLAT * *best => (*best, *flat_rounds) = (rate, 0),
+            Phase::Startup { best, flat_rounds } if rate > FLAT * *best => {
+                (*best, *flat_rounds) = (rate, 0);
+                // Of the rate that is held against a trial's, only what it is in the end.
+                self.mean_rate = Mean::default();
+            }
             Phase::Startup { flat_rounds, .. } if !starved => {
                 *flat_rounds += 1;
                 if *flat_rounds == STARTUP_ROUNDS {
@@ -297,7 +310,7 @@ impl Pacing {
             return self.queue();
         }
         let burst = Duration::from_secs_f64(self.bursts.mean() / self.rate.get().max(1.0));
-        // Short bursts are much the same. Those about as long as a round trip come of losses, and some are twice the mean.
+        // Short bursts are much the same. Those about as long as a round trip come of losses, and some are a multiple.
         burst.mul_f64(1.0 + LONG_BURSTS * self.burst_part().powi(2)).min(HOLES * base).max(self.queue())
     }
 
@@ -312,8 +325,8 @@ impl Pacing {
         let full = base + self.reserve();
         let sought = full.min(STARTUP_MOST * base + self.queue());
         let (time, within) = match self.phase {
-            Phase::Startup { flat_rounds: 0, .. } => (sought.mul_f64(GROWTH_GAIN), full / STARTUP_HASTE),
-            Phase::Startup { .. } => (sought.mul_f64(STARTUP_GAIN), full / STARTUP_HASTE),
+            Phase::Startup { flat_rounds: 0, .. } => (sought.mul_f64(GROWTH_GAIN), sought / STARTUP_HASTE),
+            Phase::Startup { .. } => (sought.mul_f64(STARTUP_GAIN), sought / STARTUP_HASTE),
             Phase::Steady { .. } | Phase::Trial(_) => (full, full),
             Phase::Drain { .. } => (base.mul_f64(DRAIN_GAIN), full),
         };
@@ -339,6 +352,9 @@ impl Pacing {
 
     /// The path may have become much wider: the rate is to be looked for anew.
     pub(super) fn start_over(&mut self) {
+        if let Phase::Trial(trial) = self.phase {
+            self.bursts.believe(trial.believed);
+        }
         self.phase = Phase::Startup { best: self.rate.get(), flat_rounds: 0 };
     }
 

@@ -107,7 +107,6 @@ fn the_rate_is_found_and_the_queue_is_short() {
             world.share(line.round_trips(20.0).max(line.sends(32.0 * 1024.0).clamp(ms(300.0), ms(1000.0))));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
         // A message may find a chunk, an ACK's worth of bytes and the standing queue before it.
-        // A percent is the last packet that has not come whole.
         findings.check(line, share, 0.94, delay, ms(6.0) + line.sends(12.0));
     }
 }
@@ -169,7 +168,7 @@ fn the_rate_outlasts_a_rest() {
         let mut world = World::new(line.wire(), 1);
         world.run(line.round_trips(60.0));
         let bulk = world.rest();
-        world.worst_message_delay(20, ms(100.0));
+        world.worst_message_delay(130, ms(100.0));
         world.resume(bulk);
         world.run(line.round_trips(2.0));
         let share = world.share(line.round_trips(6.0));
@@ -219,7 +218,8 @@ fn a_flood_of_datagrams_leaves_bulk_its_share() {
             world.run(line.round_trips(30.0).max(ms(1000.0)));
             let share = world.share_beside_flood(length, ms(2000.0));
             let delay = world.worst_message_delay(10, line.round_trips(0.3));
-            let most = ms(12.0) + line.sends(12.0) + line.sends(length as f64 / 1024.0);
+            // One on the wire, and one in what is kept for bursts, as each of them is.
+            let most = ms(12.0) + line.sends(12.0) + 2 * line.sends(length as f64 / 1024.0);
             findings.check(format!("{line}, flood of {length} bytes"), share, 0.65, delay, most);
         }
     }
@@ -235,7 +235,7 @@ fn lanes_share_one_limit() {
         let share = world.share(ms(1000.0));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
         // Each lane may have a packet and an ACK's worth of its own.
-        findings.check(format!("{line}, 8 lanes"), share, 0.94, delay, ms(6.0) + line.sends(36.0));
+        findings.check(format!("{line}, 8 lanes"), share, 0.95, delay, ms(6.0) + line.sends(36.0));
     }
 }
 
