@@ -1,0 +1,113 @@
+//! Bodies: addresses and whole datagrams to bytes, and fields from bytes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::header::{FrameError, HEADER, Kind, MAX_DATAGRAM, PEER_LENGTHS, TARGET_LENGTHS, fill_header};
+use super::{AssociationId, Peer, Target};
+
+/// A whole DATAGRAM frame.
+pub(in crate::mux) fn encode_datagram(association: AssociationId, peer: Peer, payload: &[u8]) -> Vec<u8> {
+    debug_assert!(payload.len() <= MAX_DATAGRAM);
+    let mut out = Vec::with_capacity(HEADER + PEER_LENGTHS.end() + payload.len());
+    out.extend([0; HEADER]);
+    encode_address(peer.0, &mut out);
+    out.extend(payload);
+    fill_header(&mut out, Kind::Datagram, association.0);
+    out
+}
+
+/// The peer of a DATAGRAM and how many bytes of its body that takes.
+pub(in crate::mux) fn decode_peer(body: &[u8]) -> Result<(Peer, usize), FrameError> {
+    let mut rest = Body { kind: Kind::Datagram, rest: body };
+    let peer = Peer(rest.address()?);
+    let payload = rest.rest.len();
+    if payload > MAX_DATAGRAM {
+        return Err(FrameError::Malformed(Kind::Datagram));
+    }
+    Ok((peer, body.len() - payload))
+}
+
+/// A whole QUERY frame.
+pub(in crate::mux) fn encode_query(association: AssociationId, target: Target, payload: &[u8]) -> Vec<u8> {
+    debug_assert!(payload.len() <= MAX_DATAGRAM);
+    let mut out = Vec::with_capacity(HEADER + TARGET_LENGTHS.end() + payload.len());
+    out.extend([0; HEADER]);
+    encode_target(target, &mut out);
+    out.extend(payload);
+    fill_header(&mut out, Kind::Query, association.0);
+    out
+}
+
+/// The target of a QUERY and how many bytes of its body that takes.
+pub(in crate::mux) fn decode_query(body: &[u8]) -> Result<(Target, usize), FrameError> {
+    let mut rest = Body { kind: Kind::Query, rest: body };
+    let target = rest.target()?;
+    let payload = rest.rest.len();
+    if payload > MAX_DATAGRAM {
+        return Err(FrameError::Malformed(Kind::Query));
+    }
+    Ok((target, body.len() - payload))
+}
+
+/// The family that stands for the agent's resolver, and has neither address nor port.
+const RESOLVER: u8 = 0;
+
+pub(super) fn encode_target(target: Target, out: &mut Vec<u8>) {
+    match target {
+        Target::Address(address) => encode_address(address, out),
+        Target::Resolver => out.push(RESOLVER),
+    }
+}
+
+pub(super) fn encode_address(address: SocketAddr, out: &mut Vec<u8>) {
+    match address.ip() {
+        IpAddr::V4(ip) => {
+            out.push(4);
+            out.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            out.push(6);
+            out.extend(ip.octets());
+        }
+    }
+    out.extend(address.port().to_be_bytes());
+}
+
+/// A body being read from its front.
+pub(super) struct Body<'a> {
+    pub(super) kind: Kind,
+    pub(super) rest: &'a [u8],
+}
+
+impl Body<'_> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let (head, rest) = self.rest.split_first_chunk().ok_or(FrameError::Malformed(self.kind))?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, FrameError> {
+        Ok(u32::from_be_bytes(self.array()?))
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, FrameError> {
+        Ok(u64::from_be_bytes(self.array()?))
+    }
+
+    pub(super) fn target(&mut self) -> Result<Target, FrameError> {
+        if let Some((&RESOLVER, rest)) = self.rest.split_first() {
+            self.rest = rest;
+            return Ok(Target::Resolver);
+        }
+        self.address().map(Target::Address)
+    }
+
+    pub(super) fn address(&mut self) -> Result<SocketAddr, FrameError> {
+        let ip: IpAddr = match self.array::<1>()? {
+            [4] => Ipv4Addr::from(self.array::<4>()?).into(),
+            [6] => Ipv6Addr::from(self.array::<16>()?).into(),
+            _ => return Err(FrameError::Malformed(self.kind)),
+        };
+        Ok(SocketAddr::new(ip, u16::from_be_bytes(self.array()?)))
+    }
+}
