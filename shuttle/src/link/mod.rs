@@ -5,8 +5,10 @@
 //! socket from the read buffer, and copied only when the socket is full.
 
 mod connection;
+mod dial;
 mod lanes;
 mod pipes;
+mod sockets;
 mod survey;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -20,14 +22,13 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::mux::{AssociationId, Door, LaneId, Mux, Peer, ProtocolError, Reason, Side, StreamId, Target};
 use connection::Connection;
+use dial::Dial;
 pub use pipes::Pipes;
 use survey::Origin;
 pub use survey::{Ends, FlowSurvey, Survey};
 
 /// Bytes that are read from a lane at once: what a pipe of 1 MiB holds after a short stall.
 const READ_BUFFER: usize = 512 * 1024;
-/// How long a target may take to accept.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Tokens below are stream numbers; from here on each lane has two.
 const FIRST_LANE_TOKEN: usize = StreamId::MOST.0 as usize + 1;
@@ -139,14 +140,6 @@ pub struct Link {
     opened: u64,
     /// Sources of the role's own that it has not read dry.
     again: Vec<Token>,
-}
-
-/// An attempt to connect a stream to its target.
-struct Dial {
-    until: Instant,
-    stream: StreamId,
-    target: Target,
-    attempt: usize,
 }
 
 impl Link {
@@ -311,130 +304,6 @@ impl Link {
 
     fn call(&mut self, token: Token, role: &mut impl Role) -> Result<(), End> {
         if role.ready(self, token).is_break() { Err(End::Stopped) } else { Ok(()) }
-    }
-
-    // Sockets.
-
-    fn on_socket(&mut self, stream: StreamId, ready: &Ready, role: &mut impl Role) {
-        let Some(connection) = self.connections.get_mut(&stream) else { return };
-        match connection.on_ready(ready) {
-            Err(error) if !connection.is_established() => return self.redial(role, stream, reason(&error)),
-            Err(error) => return self.break_off(stream, reason(&error)),
-            Ok(connection::Progress::Connecting) => return,
-            Ok(connection::Progress::Connected) => self.mux.opened(stream),
-            Ok(connection::Progress::Established) => {}
-        }
-        if ready.is_readable() || ready.is_read_closed() {
-            self.mux.readable(stream, true);
-        }
-        self.flush(stream);
-    }
-
-    /// Writes what waits for the stream's socket, and its end.
-    fn flush(&mut self, stream: StreamId) {
-        let Some(connection) = self.connections.get_mut(&stream) else { return };
-        while connection.writable {
-            let waiting = self.mux.inbox(stream);
-            if waiting.is_empty() {
-                break;
-            }
-            match connection.write(waiting) {
-                Ok(length) => self.mux.drain(stream, length, now()),
-                Err(error) => return self.break_off(stream, reason(&error)),
-            }
-        }
-        self.end_if_due(stream);
-    }
-
-    fn on_data(&mut self, stream: StreamId, bytes: &[u8]) {
-        let Some(connection) = self.connections.get_mut(&stream) else { return };
-        match connection.write(bytes) {
-            Ok(length) => {
-                self.mux.take(stream, bytes, length, now());
-                self.end_if_due(stream);
-            }
-            Err(error) => self.break_off(stream, reason(&error)),
-        }
-    }
-
-    fn end_if_due(&mut self, stream: StreamId) {
-        let Some(connection) = self.connections.get(&stream) else { return };
-        if connection.is_established() && self.mux.at_end(stream) {
-            match connection.shut() {
-                Ok(()) => {
-                    self.mux.shut(stream);
-                    self.close_if_over(stream);
-                }
-                Err(error) => self.break_off(stream, reason(&error)),
-            }
-        }
-    }
-
-    fn close_if_over(&mut self, stream: StreamId) {
-        if !self.mux.contains(stream)
-            && let Some(connection) = self.connections.remove(&stream)
-        {
-            connection.close();
-        }
-    }
-
-    fn break_off(&mut self, stream: StreamId, reason: Reason) {
-        self.connections.remove(&stream);
-        self.mux.reset(stream, reason);
-    }
-
-    fn dial(&mut self, role: &mut impl Role, stream: StreamId, target: Target) {
-        self.attempt(role, stream, target, 0, Reason::Other);
-    }
-
-    /// Makes the next attempt that can be made; when there is none, the stream ends as the last one failed.
-    fn attempt(
-        &mut self,
-        role: &mut impl Role,
-        stream: StreamId,
-        target: Target,
-        first: usize,
-        mut failed: Reason,
-    ) {
-        for attempt in first.. {
-            let Some(dialled) = role.dial(target, attempt) else { break };
-            match dialled.and_then(|socket| self.attach(stream, socket).map_err(|error| reason(&error))) {
-                Ok(connection) => {
-                    self.connections.insert(stream, connection);
-                    self.dials.push_back(Dial { until: now() + DIAL_TIMEOUT, stream, target, attempt });
-                    return;
-                }
-                Err(reason) => failed = reason,
-            }
-        }
-        self.break_off(stream, failed);
-    }
-
-    /// A connection could not be made.
-    fn redial(&mut self, role: &mut impl Role, stream: StreamId, reason: Reason) {
-        self.connections.remove(&stream);
-        let Some(index) = self.dials.iter().rposition(|dial| dial.stream == stream) else {
-            return self.break_off(stream, reason);
-        };
-        if let Some(Dial { target, attempt, .. }) = self.dials.remove(index) {
-            self.attempt(role, stream, target, attempt + 1, reason);
-        }
-    }
-
-    fn give_up_dials(&mut self, now: Instant, role: &mut impl Role) {
-        while let Some(dial) = self.dials.front() {
-            let stream = dial.stream;
-            let dialling =
-                self.connections.get(&stream).is_some_and(|connection| !connection.is_established());
-            if dialling && dial.until > now {
-                break;
-            }
-            if dialling {
-                self.redial(role, stream, Reason::TimedOut);
-            } else {
-                self.dials.pop_front();
-            }
-        }
     }
 }
 
