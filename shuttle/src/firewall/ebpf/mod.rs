@@ -9,13 +9,17 @@
 
 mod cgroup;
 mod enclosure;
+mod error;
 mod hook;
 mod icmp;
 mod lan;
 mod linked;
 mod listen;
+mod loader;
 mod local;
 mod netlink;
+mod policy;
+mod prepare;
 mod program_log;
 mod programs;
 mod reply;
@@ -35,87 +39,26 @@ use shuttle_common::{
     rule::Rule,
 };
 
+pub(super) use self::error::Error;
 pub(super) use self::{
-    cgroup::sweep, enclosure::Enclosure, listen::Listeners, local::Watch, netlink::Netlink, programs::Loader,
+    cgroup::sweep, enclosure::Enclosure, error::ReplyError, listen::Listeners, loader::Loader, local::Watch,
+    netlink::Netlink,
 };
 use self::{
     linked::Linked,
     netlink::Family,
-    programs::{Programs, Settings},
+    programs::Programs,
     reply::{Reach, Relays, is_pair, reply_socket},
     rewrite::Rewriting,
     router::Router,
-    slot::{SLOTS, Slot},
+    slot::Slot,
     tun::Tun,
 };
 use super::replies::{Kind, Notice, Question};
 use crate::{
-    plan::{Families, Plan, Steering},
+    plan::{Families, Steering},
     sys::capture::wait_for_programs,
 };
-
-/// Why capturing does not start. Each names thing and remedy.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The rules do not fit the maps.
-    #[error(transparent)]
-    Rules(#[from] compile::Error),
-    /// The plan captures nothing.
-    #[error("neither IPv4 nor IPv6 can be captured: {0}")]
-    NoFamily(String),
-    /// Eight instances run here, or other software uses all our mark bits.
-    #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
-    NoSlot,
-    /// An interface can't be a LAN's.
-    #[error(transparent)]
-    Lan(#[from] lan::LanError),
-    /// The loopback interface is down.
-    #[error("the loopback interface is down: run `ip link set lo up`")]
-    LoopbackDown,
-    /// No TUN device.
-    #[error("creating a TUN device: {0} (needs root and /dev/net/tun: try `modprobe tun`)")]
-    Tun(io::Error),
-    /// No cgroup2 hierarchy.
-    #[error("opening the cgroup2 hierarchy: {0} (needs root and Linux 5.7 with CONFIG_CGROUP_BPF)")]
-    Cgroup(io::Error),
-    /// Forwarded packets are steered by marks.
-    #[error(
-        "forwarded traffic can't be captured by rewriting: leave out --lan, or use --ebpf-steering=lookup (Linux 5.9)"
-    )]
-    NoForwarding,
-    /// The kernel refuses a program.
-    #[error("loading the eBPF program {name}: {reason} (needs root and {needs})")]
-    Program {
-        /// The program.
-        name: &'static str,
-        /// What the kernel says.
-        reason: String,
-        /// What it takes.
-        needs: &'static str,
-    },
-    /// The kernel refuses a map or its contents.
-    #[error("filling the eBPF map {name}: {reason}")]
-    Map {
-        /// The map.
-        name: &'static str,
-        /// What the kernel says.
-        reason: String,
-    },
-    /// A routing change or another system call failed.
-    #[error("{what}: {source}")]
-    System {
-        /// The operation and its object.
-        what: String,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::System { what: what.into(), source }
-    }
-}
 
 /// All that a capture needs but what captures: a listener that nothing leads to, programs that are not attached, routes
 /// that no rule leads to. Dropping it removes it.
@@ -174,26 +117,6 @@ pub(super) struct Reply {
     pub(super) outlet: Option<(Kind, OwnedFd)>,
 }
 
-/// Why there is no way for a reply.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ReplyError {
-    /// Nobody can have sent anything there by this capture.
-    #[error("{0} is not captured")]
-    NotCaptured(SocketAddr),
-    /// Nobody needs to ask.
-    #[error("replies to rewritten datagrams need no socket")]
-    Rewritten,
-    /// Nobody is there whose datagrams are captured.
-    #[error("{0} is neither an address of this host nor behind a LAN interface")]
-    Nobody(SocketAddr),
-    /// A map failed.
-    #[error(transparent)]
-    Capture(#[from] Error),
-    /// A system call failed.
-    #[error("making a reply socket: {0}")]
-    System(#[from] io::Error),
-}
-
 impl Prepared {
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
@@ -224,71 +147,6 @@ impl Prepared {
 }
 
 impl Capture {
-    /// Gets ready for [`Prepared::start`], which proves that this kernel takes the programs. Without a `steering`, takes the
-    /// first of which that is so. On an error, nothing is left.
-    pub(super) async fn prepare(
-        loader: &mut Loader,
-        plan: &Plan,
-        log: bool,
-        steering: Option<Steering>,
-    ) -> Result<Prepared, Error> {
-        let entries = compile(&plan.rules)?;
-        let netlink = Netlink::open()?;
-        purge(&netlink).await?;
-        netlink.check_loopback().await?;
-        let (wanted, without_rules) = usable(&netlink, plan.families, &entries).await;
-        let plan = &Plan { families: wanted, ..plan.clone() };
-        let mut prepared = match steering {
-            Some(Steering::Lookup) => Self::prepare_lookup(loader, plan, log, netlink).await,
-            Some(Steering::Rewrite) => Self::prepare_rewrite(loader, plan, log, netlink).await,
-            None => match Self::prepare_lookup(loader, plan, log, netlink).await {
-                Err(refused @ (Error::Program { .. } | Error::Map { .. })) => {
-                    tracing::debug!(%refused, "no capture by socket lookup: rewriting destinations");
-                    // It says what the kernel lacks; the other error is of interest to who has asked for rewriting.
-                    let prepared = Self::prepare_rewrite(loader, plan, log, Netlink::open()?).await;
-                    prepared.map_err(|error| {
-                        tracing::debug!(%error, "nor by rewriting");
-                        if matches!(error, Error::NoForwarding) { error } else { refused }
-                    })
-                }
-                prepared => prepared,
-            },
-        }?;
-        if let Some(reason) = without_rules {
-            prepared.no_v6 = reason;
-        }
-        prepared.note = missed(prepared.families, &entries, &prepared.no_v6);
-        prepared.programs.set_resolvers(plan.nameservers.iter().map(|it| it.address).collect())?;
-        let entries = match &prepared.way {
-            way @ Way::Rewrite(_) if !prepared.linked.is_empty() => {
-                entries_for(way, &prepared.linked, &plan.rules)?
-            }
-            Way::Lookup { .. } | Way::Rewrite(_) => entries,
-        };
-        prepared.programs.replace_rules(only(prepared.families, entries))?;
-        Ok(prepared)
-    }
-
-    async fn prepare_lookup(
-        loader: &mut Loader,
-        plan: &Plan,
-        log: bool,
-        netlink: Netlink,
-    ) -> Result<Prepared, Error> {
-        let (listeners, families, no_v6) = Listeners::open(plan.families, Steering::Lookup)?;
-        let lans = lan::find(&netlink, &plan.router.lans).await?;
-        let tun = Tun::open(&netlink).await?;
-        let slot = claim(&netlink, &tun, families).await?;
-        let settings = Settings::new(slot, families, tun.index, listeners.any());
-        let mut programs = Programs::load(loader, &settings, log)?;
-        programs.set_listeners(&listeners)?;
-        let router = Router::new(lans, plan.router.hook, families);
-        router.load(programs.object())?;
-        let (way, tun, note) = (Way::Lookup { slot, router }, Some(tun), String::new());
-        let linked = Linked::of(&plan.nameservers);
-        Ok(Prepared { programs, netlink, way, linked, families, tun, listeners, no_v6, note })
-    }
-
     async fn engage(&mut self) -> Result<(), Error> {
         self.refresh_local().await?;
         match &mut self.way {
@@ -423,37 +281,9 @@ impl Capture {
 pub(super) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
     // First: what they leave empty shows that an instance is dead.
     let mut purged = linked::purge(netlink).await?;
-    purged.extend(netlink::purge(netlink).await?);
+    purged.extend(policy::purge(netlink).await?);
     purged.extend(hook::purge(netlink).await?);
     Ok(purged)
-}
-
-/// The first slot that nobody uses, with its addresses and routes in place. Two helpers that start at once cannot get
-/// the same: the kernel lets only one add a table's default route.
-async fn claim(netlink: &Netlink, tun: &Tun, families: Families) -> Result<Slot, Error> {
-    let masks = netlink.masks_in_use().await?;
-    'slots: for slot in SLOTS.into_iter().filter(|slot| masks & slot.bit() == 0) {
-        for family in Family::of(families) {
-            let source = slot.source(family);
-            netlink.add_address(tun.index, source).await?;
-            if !netlink.add_local_default(tun.index, slot, source).await? {
-                netlink.delete_address(tun.index, source).await?;
-                continue 'slots;
-            }
-        }
-        return Ok(slot);
-    }
-    Err(Error::NoSlot)
-}
-
-/// The families to prepare. IPv6 is on also where no rule asks for it yet; so that it can't keep IPv4 from working then, it
-/// is left out where the kernel has no policy rules for it, which the second value says.
-async fn usable(netlink: &Netlink, planned: Families, entries: &Entries) -> (Families, Option<String>) {
-    if planned.v6 && entries.v6.is_empty() && !netlink.has_rules(Family::V6).await {
-        let why = "no IPv6, since this kernel has no policy rules for it".to_owned();
-        return (Families { v6: false, ..planned }, Some(why));
-    }
-    (planned, None)
 }
 
 /// What is missed with IPv6 off: nothing, where no entry is about it.

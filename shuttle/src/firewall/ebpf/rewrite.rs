@@ -17,9 +17,10 @@ use super::{
     cgroup::Cgroup,
     linked::Linked,
     listen::{Listener, Listeners, accept_only_from},
+    loader::{Loader, Settings},
     netlink::{LOOPBACK, Netlink},
     program_log::start_logger,
-    programs::{Loader, Programs, Settings, connect, missing, object_failed, program_failed},
+    programs::{Programs, connect, missing, object_failed, program_failed},
     slot::SLOTS,
     tun::Tun,
 };
