@@ -26,6 +26,7 @@ pub(super) const LOCAL_TABLE: u8 = 255;
 const TOKENS_PREFIX: u8 = 96;
 /// The loopback interface has this index in every namespace.
 pub(super) const LOOPBACK: u32 = 1;
+
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {

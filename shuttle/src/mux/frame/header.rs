@@ -1,4 +1,4 @@
-//! Headers of frames, and the bounds of every length.
+//! The types of frame and their headers, the bounds of every length, and what can be wrong with a frame.
 
 use std::ops::RangeInclusive;
 

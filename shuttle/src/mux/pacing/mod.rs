@@ -46,7 +46,7 @@ const STARTUP_GAIN: f64 = 2.0;
 const GROWTH_GAIN: f64 = 2.885;
 /// … where what is needed is no more than so many shortest round trips: the bursts may be of its own making.
 const STARTUP_MOST: u32 = 2;
-/// It is used up within this part of a round trip: what goes more slowly is also measured as a lower rate.
+/// It is used up within this part of that time: what goes more slowly is also measured as a lower rate.
 const STARTUP_HASTE: u32 = 4;
 /// Start-up ends after this many round trips in which the rate grew by less than …
 const STARTUP_ROUNDS: u32 = 3;
@@ -238,7 +238,8 @@ impl Pacing {
                     base.renew(*shortest, now);
                     let (rate, round_trip) = (*rate, base.round_trip);
                     self.phase = STEADY;
-                    if self.reserve() > self.queue().max(round_trip.mul_f64(SHORT_RESERVE)) {
+                    let long = self.reserve() > self.queue().max(round_trip.mul_f64(SHORT_RESERVE));
+                    if long && rate > 0.0 {
                         self.phase = Phase::Trial(Trial::new(self.bursts.doubt(), rate, round_trip, now));
                     }
                 }
@@ -272,7 +273,6 @@ impl Pacing {
         match &mut self.phase {
             Phase::Startup { best, flat_rounds } if rate > FLAT * *best => {
                 (*best, *flat_rounds) = (rate, 0);
-                // Of the rate that is held against a trial's, only what it is in the end.
                 self.mean_rate = Mean::default();
             }
             Phase::Startup { flat_rounds, .. } if !starved => {
@@ -281,9 +281,7 @@ impl Pacing {
                     self.phase = Phase::drain(self.mean_rate.get());
                 }
             }
-            Phase::Steady { least } if rate > RECOVERY * *least => {
-                self.phase = Phase::Startup { best: rate, flat_rounds: 0 };
-            }
+            Phase::Steady { least } if rate > RECOVERY * *least => self.look_for_rate(),
             Phase::Steady { least } => *least = rate.min(*least),
             Phase::Startup { .. } | Phase::Trial(_) | Phase::Drain { .. } => {}
         }
@@ -355,7 +353,13 @@ impl Pacing {
         if let Phase::Trial(trial) = self.phase {
             self.bursts.believe(trial.believed);
         }
+        self.look_for_rate();
+    }
+
+    fn look_for_rate(&mut self) {
         self.phase = Phase::Startup { best: self.rate.get(), flat_rounds: 0 };
+        // What is held against a trial is the rate that is found, not the way there.
+        self.mean_rate = Mean::default();
     }
 
     /// Lets time pass before [`Self::room`] is asked for.

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-/// A trial fails when it has brought less than this share of the rate, after so many shortest round trips: soon where it
-/// shows at once, and else when chance has evened out. A path that loses packets by itself brings half of its rate, one
+/// A trial fails when it has brought less than this share of the rate, after so many shortest round trips that count: soon
+/// where it shows at once, and else when chance has evened out. A path that loses packets by itself brings half of its rate, one
 /// whose queue had spilt over somewhat more than before.
 const LEAST_SHARES: [(u32, f64); 2] = [(2, 0.6), (LENGTH, 0.93)];
-/// It ends after so many …
+/// It ends after so many that count …
 const LENGTH: u32 = 5;
-/// … or with nothing shown, when there was too little to send for so many.
+/// … and after so many in all, with nothing shown: there was too little to send.
 const PATIENCE: u32 = 20;
 /// Round trips count for no less than this, so that a machine's own pauses don't decide.
 const LEAST_ROUND_TRIP: Duration = Duration::from_millis(10);
@@ -84,16 +84,16 @@ mod tests {
             (0.9, 0..0, Verdict::Needed, 301),
             (0.5, 0..0, Verdict::Needed, 151),
             // What is missing for want of bytes to send says nothing.
-            (0.5, 0..400, Verdict::Needed, 550),
             (1.0, 200..300, Verdict::Needless, 600),
+            (0.5, 0..400, Verdict::Needed, 550),
             (1.0, 0..2000, Verdict::Needed, 1000),
         ] {
-            let start = Instant::now();
+            let (start, mut delivered) = (Instant::now(), 0);
             let mut trial = Trial::new(1e5, RATE, Duration::from_millis(50), start);
             let verdict = (1..).find_map(|ms: u64| {
-                let delivered = (RATE * share * ms as f64 / 1e3) as u64;
-                let now = start + Duration::from_millis(ms);
-                Some((trial.judge(delivered, starved.contains(&ms), now)?, ms))
+                let starved = starved.contains(&ms);
+                delivered += if starved { 0 } else { (RATE * share / 1e3) as u64 };
+                Some((trial.judge(delivered, starved, start + Duration::from_millis(ms))?, ms))
             });
             let (verdict, ended) = verdict.unwrap();
             assert_eq!(verdict, expected, "{share} of the rate, starved {starved:?}");
