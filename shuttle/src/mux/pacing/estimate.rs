@@ -15,10 +15,7 @@ impl Highest {
     pub(super) fn add(&mut self, sample: f64, worked: Duration, memory: Duration) {
         while self.0.pop_back_if(|(_, known)| *known <= sample).is_some() {}
         self.0.push_back((worked, sample));
-        // The newest stays whatever its age.
-        while self.0.len() > 1 && self.0.front().is_some_and(|(taken, _)| worked - *taken >= memory) {
-            self.0.pop_front();
-        }
+        while self.0.pop_front_if(|(taken, _)| worked - *taken >= memory).is_some() {}
     }
 
     pub(super) fn get(&self) -> f64 {

@@ -236,14 +236,21 @@ impl Pacing {
                 *shortest = sample.min(*shortest);
                 if until.is_some_and(|until| now >= until) {
                     base.renew(*shortest, now);
-                    let (rate, round_trip) = (*rate, base.round_trip);
-                    self.phase = STEADY;
-                    let long = self.reserve() > self.queue().max(round_trip.mul_f64(SHORT_RESERVE));
-                    if long && rate > 0.0 {
-                        self.phase = Phase::Trial(Trial::new(self.bursts.doubt(), rate, round_trip, now));
-                    }
+                    let rate = *rate;
+                    self.phase = self.after_drain(rate, now);
                 }
             }
+        }
+    }
+
+    /// A trial, where there is anything to try and the mean `rate` of before to hold it against.
+    fn after_drain(&mut self, rate: f64, now: Instant) -> Phase {
+        let round_trip = self.base_round_trip();
+        let long = self.reserve() > self.queue().max(round_trip.mul_f64(SHORT_RESERVE));
+        if long && rate > 0.0 {
+            Phase::Trial(Trial::new(self.bursts.doubt(), rate, round_trip, now))
+        } else {
+            STEADY
         }
     }
 
@@ -304,9 +311,6 @@ impl Pacing {
     /// How much more than a shortest round trip's bytes is to be in flight, as time.
     fn reserve(&self) -> Duration {
         let base = self.base_round_trip();
-        if let Phase::Trial(_) = self.phase {
-            return self.queue();
-        }
         let burst = Duration::from_secs_f64(self.bursts.mean() / self.rate.get().max(1.0));
         // Short bursts are much the same. Those about as long as a round trip come of losses, and some are a multiple.
         burst.mul_f64(1.0 + LONG_BURSTS * self.burst_part().powi(2)).min(HOLES * base).max(self.queue())
@@ -320,12 +324,13 @@ impl Pacing {
 
     fn set_limit(&mut self, now: Instant) {
         let base = self.base_round_trip();
-        let full = base + self.reserve();
+        let (short, full) = (base + self.queue(), base + self.reserve());
         let sought = full.min(STARTUP_MOST * base + self.queue());
         let (time, within) = match self.phase {
             Phase::Startup { flat_rounds: 0, .. } => (sought.mul_f64(GROWTH_GAIN), sought / STARTUP_HASTE),
             Phase::Startup { .. } => (sought.mul_f64(STARTUP_GAIN), sought / STARTUP_HASTE),
-            Phase::Steady { .. } | Phase::Trial(_) => (full, full),
+            Phase::Trial(_) => (short, short),
+            Phase::Steady { .. } => (full, full),
             Phase::Drain { .. } => (base.mul_f64(DRAIN_GAIN), full),
         };
         let needed = (self.rate.get() * time.as_secs_f64()) as u64;
