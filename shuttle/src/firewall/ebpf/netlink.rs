@@ -251,7 +251,7 @@ pub(super) fn or_empty<T>(
     }
 }
 
-pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |error| Error::System { what: what.into(), source: io_error(&error) }
 }
 

@@ -6,7 +6,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::{
     Error, host_prefix,
-    netlink::{Family, Netlink, PROTOCOL, failed, or_empty},
+    netlink::{Family, Netlink, PROTOCOL, or_empty},
     slot::{FORWARDED_BIT, Slot},
 };
 
@@ -26,7 +26,7 @@ impl Netlink {
             request
                 .execute()
                 .await
-                .map_err(failed(format!("adding a policy rule for mark {:#x}", slot.bit())))?;
+                .map_err(Error::netlink(format!("adding a policy rule for mark {:#x}", slot.bit())))?;
         }
         Ok(())
     }
@@ -37,7 +37,7 @@ impl Netlink {
         for message in rules_of(family, slot).into_iter().rev() {
             result = result.and(self.handle().rule().del(message).execute().await);
         }
-        result.map_err(failed(format!("deleting the policy rules for mark {:#x}", slot.bit())))
+        result.map_err(Error::netlink(format!("deleting the policy rules for mark {:#x}", slot.bit())))
     }
 
     /// Sends packets that came in by `interface` and were marked there to the slot's table. The interface is named so that
@@ -51,7 +51,7 @@ impl Netlink {
     ) -> Result<(), Error> {
         let mut request = self.handle().rule().add();
         *request.message_mut() = forwarding_rule(family, slot, interface);
-        request.execute().await.map_err(failed(format!("adding a policy rule for {interface}")))
+        request.execute().await.map_err(Error::netlink(format!("adding a policy rule for {interface}")))
     }
 
     /// Undoes [`add_forwarding_rule`](Self::add_forwarding_rule).
@@ -62,7 +62,7 @@ impl Netlink {
         interface: &str,
     ) -> Result<(), Error> {
         let deleted = self.handle().rule().del(forwarding_rule(family, slot, interface)).execute().await;
-        deleted.map_err(failed(format!("deleting the policy rule for {interface}")))
+        deleted.map_err(Error::netlink(format!("deleting the policy rule for {interface}")))
     }
 
     /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing
@@ -108,7 +108,7 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
                 .del(rule)
                 .execute()
                 .await
-                .map_err(failed(format!("deleting the {what}")))?;
+                .map_err(Error::netlink(format!("deleting the {what}")))?;
             purged.push(what);
         }
     }

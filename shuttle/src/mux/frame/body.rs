@@ -2,51 +2,51 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::header::{FrameError, HEADER, Kind, MAX_DATAGRAM, PEER_LENGTHS, TARGET_LENGTHS, fill_header};
+use super::header::{FrameError, HEADER, Kind, MAX_DATAGRAM, TARGET_LENGTHS, fill_header};
 use super::{AssociationId, Peer, Target};
 
 /// A whole DATAGRAM frame.
 pub(in crate::mux) fn encode_datagram(association: AssociationId, peer: Peer, payload: &[u8]) -> Vec<u8> {
-    debug_assert!(payload.len() <= MAX_DATAGRAM);
-    let mut out = Vec::with_capacity(HEADER + PEER_LENGTHS.end() + payload.len());
-    out.extend([0; HEADER]);
-    encode_address(peer.0, &mut out);
-    out.extend(payload);
-    fill_header(&mut out, Kind::Datagram, association.0);
-    out
-}
-
-/// The peer of a DATAGRAM and how many bytes of its body that takes.
-pub(in crate::mux) fn decode_peer(body: &[u8]) -> Result<(Peer, usize), FrameError> {
-    let mut rest = Body { kind: Kind::Datagram, rest: body };
-    let peer = Peer(rest.address()?);
-    let payload = rest.rest.len();
-    if payload > MAX_DATAGRAM {
-        return Err(FrameError::Malformed(Kind::Datagram));
-    }
-    Ok((peer, body.len() - payload))
+    encode_whole(Kind::Datagram, association, Target::Address(peer.0), payload)
 }
 
 /// A whole QUERY frame.
 pub(in crate::mux) fn encode_query(association: AssociationId, target: Target, payload: &[u8]) -> Vec<u8> {
+    encode_whole(Kind::Query, association, target, payload)
+}
+
+fn encode_whole(kind: Kind, association: AssociationId, target: Target, payload: &[u8]) -> Vec<u8> {
     debug_assert!(payload.len() <= MAX_DATAGRAM);
     let mut out = Vec::with_capacity(HEADER + TARGET_LENGTHS.end() + payload.len());
     out.extend([0; HEADER]);
     encode_target(target, &mut out);
     out.extend(payload);
-    fill_header(&mut out, Kind::Query, association.0);
+    fill_header(&mut out, kind, association.0);
     out
+}
+
+/// The peer of a DATAGRAM and how many bytes of its body that takes.
+pub(in crate::mux) fn decode_peer(body: &[u8]) -> Result<(Peer, usize), FrameError> {
+    before_payload(Kind::Datagram, body, |rest| rest.address().map(Peer))
 }
 
 /// The target of a QUERY and how many bytes of its body that takes.
 pub(in crate::mux) fn decode_query(body: &[u8]) -> Result<(Target, usize), FrameError> {
-    let mut rest = Body { kind: Kind::Query, rest: body };
-    let target = rest.target()?;
+    before_payload(Kind::Query, body, |rest| rest.target())
+}
+
+fn before_payload<T>(
+    kind: Kind,
+    body: &[u8],
+    read: impl FnOnce(&mut Body<'_>) -> Result<T, FrameError>,
+) -> Result<(T, usize), FrameError> {
+    let mut rest = Body { kind, rest: body };
+    let found = read(&mut rest)?;
     let payload = rest.rest.len();
     if payload > MAX_DATAGRAM {
-        return Err(FrameError::Malformed(Kind::Query));
+        return Err(FrameError::Malformed(kind));
     }
-    Ok((target, body.len() - payload))
+    Ok((found, body.len() - payload))
 }
 
 /// The family that stands for the agent's resolver, and has neither address nor port.

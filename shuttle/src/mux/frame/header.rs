@@ -13,7 +13,7 @@ pub(in crate::mux) const MAX_DATA: usize = 256 * 1024;
 /// The longest payload of a datagram: what IPv6 can carry without jumbograms (RFC 8200), which is more than IPv4 can.
 pub(in crate::mux) const MAX_DATAGRAM: usize = 65_535 - 8;
 /// Bytes of a DATAGRAM's body before its payload: family, address, port.
-pub(super) const PEER_LENGTHS: RangeInclusive<usize> = 1 + 4 + 2..=1 + 16 + 2;
+const PEER_LENGTHS: RangeInclusive<usize> = 1 + 4 + 2..=1 + 16 + 2;
 /// Bytes of a QUERY's body before its payload: as of a DATAGRAM, or a family of 0 alone.
 pub(super) const TARGET_LENGTHS: RangeInclusive<usize> = 1..=*PEER_LENGTHS.end();
 /// The longest body of a frame other than DATA, DATAGRAM and QUERY.
