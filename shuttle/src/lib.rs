@@ -1,24 +1,28 @@
 //! A transparent proxy of whole networks over an ordinary ssh account.
 //!
-//! The way of a connection is the order of the modules: `firewall` captures, `client` accepts and opens a
+//! The way of a connection is the order of the modules: `helper` and `capture` capture, `client` accepts and opens a
 //! stream, `mux` frames it, `link` moves it over a lane that `ssh` opened, `agent` dials. See ARCHITECTURE.md.
 
 pub mod agent;
+#[cfg(feature = "client")]
+pub mod capture;
 #[cfg(feature = "client")]
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "client")]
-pub mod control;
+pub mod config;
 #[cfg(feature = "client")]
-pub mod firewall;
+pub mod control;
+pub mod dns;
+#[cfg(feature = "client")]
+pub mod helper;
 pub mod link;
 pub mod mux;
 #[cfg(feature = "client")]
-pub mod plan;
+pub mod policy;
 #[cfg(feature = "client")]
 mod private;
-pub mod resolv;
 #[cfg(feature = "client")]
 pub mod say;
 #[cfg(feature = "client")]

@@ -8,7 +8,7 @@ use shuttle::cli::{Args, ChangeRules, Verb, Whom};
 use shuttle::control::verbs::{self, Question};
 use shuttle::control::{Action, Change, Request};
 use shuttle::say::say;
-use shuttle::{agent, client, firewall};
+use shuttle::{agent, client, helper};
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
@@ -33,13 +33,13 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(Verb::Exclude(rules)) => Ok(change(rules, Action::Exclude)),
         Some(Verb::Remove(rules)) => Ok(change(rules, Action::Remove)),
         Some(Verb::Stop(whom)) => Ok(question(whom, Request::Stop, false)),
-        Some(Verb::FirewallHelper) => Ok(firewall::helper::main(std::io::stdin().as_fd())),
+        Some(Verb::FirewallHelper) => Ok(helper::main(std::io::stdin().as_fd())),
         Some(Verb::Agent) => {
             agent::run(None)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Verb::Cleanup) => {
-            std::io::stdout().lock().write_all(firewall::cleanup::run()?.to_string().as_bytes())?;
+            std::io::stdout().lock().write_all(helper::cleanup::run()?.to_string().as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -2,7 +2,6 @@
 
 mod datagrams;
 pub mod door;
-mod message;
 mod resolver;
 mod unreachable;
 

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpStream, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::message::{Verdict, judge, server_failure};
+use crate::dns::message::{Verdict, judge, server_failure};
+use crate::dns::resolv_conf;
 use crate::link::{Link, association_token, now};
 use crate::mux::{AssociationId, Target};
-use crate::resolv;
 
 /// Queries at the most; then the oldest makes room.
 const MOST: usize = 2048;
@@ -63,7 +63,7 @@ impl Servers {
     /// Those to ask, in turn.
     fn in_turn(&mut self, now: Instant) -> Vec<SocketAddr> {
         if self.read.is_none_or(|read| now >= read + FRESH) {
-            let mut all = resolv::nameservers(Path::new(resolv::FILE));
+            let mut all = resolv_conf::nameservers(Path::new(resolv_conf::FILE));
             all.truncate(MOST_SERVERS);
             if all != self.all {
                 self.all = all;

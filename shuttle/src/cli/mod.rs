@@ -1,10 +1,6 @@
 //! The command line: argv → [`Args`], as typed → [`Plan`], resolved.
 
-mod dns;
 mod listen;
-mod lists;
-mod rules;
-mod subnet;
 mod verbs;
 
 use std::io;
@@ -12,18 +8,16 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::config::{ListError, Names, read_lists};
 use crate::control::Name;
 use crate::mux::Target;
-use crate::plan::{Families, Hook, Lans, Plan, Router, Steering};
+use crate::policy::{Families, Hook, Lans, Plan, Router, Steering};
+use crate::policy::{RuleSet, Subnet, TooManyRules, TypedRule};
 use crate::say::say;
 use crate::ssh::{LaneCount, Remote};
-pub use dns::Names;
 pub use listen::{Listen, ListenError};
-pub use lists::{ListError, read_lists};
-pub use rules::{RuleSet, TooManyRules, TypedRule, UnknownRule};
 use shuttle_common::resolvers;
 use shuttle_common::rule::Verdict;
-pub use subnet::{Subnet, SubnetError};
 pub use verbs::{Ask, ChangeRules, Whom};
 
 /// Reach a remote network over ssh: every connection that this machine's programs open to SUBNET goes through the
@@ -71,7 +65,7 @@ pub struct Tunnel {
     pub ebpf_ingress: HookChoice,
     /// How names are resolved
     #[command(flatten)]
-    pub names: dns::Names,
+    pub names: Names,
     /// How to capture
     #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
     pub method: MethodChoice,

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs};
 
-use super::{ListError, Subnet, read_lists};
+use crate::config::{ListError, read_lists};
 use crate::control::InstanceName;
+use crate::policy::Subnet;
 
 /// Which running tunnel is meant.
 #[derive(Clone, Debug, ClapArgs)]

@@ -16,9 +16,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use crate::cli::{Subnet, TypedRule};
 use crate::control::wire::{self, MOST_ASKED};
 use crate::control::{Action, Change, Claim, ClaimError, Name, Request, Response};
+use crate::policy::{Subnet, TypedRule};
 pub(super) use desk::{Desk, Facts};
 
 /// Connections that are served at the same time.

@@ -1,12 +1,10 @@
 //! The client: starts the helper, ssh and the link, in an order that captures nothing before everything works, and
 //! ends them in the reverse order.
 
+mod accept;
 mod control;
-mod dns;
 mod identity;
 mod lanes;
-mod listener;
-mod udp;
 
 use std::io;
 use std::num::NonZeroU8;
@@ -21,21 +19,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::capture::handle::Handle;
 use crate::cli::Tunnel;
 use crate::control::ClaimError;
-use crate::firewall::handle::Handle;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
-use crate::plan::Steering;
+use crate::policy::Steering;
 use crate::say::say;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
+use accept::{Captures, Nameservers, ORDERS, Order, Orders, Report, Timeouts, udp};
 use control::{Control, Desk, Facts};
-use dns::Nameservers;
 use identity::Identity;
 use lanes::{Opener, Wanted};
-use listener::{Captures, ORDERS, Order, Orders, Report};
-use udp::Timeouts;
 
 /// How long the agent may take to greet once it has been started.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);

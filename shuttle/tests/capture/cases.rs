@@ -8,8 +8,8 @@ use std::{
 };
 
 use shuttle::{
-    firewall::handle::{Captured, Error, Handle},
-    plan::{Families, Plan, Router, Steering, default_exclusions},
+    capture::handle::{Captured, Error, Handle},
+    policy::{Families, Plan, Router, Steering, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
-use shuttle::{firewall::handle::Handle, plan::Plan};
+use shuttle::{capture::handle::Handle, policy::Plan};
 use shuttle_common::rule::{Ports, Rule, Verdict, decide};
 use socket2::{Domain, Protocol, Socket, Type};
 

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use shuttle::{firewall::origin::original_destination, plan::Steering};
+use shuttle::{capture::origin::original_destination, policy::Steering};
 
 use crate::steering;
 

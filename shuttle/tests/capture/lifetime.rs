@@ -11,8 +11,8 @@ use nix::{
     unistd::Pid,
 };
 use shuttle::{
-    firewall::cleanup,
-    plan::{Plan, Steering},
+    helper::cleanup,
+    policy::{Plan, Steering},
 };
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Protocol, Socket, Type};

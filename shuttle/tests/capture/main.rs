@@ -22,10 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shuttle::{
-    firewall::{handle::SUBCOMMAND, helper},
-    plan::Steering,
-};
+use shuttle::{capture::handle::SUBCOMMAND, helper, policy::Steering};
 
 /// A case panics when it fails. It is run with each steering that is named.
 type Case = (&'static str, &'static [Steering], fn());

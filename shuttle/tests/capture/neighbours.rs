@@ -8,7 +8,7 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 use shuttle::{
-    plan::{Lans, Plan, Router, Steering},
+    policy::{Lans, Plan, Router, Steering},
     sys::capture::{cgroup2_root, netns_cookie},
 };
 use shuttle_common::{compile::compile, ports::RawPorts, rule::Verdict};

@@ -2,7 +2,7 @@
 
 use std::{io::ErrorKind, net::UdpSocket, time::Duration};
 
-use shuttle::firewall::replies::{Notice, Unreachable};
+use shuttle::capture::replies::{Notice, Unreachable};
 
 use crate::{
     cases::{everything, start},

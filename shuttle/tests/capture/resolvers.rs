@@ -13,8 +13,9 @@ use nix::{
     unistd::Pid,
 };
 use shuttle::{
-    firewall::{cleanup, handle::Handle},
-    plan::{Nameserver, Plan, default_exclusions},
+    capture::handle::Handle,
+    helper::cleanup,
+    policy::{Nameserver, Plan, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Socket, Type};

@@ -10,8 +10,8 @@ use nix::{
     unistd::Pid,
 };
 use shuttle::{
-    firewall::handle::Handle,
-    plan::{Plan, Router, Steering},
+    capture::handle::Handle,
+    policy::{Plan, Router, Steering},
 };
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Socket, Type};

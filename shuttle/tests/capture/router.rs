@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use shuttle::plan::{Lans, Plan, Router};
+use shuttle::policy::{Lans, Plan, Router};
 use shuttle_common::rule::Verdict;
 
 use crate::{

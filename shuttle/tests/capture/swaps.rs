@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use shuttle::plan::Plan;
+use shuttle::policy::Plan;
 use shuttle_common::rule::{Rule, Verdict};
 
 use crate::{

@@ -18,13 +18,13 @@ use nix::{
     unistd::Pid,
 };
 use shuttle::{
-    firewall::{
-        cleanup,
+    capture::{
         datagrams::Datagrams,
         handle::{Captured, Handle},
         replies::{Outlet, Question, Replies, Way},
     },
-    plan::{Plan, Steering},
+    helper::cleanup,
+    policy::{Plan, Steering},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Protocol, Socket, Type};

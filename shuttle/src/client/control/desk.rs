@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::{Asked, Command, ending, mistaken};
-use crate::cli::{RuleSet, Subnet, TypedRule};
-use crate::client::listener::{Losses, Order, Orders};
+use crate::capture::Method;
+use crate::capture::handle::Handle;
+use crate::client::accept::{Losses, Order, Orders};
 use crate::control::{
     Changed, Direction, Drops, Flow, Lanes, Protocol, Response, RuleCounts, RuleLine, Status, Way,
 };
-use crate::firewall::Method;
-use crate::firewall::handle::Handle;
 use crate::link::{FlowSurvey, Survey};
+use crate::policy::{RuleSet, Subnet, TypedRule};
 
 /// Over what time rates are measured, when they are asked for.
 const RATE_TIME: Duration = Duration::from_millis(250);

@@ -1,0 +1,139 @@
+//! Reading captured datagrams.
+#![allow(clippy::wildcard_enum_match_arm, reason = "control messages are an open set")]
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg, sendmsg,
+};
+
+use crate::{policy::Steering, sys::capture::destination_of_token};
+
+/// A listener of [`Captured`](super::handle::Captured) for UDP, and room for one datagram.
+#[derive(Debug)]
+pub struct Datagrams {
+    socket: UdpSocket,
+    steering: Steering,
+    /// What is sent to this address was not captured.
+    own: SocketAddr,
+    buffer: Box<[u8]>,
+    control: Vec<u8>,
+}
+
+/// A captured datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram<'a> {
+    /// The program's socket, as replies see it.
+    pub source: SocketAddr,
+    /// Where it was sent to.
+    pub destination: SocketAddr,
+    /// How replies get back; else the helper has to be asked.
+    pub token: Option<Token>,
+    /// Its payload, which may be empty.
+    pub bytes: &'a [u8],
+}
+
+/// The address by which a rewritten destination was replaced. Replies that leave from it are seen to come from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(IpAddr);
+
+impl Datagrams {
+    /// Takes over a listener.
+    pub fn new(socket: UdpSocket, steering: Steering) -> io::Result<Self> {
+        let own = socket.local_addr()?;
+        let buffer = vec![0; usize::from(u16::MAX)].into_boxed_slice();
+        Ok(Self { socket, steering, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
+    }
+
+    /// Takes the next one; waits only if the socket does. `None` for one that was not captured.
+    pub fn receive(&mut self) -> io::Result<Option<Datagram<'_>>> {
+        let mut parts = [IoSliceMut::new(&mut self.buffer)];
+        let control = Some(&mut self.control[..]);
+        let received =
+            recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut parts, control, MsgFlags::empty())?;
+        let source = received.address.as_ref().and_then(to_std);
+        let sent_to = received.cmsgs()?.find_map(sent_to);
+        let length = received.bytes;
+        let (Some(source), Some(sent_to)) = (source, sent_to) else { return Ok(None) };
+        let (destination, token) = match self.steering {
+            Steering::Lookup => (sent_to, None),
+            Steering::Rewrite => match destination_of_token(&self.socket, number(sent_to.ip())) {
+                Ok(Some(destination)) => (destination, Some(Token(sent_to.ip()))),
+                // Sent to the socket itself, or so long ago that the token has been given up.
+                Ok(None) | Err(_) => return Ok(None),
+            },
+        };
+        // Numbers are told apart by family, but not by the programs: somebody has made this address up.
+        if destination == self.own || destination.is_ipv4() != source.is_ipv4() {
+            return Ok(None);
+        }
+        Ok(self.buffer.get(..length).map(|bytes| Datagram { source, destination, token, bytes }))
+    }
+
+    /// Sends a reply to a datagram that had a token.
+    pub fn reply(&self, Token(token): Token, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
+        let (fd, parts, none) = (self.socket.as_raw_fd(), [IoSlice::new(bytes)], MsgFlags::empty());
+        let sent = match (token, to) {
+            (IpAddr::V4(token), SocketAddr::V4(to)) => {
+                let source = libc::in_addr { s_addr: u32::from(token).to_be() };
+                let none_given = libc::in_addr { s_addr: 0 };
+                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: none_given };
+                let control = [ControlMessage::Ipv4PacketInfo(&info)];
+                sendmsg(fd, &parts, &control, none, Some(&SockaddrIn::from(to)))
+            }
+            (IpAddr::V6(token), SocketAddr::V6(to)) => {
+                let source = libc::in6_addr { s6_addr: token.octets() };
+                let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: 0 };
+                let control = [ControlMessage::Ipv6PacketInfo(&info)];
+                sendmsg(fd, &parts, &control, none, Some(&SockaddrIn6::from(to)))
+            }
+            (IpAddr::V4(_), SocketAddr::V6(_)) | (IpAddr::V6(_), SocketAddr::V4(_)) => {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        };
+        Ok(sent?)
+    }
+}
+
+impl AsFd for Datagrams {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Where a datagram was sent to, if the control message says so; without a port in the messages that have none.
+fn sent_to(part: ControlMessageOwned) -> Option<SocketAddr> {
+    match part {
+        ControlMessageOwned::Ipv4OrigDstAddr(to) => {
+            Some(SocketAddr::V4(SocketAddrV4::from(SockaddrIn::from(to))))
+        }
+        ControlMessageOwned::Ipv6OrigDstAddr(to) => {
+            Some(SocketAddr::V6(SocketAddrV6::from(SockaddrIn6::from(to))))
+        }
+        ControlMessageOwned::Ipv4PacketInfo(info) => {
+            Some((Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)), 0).into())
+        }
+        ControlMessageOwned::Ipv6PacketInfo(info) => Some((Ipv6Addr::from(info.ipi6_addr.s6_addr), 0).into()),
+        _ => None,
+    }
+}
+
+/// By what number the programs know a token: see `shuttle_common::endpoints::Token`.
+fn number(token: IpAddr) -> u32 {
+    match token {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [.., a, b, c, d] = address.octets();
+            u32::from_be_bytes([a, b, c, d])
+        }
+    }
+}
+
+fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|it| SocketAddr::V4(SocketAddrV4::from(*it)));
+    v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::V6(SocketAddrV6::from(*it))))
+}

@@ -1,0 +1,259 @@
+//! The client's end: starts the helper and asks it.
+
+use std::{
+    io,
+    net::{TcpListener, UdpSocket},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use shuttle_common::rule::Rule;
+
+use super::{
+    Method,
+    replies::Replies,
+    wire::{self, Request, Response, VERSION},
+};
+use crate::policy::{Plan, Steering};
+
+/// The hidden subcommand that the program must map to [`helper::main`](super::helper::main).
+pub const SUBCOMMAND: &str = "firewall-helper";
+
+/// How long `drop` waits for the helper to undo everything; it usually takes a tenth of a second.
+const UNDO_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long the helper may take to answer: 100,000 rules take half a second, and in debug builds a whole one.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// A running firewall helper. Its descriptor is hung up (POLLHUP) when the helper has died.
+///
+/// Dropping it closes the socket, at which the helper undoes everything, and waits up to three seconds for that.
+#[derive(Debug)]
+pub struct Handle {
+    stream: UnixStream,
+    helper: Child,
+    log: bool,
+    steering: Option<Steering>,
+    /// The answer that was not waited for yet.
+    owed: Option<Fits>,
+}
+
+/// Whether an answer is one to the question.
+type Fits = fn(&Response) -> bool;
+
+/// What [`Handle::capture`] started.
+#[derive(Debug)]
+pub struct Captured {
+    /// The method in use.
+    pub method: Method,
+    /// How [`origin`](super::origin) finds original destinations.
+    pub steering: Steering,
+    /// Non-blocking; what it accepts has an [original destination](super::origin::original_destination).
+    pub listener4: Option<TcpListener>,
+    /// As `listener4`; absent too where this host has no IPv6.
+    pub listener6: Option<TcpListener>,
+    /// Non-blocking; to be read by [`Datagrams`](super::datagrams::Datagrams).
+    pub udp4: Option<UdpSocket>,
+    /// As `udp4`; absent where `listener6` is.
+    pub udp6: Option<UdpSocket>,
+    /// By what replies to datagrams get to programs, with [`Steering::Lookup`].
+    pub replies: Replies,
+    /// One line for the user: the method, and what of the plan this host cannot do.
+    pub description: String,
+}
+
+/// Why the helper did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no way to become root.
+    #[error("capturing needs root, and neither sudo nor doas is installed: run shuttle as root")]
+    NoSudo,
+    /// The helper did not start.
+    #[error("starting the firewall helper with {program}: {source}")]
+    Spawn {
+        /// The program that would have run it.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// sudo or doas ended without it, and has said why on stderr.
+    #[error(
+        "{program} doesn't run the firewall helper ({status}), and capturing needs root: see what {program} says above"
+    )]
+    Refused {
+        /// sudo or doas.
+        program: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// The helper went away; it has said why on stderr.
+    #[error("the firewall helper ended early: {0}")]
+    Gone(wire::Error),
+    /// Two versions of the program.
+    #[error("the firewall helper speaks version {theirs}, this program {VERSION}: restart shuttle")]
+    Version {
+        /// The helper's version.
+        theirs: u32,
+    },
+    /// The helper says what failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The helper answers another question.
+    #[error("the firewall helper gave an answer that does not fit the question")]
+    Confused,
+}
+
+impl Handle {
+    /// Starts the helper: as a child when this process is root, else through sudo or doas, which may ask the user
+    /// for a password on the terminal. Returns when the helper answers.
+    pub fn spawn() -> Result<Self, Error> {
+        let (stream, theirs) =
+            UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
+        let (helper, program) = spawn_helper(theirs.into())?;
+        let mut handle = Self { stream, helper, log: false, steering: None, owed: None };
+        let theirs = match handle.ask(&Request::Hello { version: VERSION }) {
+            Ok((Response::Hello { version }, _)) => version,
+            Ok(_) => return Err(Error::Confused),
+            Err(Error::Gone(gone)) => return Err(handle.refused(program, gone)),
+            Err(error) => return Err(error),
+        };
+        // Before this, sudo may have been waiting for a password.
+        let limited = handle.stream.set_read_timeout(Some(ANSWER_LIMIT));
+        limited.map_err(|error| Error::Gone(wire::Error::Io(error)))?;
+        if theirs == VERSION { Ok(handle) } else { Err(Error::Version { theirs }) }
+    }
+
+    /// Why nobody said hello.
+    fn refused(&mut self, program: Option<&'static str>, gone: wire::Error) -> Error {
+        match (program, self.helper.wait()) {
+            (Some(program), Ok(status)) => Error::Refused { program, status },
+            (None, _) | (_, Err(_)) => Error::Gone(gone),
+        }
+    }
+
+    /// Whether [`prepare`](Self::prepare) loads the programs that log each decision to the helper's stderr.
+    pub fn log_programs(&mut self, on: bool) {
+        self.log = on;
+    }
+
+    /// Has [`prepare`](Self::prepare) steer in this way; without it, in the first that works here.
+    pub fn steer_by(&mut self, steering: Option<Steering>) {
+        self.steering = steering;
+    }
+
+    /// Has this process put into a cgroup whose new sockets are never captured. Children started later inherit it;
+    /// sockets that exist already keep what they have. It is done once [`settle`](Self::settle) says so: before ssh
+    /// may be started.
+    pub fn enclose(&mut self) -> Result<(), Error> {
+        self.begin(&Request::Enclose, |response| matches!(response, Response::Enclosed))
+    }
+
+    /// Has all made ready that capturing needs, which takes the helper some hundredths of a second; nothing is captured.
+    /// Doesn't wait: what fails is said by [`capture`](Self::capture). Once for each handle.
+    pub fn prepare(&mut self, plan: &Plan) -> Result<(), Error> {
+        let request = Request::Prepare { plan: plan.clone(), log: self.log, steering: self.steering };
+        self.begin(&request, |response| matches!(response, Response::Prepared))
+    }
+
+    /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
+    pub fn capture(&mut self) -> Result<Captured, Error> {
+        let answer = self.ask(&Request::Capture)?;
+        let (Response::Captured { method, steering, v4, v6, description }, descriptors) = answer else {
+            return Err(Error::Confused);
+        };
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or(Error::Confused);
+        let (listener4, udp4) = if v4 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
+        let (listener6, udp6) = if v6 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
+        let replies = Replies(next()?.into());
+        Ok(Captured { method, steering, listener4, listener6, udp4, udp6, replies, description })
+    }
+
+    /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist
+    /// keep their way. Says what of the rules this host can't do; nothing where it can do all.
+    pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<String, Error> {
+        match self.ask(&Request::Replace { rules })? {
+            (Response::Replaced { note }, _) => Ok(note),
+            _ => Err(Error::Confused),
+        }
+    }
+
+    /// Asks for what has no result, and doesn't wait for the answer.
+    fn begin(&mut self, request: &Request, fits: Fits) -> Result<(), Error> {
+        self.settle()?;
+        wire::send(&self.stream, request, &[]).map_err(Error::Gone)?;
+        self.owed = Some(fits);
+        Ok(())
+    }
+
+    /// Waits until the helper has done what it was asked for last.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        let Some(fits) = self.owed.take() else { return Ok(()) };
+        let (response, _) = self.receive()?;
+        if fits(&response) { Ok(()) } else { Err(Error::Confused) }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(Response, Vec<OwnedFd>), Error> {
+        self.settle()?;
+        wire::send(&self.stream, request, &[]).map_err(Error::Gone)?;
+        self.receive()
+    }
+
+    fn receive(&self) -> Result<(Response, Vec<OwnedFd>), Error> {
+        match wire::receive(&self.stream).map_err(Error::Gone)? {
+            (Response::Failed { message }, _) => Err(Error::Failed(message)),
+            answer => Ok(answer),
+        }
+    }
+
+    /// The helper's process id, or sudo's.
+    pub fn pid(&self) -> u32 {
+        self.helper.id()
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A socket that is closed already says the same.
+        drop(self.stream.shutdown(std::net::Shutdown::Both));
+        const STEP: Duration = Duration::from_millis(10);
+        for _ in 0..UNDO_LIMIT.as_millis() / STEP.as_millis() {
+            match self.helper.try_wait() {
+                Ok(None) => std::thread::sleep(STEP),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on; names the program that runs it.
+fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error> {
+    let failed = |program: &str| {
+        let program = program.to_owned();
+        move |source| Error::Spawn { program, source }
+    };
+    if nix::unistd::geteuid().is_root() {
+        let this = "/proc/self/exe";
+        let helper = Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn();
+        return helper.map(|helper| (helper, None)).map_err(failed(this));
+    }
+    let this = std::env::current_exe().map_err(failed("/proc/self/exe"))?;
+    for (program, options) in [("sudo", &["-p", "[local sudo] Password: ", "--"][..]), ("doas", &["--"])] {
+        let stdin = socket.try_clone().map_err(failed(program))?;
+        match Command::new(program).args(options).arg(&this).arg(SUBCOMMAND).stdin(stdin).spawn() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => return result.map(|helper| (helper, Some(program))).map_err(failed(program)),
+        }
+    }
+    Err(Error::NoSudo)
+}

@@ -1,0 +1,50 @@
+//! `shuttle cleanup`: removes what instances left that were killed together with their helper. Nothing of it captures
+//! anything; the next start removes it as well.
+
+use std::{fmt, io};
+
+use super::{
+    bypass::sweep,
+    ebpf::purge,
+    parts::{self, netlink::Netlink},
+};
+
+/// What was removed, one line each.
+#[derive(Debug, Default)]
+pub struct Report(pub Vec<String>);
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("nothing to clean up");
+        }
+        let lines: Vec<_> = self.0.iter().map(|what| format!("removed: {what}")).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// Why cleaning up failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Only root can.
+    #[error("cleaning up needs root: run it with sudo")]
+    NotRoot,
+    /// No runtime.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A step failed.
+    #[error(transparent)]
+    Step(#[from] parts::Error),
+}
+
+/// Removes the leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Live instances
+/// are left alone.
+pub fn run() -> Result<Report, Error> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut removed = runtime.block_on(async { purge(&Netlink::open()?).await })?;
+    removed.extend(sweep()?);
+    Ok(Report(removed))
+}

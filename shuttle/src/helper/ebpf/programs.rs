@@ -1,0 +1,325 @@
+//! The loaded programs: their maps, and attaching them.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    net::{IpAddr, SocketAddr},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, SockMap, lpm_trie::Key},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, links::FdLink},
+};
+use ipnet::IpNet;
+use shuttle_common::{
+    compile::Entries,
+    flows::{FlowKey, UNCHOSEN, Words, flow_key, mapped},
+    ports::{PortSet, RawPorts},
+    resolvers,
+};
+
+use super::{
+    loader::{Loader, Settings},
+    program_log::start_logger,
+};
+use crate::helper::parts::{Error, listeners::Listeners, netlink::Family};
+use crate::sys::capture::cgroup2_root;
+
+/// The two sets of rule maps, IPv4 and IPv6.
+const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];
+
+/// The programs at the root of the cgroup2 hierarchy, in the order in which they are attached.
+const AT_CGROUP: [&str; 4] = ["sendmsg4", "sendmsg6", "connect4", "connect6"];
+
+/// The loaded programs. Detached on drop.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) object: Ebpf,
+    /// Which set of rule maps the programs read.
+    live: usize,
+    /// What the sets hold, by set: the kernel can only delete what is named.
+    filled: [Entries; 2],
+    local: [HashSet<(IpAddr, u8)>; 2],
+    /// Captured also where this host owns them.
+    resolvers: Vec<IpAddr>,
+    links: Vec<FdLink>,
+}
+
+impl Programs {
+    /// Loads all programs that capture, which proves that this kernel takes them; attaches none.
+    pub(super) fn load(loader: &mut Loader, settings: &Settings, log: bool) -> Result<Self, Error> {
+        let mut object = loader.load(settings, log, true).map_err(object_failed)?;
+        if sk_lookup(&mut object)?.load().is_err() {
+            // Before Linux 5.17 the program cannot see the ingress interface.
+            object = loader.load(settings, log, false).map_err(object_failed)?;
+            sk_lookup(&mut object)?.load().map_err(|error| program_failed("steer", "Linux 5.9", &error))?;
+        }
+        for name in AT_CGROUP {
+            connect(&mut object, name)?.load().map_err(|error| program_failed(name, "Linux 5.8", &error))?;
+        }
+        if log {
+            start_logger(&mut object);
+        }
+        Ok(Self::new(object))
+    }
+
+    pub(super) fn new(object: Ebpf) -> Self {
+        let (filled, local, resolvers, links) = Default::default();
+        Self { object, live: 1, filled, local, resolvers, links }
+    }
+
+    /// Keeps a link that was taken from its program.
+    pub(super) fn keep(&mut self, link: FdLink) {
+        self.links.push(link);
+    }
+
+    /// Puts the listeners where the sk_lookup program finds them. They leave the map when their last descriptor closes.
+    pub(super) fn set_listeners(&mut self, listeners: &Listeners) -> Result<(), Error> {
+        let name = "LISTENERS";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let mut map = SockMap::try_from(map).map_err(|error| map_failed(name, error))?;
+        for (index, listener) in [(0, &listeners.v4), (1, &listeners.v6)] {
+            if let Some(listener) = listener {
+                map.set(index, &listener.tcp, 0).map_err(|error| map_failed(name, error))?;
+                map.set(index + 2, &listener.udp, 0).map_err(|error| map_failed(name, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the programs which nameservers may be captured though this host owns them. The rules say whether they are.
+    pub(super) fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) -> Result<(), Error> {
+        let name = "RESOLVERS";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let mut map = HashMap::<_, Words, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
+        for address in &resolvers {
+            map.insert(words(*address), 1, 0).map_err(|error| map_failed(name, error))?;
+        }
+        self.resolvers = resolvers;
+        Ok(())
+    }
+
+    /// Replaces all rules at one stroke: fills the set that no program reads, then points them to it. On an error the
+    /// old rules stay. Where programs run, none may still be reading the other set: wait for them after each change.
+    pub(super) fn replace_rules(&mut self, entries: Entries) -> Result<(), Error> {
+        let next = 1 - self.live;
+        let [name4, name6] = RULES[next];
+        // Recorded before it is true: of a set half filled, all is deleted next time.
+        let old = std::mem::replace(&mut self.filled[next], entries);
+        empty(self.trie(name4)?, old.v4_raw());
+        empty(self.trie(name6)?, old.v6_raw());
+        let entries = std::mem::take(&mut self.filled[next]);
+        let filled = fill(name4, self.trie(name4)?, entries.v4_raw()).and(fill(
+            name6,
+            self.trie(name6)?,
+            entries.v6_raw(),
+        ));
+        self.filled[next] = entries;
+        filled?;
+        let name = "LIVE";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let mut map = Array::<_, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
+        map.set(0, next as u32, 0).map_err(|error| map_failed(name, error))?;
+        self.live = next;
+        Ok(())
+    }
+
+    /// Empties the set that [`replace_rules`](Self::replace_rules) has replaced.
+    pub(super) fn forget_replaced(&mut self) -> Result<(), Error> {
+        let last = 1 - self.live;
+        let [name4, name6] = RULES[last];
+        let old = std::mem::take(&mut self.filled[last]);
+        empty(self.trie(name4)?, old.v4_raw());
+        empty(self.trie(name6)?, old.v6_raw());
+        Ok(())
+    }
+
+    /// For the modules that have programs of their own in it.
+    pub(super) fn object(&mut self) -> &mut Ebpf {
+        &mut self.object
+    }
+
+    /// Whether the rules capture the destination, and this host doesn't own it, unless it is a nameserver.
+    pub(super) fn captures(&mut self, destination: SocketAddr) -> Result<bool, Error> {
+        let rules = RULES[self.live];
+        let found = match destination.ip() {
+            IpAddr::V4(address) => self.trie(rules[0])?.get(&Key::new(32, address.octets()), 0),
+            IpAddr::V6(address) => self.trie(rules[1])?.get(&Key::new(128, address.octets()), 0),
+        };
+        let ports = match found {
+            Err(MapError::KeyNotFound) => return Ok(false),
+            found => found.map_err(|error| map_failed("rules", error))?,
+        };
+        let resolver = destination.port() == resolvers::PORT && self.resolvers.contains(&destination.ip());
+        let captured = PortSet::from_raw(ports).contains(destination.port());
+        Ok(captured && (resolver || !self.is_local(destination.ip())))
+    }
+
+    /// Whether this host owns the address.
+    pub(super) fn is_local(&self, address: IpAddr) -> bool {
+        let owns = |(network, length): &(IpAddr, u8)| {
+            IpNet::new(*network, *length).is_ok_and(|network| network.contains(&address))
+        };
+        self.local.iter().flatten().any(owns)
+    }
+
+    /// The source that a program chose for what it sends from `port` to `destination`; `None` when it left the choice to the
+    /// kernel, or that has been forgotten.
+    pub(super) fn chosen_source(
+        &mut self,
+        destination: SocketAddr,
+        port: u16,
+    ) -> Result<Option<IpAddr>, Error> {
+        let name = "CHOSEN";
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        let map = HashMap::<_, FlowKey, Words>::try_from(map).map_err(|error| map_failed(name, error))?;
+        match map.get(&flow_key(words(destination.ip()), destination.port(), port), 0) {
+            Ok(UNCHOSEN) | Err(MapError::KeyNotFound) => Ok(None),
+            Ok(words) => Ok(Some(IpAddr::from(octets(words)).to_canonical())),
+            Err(error) => Err(map_failed(name, error)),
+        }
+    }
+
+    /// Tells the programs which destinations this host owns.
+    pub(super) fn set_local(&mut self, family: Family, now: Vec<(IpAddr, u8)>) -> Result<(), Error> {
+        let now: HashSet<_> = now.into_iter().collect();
+        let index = match family {
+            Family::V4 => 0,
+            Family::V6 => 1,
+        };
+        let before = std::mem::replace(&mut self.local[index], now.clone());
+        for &(address, length) in now.difference(&before) {
+            self.set_local_one(address, length, true)?;
+        }
+        for &(address, length) in before.difference(&now) {
+            self.set_local_one(address, length, false)?;
+        }
+        Ok(())
+    }
+
+    fn set_local_one(&mut self, address: IpAddr, length: u8, owned: bool) -> Result<(), Error> {
+        fn change<K: aya::Pod>(
+            mut map: Trie<'_, K, u32>,
+            key: &Key<K>,
+            owned: bool,
+        ) -> Result<(), aya::maps::MapError> {
+            if owned { map.insert(key, 1, 0) } else { map.remove(key) }
+        }
+        let (name, changed) = match address {
+            IpAddr::V4(a) => {
+                ("LOCAL4", change(self.trie("LOCAL4")?, &Key::new(length.into(), a.octets()), owned))
+            }
+            IpAddr::V6(a) => {
+                ("LOCAL6", change(self.trie("LOCAL6")?, &Key::new(length.into(), a.octets()), owned))
+            }
+        };
+        changed.map_err(|error| map_failed(name, error))
+    }
+
+    fn trie<K: aya::Pod, V: aya::Pod>(&mut self, name: &'static str) -> Result<Trie<'_, K, V>, Error> {
+        let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
+        LpmTrie::try_from(map).map_err(|error| map_failed(name, error))
+    }
+
+    /// Attaches the sk_lookup program to this process's network namespace.
+    pub(super) fn attach_lookup(&mut self) -> Result<(), Error> {
+        let netns =
+            File::open("/proc/self/ns/net").map_err(Error::system("opening the network namespace"))?;
+        let attached = sk_lookup(&mut self.object)?.attach(netns);
+        attached.map(drop).map_err(|error| program_failed("steer", "Linux 5.9", &error))
+    }
+
+    /// Attaches the programs to the root of the cgroup2 hierarchy: from now on, connections and datagrams are captured.
+    pub(super) fn attach_to_cgroup(&mut self) -> Result<(), Error> {
+        let root = cgroup2_root().map_err(Error::Cgroup)?;
+        for name in AT_CGROUP {
+            // Links always let several programs be; the mode that says so is refused with a link.
+            let attached = connect(&mut self.object, name)?.attach(&root, CgroupAttachMode::Single);
+            attached
+                .map_err(|error| program_failed(name, "no exclusive program at the root cgroup", &error))?;
+        }
+        Ok(())
+    }
+}
+
+fn words(address: IpAddr) -> Words {
+    let octets = match address {
+        IpAddr::V4(address) => return mapped(u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(address) => address.octets(),
+    };
+    let mut words = UNCHOSEN;
+    for (word, from) in words.iter_mut().zip(octets.as_chunks().0) {
+        *word = u32::from_ne_bytes(*from);
+    }
+    words
+}
+
+fn octets(words: Words) -> [u8; 16] {
+    let mut octets = [0; 16];
+    for (to, word) in octets.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    octets
+}
+
+type Trie<'a, K, V> = LpmTrie<&'a mut MapData, K, V>;
+
+fn fill<K: aya::Pod>(
+    name: &'static str,
+    mut map: Trie<'_, K, RawPorts>,
+    entries: impl Iterator<Item = (u32, K, PortSet)>,
+) -> Result<(), Error> {
+    for (length, address, ports) in entries {
+        map.insert(&Key::new(length, address), ports.raw(), 0).map_err(|error| map_failed(name, error))?;
+    }
+    Ok(())
+}
+
+/// What is not there, of a set half filled, needs no deleting.
+fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, entries: impl Iterator<Item = (u32, K, PortSet)>) {
+    for (length, address, _) in entries {
+        drop(map.remove(&Key::new(length, address)));
+    }
+}
+
+fn sk_lookup(object: &mut Ebpf) -> Result<&mut SkLookup, Error> {
+    let program = object.program_mut("steer").ok_or_else(|| missing("steer"))?;
+    program.try_into().map_err(|error| program_failed("steer", "Linux 5.9", &error))
+}
+
+pub(super) fn connect<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
+    let program = object.program_mut(name).ok_or_else(|| missing(name))?;
+    program.try_into().map_err(|error| program_failed(name, "Linux 5.8", &error))
+}
+
+pub(super) fn missing(name: &'static str) -> Error {
+    Error::Program { name, reason: "it is not in the object".into(), needs: "a whole build of shuttle" }
+}
+
+pub(super) fn object_failed(error: aya::EbpfError) -> Error {
+    Error::Program { name: "object", reason: chain(&error), needs: "Linux 5.7 with CONFIG_BPF_SYSCALL" }
+}
+
+pub(super) fn map_failed(name: &'static str, error: impl ToString) -> Error {
+    Error::Map { name, reason: error.to_string() }
+}
+
+/// The verifier's whole log is for developers; its last line says what it is about.
+pub(super) fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError) -> Error {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        tracing::debug!(name, %log, "the verifier's log");
+        let statistics = ["processed", "stack depth", "verification time"];
+        let is_reason =
+            |line: &&str| !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word));
+        let last = log.lines().rev().find(is_reason).unwrap_or("it says no more");
+        return Error::Program { name, reason: format!("{io_error}: {last}"), needs };
+    }
+    Error::Program { name, reason: chain(error), needs }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,245 @@
+//! Capture for kernels without sk_lookup: the programs replace captured destinations by loopback addresses of ours, and tell
+//! the client the true ones.
+//!
+//! No mark, no routing table, no policy rule. The listeners are in a cgroup of their own, to which alone the program is
+//! attached that tells original destinations: nobody else's getsockopt pays for it. The cgroup's directory is removed as soon
+//! as that is done, and its programs stay with the sockets.
+
+use std::{io, net::SocketAddr};
+
+use aya::{
+    Ebpf,
+    programs::{CgroupAttachMode, CgroupSockopt, ProgramError, SockOps, links::FdLink},
+};
+
+use super::{
+    Capture, Prepared, Way,
+    loader::{Loader, Settings},
+    program_log::start_logger,
+    programs::{Programs, connect, missing, object_failed, program_failed},
+};
+use crate::{
+    helper::{
+        bypass::Cgroup,
+        parts::{
+            Error,
+            link_local::Linked,
+            listeners::{Listener, Listeners, accept_only_from},
+            netlink::{LOOPBACK, Netlink},
+            slot::SLOTS,
+            tun::Tun,
+        },
+    },
+    policy::{Lans, Plan, Steering},
+    sys::capture::cgroup2_root,
+};
+
+/// Entries of the programs' maps. Connections: more than twice the ports that one source address has for connections to one
+/// listener. Datagrams: more than the client's flows.
+pub(super) const SIZES: [(&str, u32); 4] =
+    [("PENDING", 16_384), ("ORIGINS", 65_536), ("TOKENS", 16_384), ("TARGETS", 16_384)];
+
+/// What captures, in the order in which it is attached: first what needs to be there before.
+const AT_CGROUP: [&str; 6] = [
+    "rewrite_recvmsg4",
+    "rewrite_recvmsg6",
+    "rewrite_sendmsg4",
+    "rewrite_sendmsg6",
+    "rewrite_connect4",
+    "rewrite_connect6",
+];
+const CONNECTING: &str = "rewrite_connecting";
+const ORIGIN: &str = "rewrite_origin";
+/// What has programs see their true peers: Linux 5.8, and done without before.
+const PEERS: [&str; 2] = ["rewrite_getpeername4", "rewrite_getpeername6"];
+
+const NEEDS: &str = "Linux 5.7";
+
+/// The programs' globals for rewriting. Ports in host order, 0 where a family is off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ports {
+    pub(super) tcp4: u32,
+    pub(super) tcp6: u32,
+    pub(super) udp4: u32,
+    pub(super) udp6: u32,
+    pub(super) tokens6: [u8; 16],
+}
+
+/// What rewriting can do here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rewriting {
+    names_peers: bool,
+}
+
+impl Rewriting {
+    /// For the user: what is missing.
+    pub(super) fn note(self) -> &'static str {
+        if self.names_peers {
+            ""
+        } else {
+            " (programs that ask for their peer see shuttle: before Linux 5.8)"
+        }
+    }
+
+    /// From now on connections and datagrams are captured.
+    pub(super) fn attach(self, programs: &mut Programs) -> Result<(), Error> {
+        let root = cgroup2_root().map_err(Error::Cgroup)?;
+        let object = &mut programs.object;
+        let failed =
+            |name| move |error| program_failed(name, "no exclusive program at the root cgroup", &error);
+        let program = connecting(object)?;
+        let link = program.attach(&root, CgroupAttachMode::Single).map_err(failed(CONNECTING))?;
+        let link = program.take_link(link).map_err(failed(CONNECTING))?;
+        // What is attached in the way of older kernels would outlive this process.
+        let link: FdLink = link.try_into().map_err(|_| no_links())?;
+        programs.keep(link);
+        let peers = PEERS.into_iter().filter(|_| self.names_peers);
+        for name in peers.chain(AT_CGROUP) {
+            connect(&mut programs.object, name)?
+                .attach(&root, CgroupAttachMode::Single)
+                .map_err(failed(name))?;
+        }
+        Ok(())
+    }
+}
+
+impl Capture {
+    /// As [`Capture::prepare`].
+    pub(super) async fn prepare_rewrite(
+        loader: &mut Loader,
+        plan: &Plan,
+        log: bool,
+        netlink: Netlink,
+    ) -> Result<Prepared, Error> {
+        if plan.router.lans != Lans::None {
+            return Err(Error::NoForwarding);
+        }
+        let home = ListenerCgroup::enter()?;
+        let opened = Listeners::open(plan.families, Steering::Rewrite);
+        home.leave()?;
+        let (listeners, families, no_v6) = opened?;
+        let mut ports = ports(&listeners)?;
+        let mut tun = None;
+        if families.v6 {
+            let device = Tun::open(&netlink).await?;
+            ports.tokens6 = claim_tokens(&netlink, &device).await?;
+            if let Some(listener) = &listeners.v6 {
+                // Kernels differ in which of the two a datagram came in by that a local route through the device returned.
+                accept_only_from(&listener.udp, [LOOPBACK, device.index])
+                    .map_err(Error::system("setting the filter of the IPv6 listener"))?;
+            }
+            tun = Some(device);
+        }
+        let settings = Settings::rewriting(ports, listeners.any());
+        let mut object = loader.load(&settings, log, false).map_err(object_failed)?;
+        let rewriting = load(&mut object)?;
+        if log {
+            start_logger(&mut object);
+        }
+        home.attach(origin(&mut object)?)?;
+        let programs = Programs::new(object);
+        let (way, note) = (Way::Rewrite(rewriting), String::new());
+        let linked = Linked::of(&plan.nameservers);
+        Ok(Prepared { programs, netlink, way, linked, families, tun, listeners, no_v6, note })
+    }
+}
+
+/// Loads all programs, which proves that this kernel takes them.
+fn load(object: &mut Ebpf) -> Result<Rewriting, Error> {
+    let failed = |name| move |error| program_failed(name, NEEDS, &error);
+    connecting(object)?.load().map_err(failed(CONNECTING))?;
+    origin(object)?.load().map_err(failed(ORIGIN))?;
+    for name in AT_CGROUP {
+        connect(object, name)?.load().map_err(failed(name))?;
+    }
+    let mut names_peers = true;
+    for name in PEERS {
+        if let Err(error) = connect(object, name)?.load() {
+            tracing::debug!(%error, name, "not on this kernel");
+            names_peers = false;
+        }
+    }
+    Ok(Rewriting { names_peers })
+}
+
+fn connecting(object: &mut Ebpf) -> Result<&mut SockOps, Error> {
+    let program = object.program_mut(CONNECTING).ok_or_else(|| missing(CONNECTING))?;
+    program.try_into().map_err(|error| program_failed(CONNECTING, NEEDS, &error))
+}
+
+fn origin(object: &mut Ebpf) -> Result<&mut CgroupSockopt, Error> {
+    let program = object.program_mut(ORIGIN).ok_or_else(|| missing(ORIGIN))?;
+    program.try_into().map_err(|error| program_failed(ORIGIN, NEEDS, &error))
+}
+
+fn no_links() -> Error {
+    Error::Program { name: CONNECTING, reason: "this kernel has no bpf links".into(), needs: NEEDS }
+}
+
+/// The cgroup in which the listeners are made.
+struct ListenerCgroup {
+    parent: Cgroup,
+    cgroup: Cgroup,
+    pid: i32,
+}
+
+impl ListenerCgroup {
+    /// Moves this process into a new child of its cgroup.
+    fn enter() -> Result<Self, Error> {
+        let pid = nix::unistd::getpid().as_raw();
+        let parent = Cgroup::root()?.of_process(pid)?;
+        let cgroup = parent.make_bypass(pid)?;
+        let home = Self { parent, cgroup, pid };
+        home.cgroup.add(pid).map_err(Error::system("moving into the listeners' cgroup"))?;
+        Ok(home)
+    }
+
+    /// Moves it back.
+    fn leave(&self) -> Result<(), Error> {
+        self.parent.add(self.pid).map_err(Error::system("moving out of the listeners' cgroup"))
+    }
+
+    fn attach(&self, program: &mut CgroupSockopt) -> Result<(), Error> {
+        let attached = program.attach(&self.cgroup.0, CgroupAttachMode::Single);
+        attached.map(drop).map_err(|error: ProgramError| program_failed(ORIGIN, NEEDS, &error))
+    }
+}
+
+impl Drop for ListenerCgroup {
+    /// What remains, if anything, is empty and removed by the next start.
+    fn drop(&mut self) {
+        if let Err(error) = self.parent.remove_bypass(self.pid) {
+            tracing::debug!(%error, "the listeners' cgroup remains");
+        }
+    }
+}
+
+fn ports(listeners: &Listeners) -> Result<Ports, Error> {
+    let ((tcp4, udp4), (tcp6, udp6)) = (ports_of(&listeners.v4)?, ports_of(&listeners.v6)?);
+    Ok(Ports { tcp4, tcp6, udp4, udp6, ..Ports::default() })
+}
+
+fn ports_of(listener: &Option<Listener>) -> Result<(u32, u32), Error> {
+    match listener {
+        Some(listener) => Ok((port(listener.tcp.local_addr())?, port(listener.udp.local_addr())?)),
+        None => Ok((0, 0)),
+    }
+}
+
+fn port(address: io::Result<SocketAddr>) -> Result<u32, Error> {
+    let address = address.map_err(Error::system("asking for a listener's port"))?;
+    Ok(address.port().into())
+}
+
+/// The first IPv6 tokens that nobody has, with their route in place; it goes with the device.
+async fn claim_tokens(netlink: &Netlink, tun: &Tun) -> Result<[u8; 16], Error> {
+    for slot in SLOTS {
+        let source = slot.token_source().into();
+        netlink.add_address(tun.index, source).await?;
+        if netlink.add_local_tokens(tun.index, slot).await? {
+            return Ok(slot.tokens().octets());
+        }
+        netlink.delete_address(tun.index, source).await?;
+    }
+    Err(Error::NoSlot)
+}

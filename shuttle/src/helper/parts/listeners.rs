@@ -1,0 +1,165 @@
+//! The listeners, for TCP and UDP. They are transparent where captured packets keep their destinations.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{Ipv4OrigDstAddr, Ipv4PacketInfo, Ipv6OrigDstAddr, Ipv6RecvPacketInfo, RcvBufForce},
+};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+
+use super::Error;
+use crate::policy::{Families, Steering};
+
+/// The kernel cuts it to net.core.somaxconn, 4096 by default since 5.4.
+const BACKLOG: i32 = 4096;
+
+/// Bytes of datagrams that wait to be read, those of all programs together.
+const DATAGRAM_QUEUE: usize = 4 << 20;
+
+/// What there is for each family.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    pub(crate) v4: Option<Listener>,
+    pub(crate) v6: Option<Listener>,
+}
+
+/// The two sockets of a family, on loopback ports that the kernel chooses.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) tcp: TcpListener,
+    /// Tells in a control message where each datagram was sent to.
+    pub(crate) udp: UdpSocket,
+}
+
+impl Listeners {
+    /// Opens those that the plan wants; leaves out, with a note for the user, IPv6 where this host has it off.
+    pub(crate) fn open(wanted: Families, steering: Steering) -> Result<(Self, Families, String), Error> {
+        let mut note = String::new();
+        let v4 = if wanted.v4 {
+            Some(listen_v4(steering).map_err(Error::system("opening the IPv4 listener"))?)
+        } else {
+            None
+        };
+        let v6 = match wanted.v6.then(|| listen_v6(steering)) {
+            Some(Ok(listener)) => Some(listener),
+            Some(Err(error)) if is_absent(&error) => {
+                note = format!("no IPv6, since this host has none ({error})");
+                None
+            }
+            Some(Err(error)) => return Err(Error::system("opening the IPv6 listener")(error)),
+            None => None,
+        };
+        let families = Families { v4: v4.is_some(), v6: v6.is_some() };
+        if !families.v4 && !families.v6 {
+            return Err(Error::NoFamily(if note.is_empty() { "the plan has both off".into() } else { note }));
+        }
+        Ok((Self { v4, v6 }, families, note))
+    }
+
+    /// A socket of this network namespace.
+    pub(crate) fn any(&self) -> Option<BorrowedFd<'_>> {
+        self.v4.as_ref().or(self.v6.as_ref()).map(|listener| listener.tcp.as_fd())
+    }
+}
+
+fn listen_v4(steering: Steering) -> io::Result<Listener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    let udp = match steering {
+        Steering::Lookup => {
+            // Or the kernel would not answer from addresses that are not this host's.
+            socket.set_ip_transparent_v4(true)?;
+            datagrams(Ipv4Addr::LOCALHOST.into())?
+        }
+        Steering::Rewrite => rewritten_datagrams(Ipv4Addr::UNSPECIFIED.into())?,
+    };
+    Ok(Listener { tcp: listen(socket)?, udp })
+}
+
+fn listen_v6(steering: Steering) -> io::Result<Listener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_only_v6(true)?;
+    // Before it is transparent: that bind would not notice that IPv6 is off.
+    socket.bind(&SocketAddr::from((Ipv6Addr::LOCALHOST, 0)).into())?;
+    let udp = match steering {
+        Steering::Lookup => {
+            socket.set_ip_transparent_v6(true)?;
+            datagrams(Ipv6Addr::LOCALHOST.into())?
+        }
+        Steering::Rewrite => rewritten_datagrams(Ipv6Addr::UNSPECIFIED.into())?,
+    };
+    Ok(Listener { tcp: listen(socket)?, udp })
+}
+
+fn listen(socket: Socket) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn datagrams(address: IpAddr) -> io::Result<UdpSocket> {
+    let address = SocketAddr::from((address, 0));
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    // Without UDP_GRO: the kernel takes apart what a program has sent in one piece with UDP_SEGMENT.
+    match address {
+        SocketAddr::V4(_) => setsockopt(&socket, Ipv4OrigDstAddr, &true)?,
+        SocketAddr::V6(_) => {
+            socket.set_only_v6(true)?;
+            setsockopt(&socket, Ipv6OrigDstAddr, &true)?;
+        }
+    }
+    bind_datagrams(socket, address)
+}
+
+/// For all tokens, of which there are too many for sockets of their own. For IPv6, [`accept_only_from`] is still to be called.
+fn rewritten_datagrams(address: IpAddr) -> io::Result<UdpSocket> {
+    let address = SocketAddr::from((address, 0));
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    match address {
+        SocketAddr::V4(_) => {
+            // Nothing from outside.
+            socket.bind_device(Some(b"lo"))?;
+            setsockopt(&socket, Ipv4PacketInfo, &true)?;
+        }
+        SocketAddr::V6(_) => {
+            socket.set_only_v6(true)?;
+            setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+            // Replies come from addresses that a route makes local, and that no interface has.
+            socket.set_freebind_v6(true)?;
+        }
+    }
+    bind_datagrams(socket, address)
+}
+
+/// Drops what has come by other interfaces. (The socket can be bound to one only.)
+pub(crate) fn accept_only_from(socket: &UdpSocket, interfaces: [u32; 2]) -> io::Result<()> {
+    let [a, b] = interfaces;
+    let (load, is) =
+        ((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, (libc::BPF_JMP | libc::BPF_JEQ) as u16);
+    let by = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX).cast_unsigned();
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(load, 0, 0, by),
+        SockFilter::new(is, 1, 0, a),
+        SockFilter::new(is, 0, 1, b),
+        SockFilter::new(libc::BPF_RET as u16, 0, 0, u32::MAX),
+        SockFilter::new(libc::BPF_RET as u16, 0, 0, 0),
+    ])
+}
+
+fn bind_datagrams(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
+    socket.bind(&address.into())?;
+    if let Err(error) = setsockopt(&socket, RcvBufForce, &DATAGRAM_QUEUE) {
+        tracing::debug!(%error, "datagrams have the usual queue");
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::ENOPROTOOPT))
+}

@@ -1,0 +1,275 @@
+//! Routes and addresses; [`policy`](super::policy) has the policy rules.
+#![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
+
+use std::{io, net::IpAddr};
+
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::{
+    Handle, IpVersion, LinkUnspec,
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
+        link::{LinkAttribute, LinkFlags},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    },
+};
+
+use super::{Error, slot::Slot};
+use crate::policy::Families;
+
+/// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
+pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
+/// The kernel's table of this host's own addresses.
+pub(crate) const LOCAL_TABLE: u8 = 255;
+/// Bits of an IPv6 address that all tokens of a slot share.
+const TOKENS_PREFIX: u8 = 96;
+/// The loopback interface has this index in every namespace.
+pub(crate) const LOOPBACK: u32 = 1;
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Those that are on.
+    pub(crate) fn of(families: Families) -> impl Iterator<Item = Self> {
+        Self::BOTH.into_iter().filter(move |family| match family {
+            Self::V4 => families.v4,
+            Self::V6 => families.v6,
+        })
+    }
+
+    fn of_address(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    pub(crate) fn number(self) -> AddressFamily {
+        match self {
+            Self::V4 => AddressFamily::Inet,
+            Self::V6 => AddressFamily::Inet6,
+        }
+    }
+
+    pub(crate) fn version(self) -> IpVersion {
+        match self {
+            Self::V4 => IpVersion::V4,
+            Self::V6 => IpVersion::V6,
+        }
+    }
+}
+
+/// A netlink socket, served by a task of the current runtime.
+#[derive(Debug)]
+pub(crate) struct Netlink(Handle);
+
+impl Netlink {
+    /// Opens the socket in this process's network namespace.
+    pub(crate) fn open() -> Result<Self, Error> {
+        // Strict checking makes the kernel filter dumps by table.
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
+            .map_err(Error::system("opening a netlink socket"))?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.0
+    }
+
+    pub(crate) async fn check_loopback(&self) -> Result<(), Error> {
+        let mut links = self.0.link().get().match_index(LOOPBACK).execute();
+        let link = links.try_next().await.map_err(failed("looking at the loopback interface"))?;
+        match link {
+            Some(link) if link.header.flags.contains(LinkFlags::Up) => Ok(()),
+            _ => Err(Error::LoopbackDown),
+        }
+    }
+
+    pub(crate) async fn set_up(&self, index: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.0.link().set(message).execute().await.map_err(failed("setting the TUN device up"))
+    }
+
+    pub(crate) async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), Error> {
+        let mut request = self.0.address().add(index, address, host_prefix(address));
+        if address.is_ipv6() {
+            // No other host can have it, so there is nothing to wait for.
+            request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request.execute().await.map_err(failed(format!("adding the address {address} to the TUN device")))
+    }
+
+    pub(crate) async fn delete_address(&self, index: u32, address: IpAddr) -> Result<(), Error> {
+        let message = self.0.address().add(index, address, host_prefix(address)).message_mut().clone();
+        let deleted = self.0.address().del(message).execute().await;
+        deleted.map_err(failed(format!("deleting the address {address} from the TUN device")))
+    }
+
+    /// `local default dev TUN src SOURCE` in the slot's table; false when the table has a default route already.
+    pub(crate) async fn add_local_default(
+        &self,
+        tun: u32,
+        slot: Slot,
+        source: IpAddr,
+    ) -> Result<bool, Error> {
+        let mut route = RouteMessage::default();
+        route.header.address_family = Family::of_address(source).number();
+        route.header.protocol = PROTOCOL;
+        route.header.scope = RouteScope::Host;
+        route.header.kind = RouteType::Local;
+        route.attributes = vec![
+            RouteAttribute::Table(slot.table()),
+            RouteAttribute::Oif(tun),
+            RouteAttribute::PrefSource(source.into()),
+        ];
+        match self.0.route().add(route).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if io_error(&error).raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(failed(format!("adding the default route of table {}", slot.table()))(error)),
+        }
+    }
+
+    /// `local TOKENS/96 dev TUN src SOURCE`: makes all IPv6 tokens of the slot this host's; false when another has them.
+    pub(crate) async fn add_local_tokens(&self, tun: u32, slot: Slot) -> Result<bool, Error> {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet6;
+        route.header.protocol = PROTOCOL;
+        route.header.scope = RouteScope::Host;
+        route.header.kind = RouteType::Local;
+        route.header.destination_prefix_length = TOKENS_PREFIX;
+        route.attributes = vec![
+            RouteAttribute::Table(LOCAL_TABLE.into()),
+            RouteAttribute::Destination(RouteAddress::Inet6(slot.tokens())),
+            RouteAttribute::Oif(tun),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(slot.token_source())),
+        ];
+        match self.0.route().add(route).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if io_error(&error).raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(failed("adding a route for rewritten IPv6 destinations")(error)),
+        }
+    }
+
+    pub(crate) async fn name_of(&self, index: u32) -> Result<String, Error> {
+        let link = self.0.link().get().match_index(index).execute().try_next().await;
+        let link = link.map_err(failed("looking for an interface"))?;
+        let name = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        Ok(name.unwrap_or_default())
+    }
+
+    /// The interface by which packets to an address leave this host.
+    pub(crate) async fn interface_to(&self, address: IpAddr) -> Result<Option<u32>, Error> {
+        let mut route = RouteMessage::default();
+        route.header.address_family = Family::of_address(address).number();
+        route.header.destination_prefix_length = host_prefix(address);
+        route.attributes.push(RouteAttribute::Destination(address.into()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(route));
+        request.header.flags = NLM_F_REQUEST;
+        let what = || format!("asking for the route to {address}");
+        let mut answers = self.handle().clone().request(request).map_err(failed(what()))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                    return Ok(route.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    }));
+                }
+                NetlinkPayload::Error(_) => return Ok(None),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Those of all tables.
+    pub(crate) async fn all_routes(&self, family: Family) -> Result<Vec<RouteMessage>, Error> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family.number();
+        let routes = self.0.route().get(request).execute().try_collect().await;
+        or_empty(routes, "listing the routes")
+    }
+
+    pub(crate) async fn routes(&self, family: Family, table: u32) -> Result<Vec<RouteMessage>, Error> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family.number();
+        request.attributes.push(RouteAttribute::Table(table));
+        let routes = self.0.route().get(request).execute().try_collect::<Vec<_>>().await;
+        let mut routes = or_empty(routes, format!("listing routing table {table}"))?;
+        routes.retain(|route| table_of(route) == table);
+        Ok(routes)
+    }
+
+    /// The destinations that this host owns, and its networks' broadcast addresses: what never leaves its own tables.
+    pub(crate) async fn local_destinations(&self, family: Family) -> Result<Vec<(IpAddr, u8)>, Error> {
+        let routes = self.routes(family, LOCAL_TABLE.into()).await?;
+        let own = [RouteType::Local, RouteType::Broadcast];
+        let local = routes.iter().filter(|route| own.contains(&route.header.kind));
+        Ok(local
+            .filter_map(|route| Some((destination(route)?, route.header.destination_prefix_length)))
+            .collect())
+    }
+}
+
+/// The prefix length that holds one address alone.
+pub(crate) fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn table_of(route: &RouteMessage) -> u32 {
+    let long = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    long.unwrap_or_else(|| route.header.table.into())
+}
+
+fn destination(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some((*address).into()),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    })
+}
+
+/// A table that does not exist, or a family that the kernel does not have, has nothing in it.
+pub(crate) fn or_empty<T>(
+    result: Result<Vec<T>, rtnetlink::Error>,
+    what: impl Into<String>,
+) -> Result<Vec<T>, Error> {
+    let absent = [libc::ENOENT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+    match result {
+        Err(error) if io_error(&error).raw_os_error().is_some_and(|code| absent.contains(&code)) => {
+            Ok(Vec::new())
+        }
+        result => result.map_err(failed(what)),
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+    move |error| Error::System { what: what.into(), source: io_error(&error) }
+}
+
+impl Error {
+    /// As [`Error::system`].
+    pub(crate) fn netlink(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        failed(what)
+    }
+}
+
+fn io_error(error: &rtnetlink::Error) -> io::Error {
+    if let rtnetlink::Error::NetlinkError(message) = error {
+        return message.to_io();
+    }
+    io::Error::other(error.to_string())
+}

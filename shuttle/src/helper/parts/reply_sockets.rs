@@ -1,0 +1,150 @@
+//! The sockets by which replies go to programs: from the address that they had sent to, which is not this host's.
+//!
+//! A reply socket is bound to that address. It is marked with the capture bit, which sends all that is not for this host
+//! to our own table, and with the bypass bit, which keeps our programs from changing that; only root can. So whoever holds
+//! it can reply to this host's programs and to nobody else. One for a machine behind a LAN interface has the bypass bit
+//! alone, and is bound to that interface, which again only root can change.
+//!
+//! A program that holds the same port on all addresses keeps others from binding it; and a nameserver of this host would be
+//! kept from its own port. Then the replies go through this process: a raw socket has no port, but is not to be given away.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use super::slot::{BYPASS_BIT, Slot};
+use crate::capture::replies::{RelayHeader, relay_target};
+use crate::sys::capture::checksum_at;
+
+/// Bytes of a UDP header: ports, length, checksum.
+const UDP_HEADER: usize = 8;
+/// Where in it the checksum is.
+const CHECKSUM: u8 = 6;
+/// A thread serves each relay.
+const MOST_RELAYS: usize = 256;
+
+/// Whom a reply socket can reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// This host's programs.
+    Here,
+    /// What is behind this interface.
+    Lan(String),
+}
+
+/// A socket that sends from `source`.
+pub(crate) fn reply_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(source), Type::DGRAM, Some(Protocol::UDP))?;
+    // Those of a client that lets go of one and asks again.
+    socket.set_reuse_address(true)?;
+    // What is sent to its address is our listener's, by the lookup program; this is for the moment when that is gone.
+    socket.set_recv_buffer_size(0)?;
+    bind(&socket, slot, source, reach)?;
+    Ok(socket)
+}
+
+pub(crate) fn bind(socket: &Socket, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<()> {
+    match source {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    match reach {
+        Reach::Here => socket.set_mark(slot.bit() | BYPASS_BIT)?,
+        Reach::Lan(interface) => {
+            socket.set_mark(BYPASS_BIT)?;
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+    }
+    socket.bind(&source.into())?;
+    socket.set_nonblocking(true)
+}
+
+/// Relays in use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Relays(Arc<AtomicUsize>);
+
+impl Relays {
+    /// The near end of a relay from `source`, for [`Outlet::Relay`](crate::capture::replies::Outlet::Relay). It lasts until that
+    /// end is closed.
+    pub(crate) fn start(&self, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<OwnedFd> {
+        if self.0.load(Ordering::Relaxed) >= MOST_RELAYS {
+            return Err(io::Error::other("too many relays of replies"));
+        }
+        let raw = raw_socket(slot, source, reach)?;
+        let (near, far) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+        near.set_nonblocking(true)?;
+        let count = self.0.clone();
+        count.fetch_add(1, Ordering::Relaxed);
+        let relay = move || {
+            relay(&far, &raw, source);
+            count.fetch_sub(1, Ordering::Relaxed);
+        };
+        match thread::Builder::new().name("relay".into()).spawn(relay) {
+            Ok(_) => Ok(near.into()),
+            Err(error) => {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A raw socket that is for sending: of what is sent to its address it gets nothing.
+pub(crate) fn sender(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    socket.attach_filter(&[SockFilter::new(libc::BPF_RET as u16, 0, 0, 0)])?;
+    Ok(socket)
+}
+
+fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
+    let socket = sender(Domain::for_address(source), Protocol::UDP)?;
+    if source.is_ipv6() {
+        checksum_at(&socket, CHECKSUM)?;
+    }
+    bind(&socket, slot, without_port(source), reach)?;
+    Ok(socket)
+}
+
+fn relay(far: &Socket, raw: &Socket, source: SocketAddr) {
+    use std::io::Read as _;
+    let mut buffer = vec![0; size_of::<RelayHeader>() + usize::from(u16::MAX)];
+    let mut far = far;
+    while let Ok(length) = far.read(&mut buffer) {
+        let Some(header) = buffer.get(..length).and_then(<[u8]>::first_chunk) else { return };
+        let to = relay_target(header);
+        let Some(packet) = buffer.get_mut(size_of::<RelayHeader>() - UDP_HEADER..length) else { return };
+        let Ok(total) = u16::try_from(packet.len()) else { continue };
+        let [s0, s1] = source.port().to_be_bytes();
+        let [t0, t1] = to.port().to_be_bytes();
+        let [l0, l1] = total.to_be_bytes();
+        // No checksum: IPv4 doesn't need one on its way within this host, and for IPv6 the kernel computes it.
+        if let Some(header) = packet.first_chunk_mut() {
+            *header = [s0, s1, t0, t1, l0, l1, 0, 0];
+        }
+        // A datagram that can't be delivered is lost, as datagrams are.
+        // A port in the address of a raw socket would be another protocol (raw(7)).
+        drop(raw.send_to(packet, &without_port(to).into()));
+    }
+}
+
+/// What a raw socket is bound to: the address, and the link of a link-local one.
+pub(crate) fn without_port(mut address: SocketAddr) -> SocketAddr {
+    address.set_port(0);
+    address
+}
+
+/// Both of one family, each with a port and an address.
+pub(crate) fn is_pair(source: SocketAddr, destination: SocketAddr) -> bool {
+    let whole = |address: SocketAddr| address.port() != 0 && !address.ip().is_unspecified();
+    let family = |address: IpAddr| address.is_ipv4();
+    family(source.ip()) == family(destination.ip()) && whole(source) && whole(destination)
+}

@@ -1,0 +1,283 @@
+//! The root end: carries out what the client asks and undoes it when the client is gone.
+//!
+//! It reads nothing but the client's messages and the kernel's answers, and runs no other program. A terminal's
+//! Ctrl-C reaches it as well as the client: it ignores that, since the end of the socket is what tells it to undo.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    process::ExitCode,
+    thread,
+};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde::de::DeserializeOwned;
+use shuttle_common::rule::Rule;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{
+    bypass::Enclosure,
+    ebpf::{Capture, Loader, Prepared, Reply, Started},
+};
+use crate::capture::{
+    Method,
+    replies::{Answer, Errand, Notice, Question},
+    wire::{self, Request, Response, VERSION},
+};
+use crate::policy::{Plan, Steering};
+use crate::say::say;
+
+/// Runs the helper on its end of the socket pair, which [`Handle::spawn`](crate::capture::handle::Handle::spawn) makes its
+/// stdin. Returns when the socket closes or SIGTERM comes, with everything undone.
+pub fn main(socket: BorrowedFd<'_>) -> ExitCode {
+    let run = || -> Result<(), Error> {
+        let stream = UnixStream::from(socket.try_clone_to_owned()?);
+        let client = getsockopt(&stream, PeerCredentials).map_err(Error::NotAClient)?.pid();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(serve(stream, client))
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("shuttle: firewall helper: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("stdin is not the client's socket ({0}): this command is for shuttle itself")]
+    NotAClient(nix::errno::Errno),
+    #[error("a message from the client: {0}")]
+    Wire(#[from] wire::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    // A signal that is received here no longer ends the process.
+    let _ignored: [Signal; 2] = [signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
+    let mut requests = receive_requests(stream.try_clone()?);
+    let mut helper = Helper {
+        client,
+        greeted: false,
+        loader: Loader::default(),
+        enclosure: None,
+        prepared: None,
+        capture: None,
+        questions: None,
+    };
+    let ended = loop {
+        tokio::select! {
+            request = requests.recv() => match request {
+                Some(Ok(request)) => match helper.answer(&stream, request).await {
+                    Ok(()) => {}
+                    // It has left without waiting for the answer, as it does when ssh fails early.
+                    Err(Error::Wire(wire::Error::Io(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        break Ok(());
+                    }
+                    Err(error) => break Err(error),
+                },
+                Some(Err(error)) => break Err(error.into()),
+                None => break Ok(()),
+            },
+            _ = terminate.recv() => break Ok(()),
+            () = local_changed(&mut helper.capture) => helper.refresh().await,
+            errand = asked(&mut helper.questions) => match errand {
+                Errand::Question(question) => helper.reply(question).await,
+                Errand::Notice(notice) => helper.notify(notice).await,
+            },
+        }
+    };
+    helper.undo().await;
+    ended
+}
+
+/// A thread reads, so that a client that sends half a message keeps the helper neither from its signals nor from the
+/// kernel's notices. The channel closes at the end of the socket.
+fn receive_requests<T: DeserializeOwned + Send + 'static>(
+    stream: UnixStream,
+) -> mpsc::Receiver<Result<T, wire::Error>> {
+    let (sender, receiver) = mpsc::channel(1);
+    thread::spawn(move || {
+        loop {
+            let received = match wire::receive(&stream) {
+                Err(wire::Error::Closed) => return,
+                Ok((request, _)) => Ok(request),
+                Err(error) => Err(error),
+            };
+            let failed = received.is_err();
+            if sender.blocking_send(received).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn local_changed(capture: &mut Option<Capture>) {
+    match capture {
+        Some(capture) => capture.local_changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The helper's end of the socket pair for replies.
+struct Questions {
+    stream: UnixStream,
+    receiver: mpsc::Receiver<Result<Errand, wire::Error>>,
+}
+
+/// The next errand. After the last there are none.
+async fn asked(questions: &mut Option<Questions>) -> Errand {
+    match questions.as_mut().map(|questions| questions.receiver.recv()) {
+        Some(next) => match next.await {
+            Some(Ok(errand)) => return errand,
+            Some(Err(error)) => tracing::warn!(%error, "no more replies to datagrams"),
+            None => {}
+        },
+        None => return std::future::pending().await,
+    }
+    *questions = None;
+    std::future::pending().await
+}
+
+struct Helper {
+    client: i32,
+    greeted: bool,
+    loader: Loader,
+    enclosure: Option<Enclosure>,
+    prepared: Option<Prepared>,
+    capture: Option<Capture>,
+    questions: Option<Questions>,
+}
+
+impl Helper {
+    async fn answer(&mut self, stream: &UnixStream, request: Request) -> Result<(), Error> {
+        let mut started = None;
+        let mut replies = None;
+        let answer = match request {
+            Request::Hello { version } => {
+                self.greeted = version == VERSION;
+                Ok(Response::Hello { version: VERSION })
+            }
+            _ if !self.greeted => Err("the client did not say hello".to_owned()),
+            Request::Enclose => self.enclose(),
+            Request::Prepare { plan, log, steering } => self.prepare(&plan, log, steering).await,
+            Request::Capture => {
+                let result = self.start().await;
+                result.map(|(it, stream)| {
+                    replies = Some(stream);
+                    captured(started.insert(it))
+                })
+            }
+            Request::Replace { rules } => self.replace(&rules),
+        };
+        let response = answer.unwrap_or_else(|message| Response::Failed { message });
+        let listeners =
+            started.iter().flat_map(|started| [&started.listeners.v4, &started.listeners.v6]).flatten();
+        let listeners = listeners.flat_map(|listener| [listener.tcp.as_fd(), listener.udp.as_fd()]);
+        let descriptors: Vec<_> = listeners.chain(replies.iter().map(AsFd::as_fd)).collect();
+        Ok(wire::send(stream, &response, &descriptors)?)
+    }
+
+    fn enclose(&mut self) -> Result<Response, String> {
+        if self.enclosure.is_some() {
+            return Err("the client is enclosed already".to_owned());
+        }
+        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
+        Ok(Response::Enclosed)
+    }
+
+    async fn prepare(
+        &mut self,
+        plan: &Plan,
+        log: bool,
+        steering: Option<Steering>,
+    ) -> Result<Response, String> {
+        if self.prepared.is_some() || self.capture.is_some() {
+            return Err("a capture is prepared already".to_owned());
+        }
+        // Nothing is loaded after this, and what the loader knows is many megabytes.
+        let mut loader = std::mem::take(&mut self.loader);
+        let prepared = Capture::prepare(&mut loader, plan, log, steering).await;
+        self.prepared = Some(prepared.map_err(|error| error.to_string())?);
+        Ok(Response::Prepared)
+    }
+
+    async fn start(&mut self) -> Result<(Started, UnixStream), String> {
+        let prepared = self.prepared.take().ok_or("no capture is prepared")?;
+        let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
+        let receiver = ours.try_clone().map(receive_requests).map_err(|error| error.to_string())?;
+        let (capture, started) = prepared.start().await.map_err(|error| error.to_string())?;
+        self.capture = Some(capture);
+        self.questions = Some(Questions { stream: ours, receiver });
+        Ok((started, theirs))
+    }
+
+    async fn reply(&mut self, question: Question) {
+        let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
+        let (answer, socket) = match capture.reply(&question).await {
+            Ok(Reply { to, outlet }) => {
+                let (kind, socket) = outlet.unzip();
+                (Answer::Way { to, outlet: kind }, socket)
+            }
+            Err(error) => (Answer::Refused { message: error.to_string() }, None),
+        };
+        let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = wire::send(&questions.stream, &answer, &descriptors) {
+            tracing::debug!(%error, "the client asks for no more replies");
+            self.questions = None;
+        }
+    }
+
+    /// As with an ICMP error of the network, nobody hears if it does not get there.
+    async fn notify(&mut self, notice: Notice) {
+        if let Some(capture) = &mut self.capture
+            && let Err(error) = capture.notify(&notice).await
+        {
+            tracing::debug!(%error, "a program is not told that {} is unreachable", notice.peer);
+        }
+    }
+
+    fn replace(&mut self, rules: &[Rule]) -> Result<Response, String> {
+        let capture = self.capture.as_mut().ok_or("it is not capturing")?;
+        let note = capture.replace_rules(rules).map_err(|error| error.to_string())?;
+        Ok(Response::Replaced { note })
+    }
+
+    async fn refresh(&mut self) {
+        if let Some(capture) = &mut self.capture
+            && let Err(error) = capture.refresh_local().await
+        {
+            tracing::warn!(%error, "this host's own addresses are not up to date");
+        }
+    }
+
+    async fn undo(self) {
+        if let Some(capture) = self.capture {
+            capture.undo().await;
+        }
+        if let Some(enclosure) = self.enclosure {
+            enclosure.undo();
+        }
+    }
+}
+
+fn captured(started: &Started) -> Response {
+    Response::Captured {
+        method: Method::Ebpf,
+        steering: started.steering,
+        v4: started.listeners.v4.is_some(),
+        v6: started.listeners.v6.is_some(),
+        description: started.description.clone(),
+    }
+}

@@ -1,0 +1,9 @@
+//! What is to be captured: subnets, the rule set and the plan that comes of it. Pure: no files, no network, no clock.
+
+mod plan;
+mod rules;
+mod subnet;
+
+pub use plan::*;
+pub use rules::{RuleSet, TooManyRules, TypedRule, UnknownRule};
+pub use subnet::{Subnet, SubnetError};

@@ -1,0 +1,292 @@
+//! `10.0.0.0/8:8000-9000` and its like, in the forms that sshuttle's users know.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use shuttle_common::rule::{Ports, Rule};
+
+use super::rules::Key;
+use crate::cli::PlanError;
+
+/// A network as typed: an address or a name, a mask, ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    host: Host,
+    mask: Option<u8>,
+    /// The destination ports; all when none are given.
+    pub ports: Ports,
+    typed: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Address(IpAddr),
+    Name(String),
+}
+
+/// What is wrong with a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubnetError {
+    /// Neither an address nor a name.
+    #[error("`{0}` is neither an address nor a host name")]
+    Host(String),
+    /// A mask that is no number or too long.
+    #[error("the mask /{mask} must be a number from 0 to {most}")]
+    Mask {
+        /// As typed.
+        mask: String,
+        /// The longest for this address.
+        most: u8,
+    },
+    /// A port that is no number from 1 to 65535.
+    #[error("the port {0} must be a number from 1 to 65535")]
+    Port(String),
+    /// A range from a higher to a lower port.
+    #[error("the ports {0}-{1} run backwards")]
+    Backwards(u16, u16),
+    /// An address with a scope.
+    #[error("an address with a scope (%) can't be routed")]
+    Scope,
+    /// A `[` without `]`, or text after it.
+    #[error("write an IPv6 network with ports as [fd00::/8]:80 or [fd00::/8]:80-90")]
+    Brackets,
+}
+
+impl FromStr for Subnet {
+    type Err = SubnetError;
+
+    fn from_str(typed: &str) -> Result<Self, SubnetError> {
+        let (network, ports) = split_ports(typed)?;
+        if network.contains('%') {
+            return Err(SubnetError::Scope);
+        }
+        let (host, mask) = match network.split_once('/') {
+            Some((host, mask)) => (host, Some(mask)),
+            None => (network, None),
+        };
+        let host = parse_host(host)?;
+        let mask = mask.map(|mask| parse_mask(mask, &host)).transpose()?;
+        let ports = ports.map_or(Ok(Ports::ALL), parse_ports)?;
+        Ok(Self { host, mask, ports, typed: typed.to_owned() })
+    }
+}
+
+/// `[v6/w]:p`, `v6/w` (never with ports) or anything else with at most one colon.
+fn split_ports(typed: &str) -> Result<(&str, Option<&str>), SubnetError> {
+    if let Some(rest) = typed.strip_prefix('[') {
+        let (network, rest) = rest.split_once(']').ok_or(SubnetError::Brackets)?;
+        return match rest.strip_prefix(':') {
+            Some(ports) => Ok((network, Some(ports))),
+            None if rest.is_empty() => Ok((network, None)),
+            None => Err(SubnetError::Brackets),
+        };
+    }
+    Ok(match typed.split_once(':') {
+        Some((network, ports)) if !ports.contains(':') => (network, Some(ports)),
+        Some(_) | None => (typed, None),
+    })
+}
+
+fn parse_host(text: &str) -> Result<Host, SubnetError> {
+    if let Some(address) = parse_inet_aton(text) {
+        return Ok(Host::Address(address.into()));
+    }
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Ok(Host::Address(address.into()));
+    }
+    let is_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    if text.is_empty() || numeric || !text.chars().all(is_name) || text.starts_with('-') {
+        return Err(SubnetError::Host(text.to_owned()));
+    }
+    Ok(Host::Name(text.to_owned()))
+}
+
+/// One to four decimal parts; the last fills what the others leave, as inet_aton(3) has it: `10.1` is 10.0.0.1.
+fn parse_inet_aton(text: &str) -> Option<Ipv4Addr> {
+    let parts: Vec<u32> = text.split('.').map(parse_decimal).collect::<Option<_>>()?;
+    let (last, firsts) = parts.split_last()?;
+    if firsts.len() > 3 || firsts.iter().any(|part| *part > 255) {
+        return None;
+    }
+    let room = 32 - 8 * firsts.len() as u32;
+    if u64::from(*last) >= 1 << room {
+        return None;
+    }
+    let high = firsts.iter().enumerate().map(|(index, part)| part << (24 - 8 * index)).sum::<u32>();
+    Some(Ipv4Addr::from(high | last))
+}
+
+fn parse_decimal(text: &str) -> Option<u32> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten()
+}
+
+fn parse_mask(text: &str, host: &Host) -> Result<u8, SubnetError> {
+    let most = match host {
+        Host::Address(IpAddr::V4(_)) => 32,
+        Host::Address(IpAddr::V6(_)) | Host::Name(_) => 128,
+    };
+    match parse_decimal(text).and_then(|mask| u8::try_from(mask).ok()) {
+        Some(mask) if mask <= most => Ok(mask),
+        Some(_) | None => Err(SubnetError::Mask { mask: text.to_owned(), most }),
+    }
+}
+
+fn parse_ports(text: &str) -> Result<Ports, SubnetError> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (parse_port(first)?, parse_port(last)?);
+    if first > last { Err(SubnetError::Backwards(first, last)) } else { Ok(Ports { first, last }) }
+}
+
+fn parse_port(text: &str) -> Result<u16, SubnetError> {
+    match parse_decimal(text).and_then(|port| u16::try_from(port).ok()) {
+        Some(port) if port > 0 => Ok(port),
+        Some(_) | None => Err(SubnetError::Port(text.to_owned())),
+    }
+}
+
+impl fmt::Display for Subnet {
+    /// As typed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.typed)
+    }
+}
+
+impl From<Rule> for Subnet {
+    /// As somebody would have typed it.
+    fn from(Rule { network, ports, .. }: Rule) -> Self {
+        let range = match (ports.first, ports.last) {
+            _ if ports == Ports::ALL => String::new(),
+            (first, last) if first == last => format!(":{first}"),
+            (first, last) => format!(":{first}-{last}"),
+        };
+        let typed = match network {
+            IpNet::V6(network) if !range.is_empty() => format!("[{network}]{range}"),
+            IpNet::V4(_) | IpNet::V6(_) => format!("{network}{range}"),
+        };
+        Self { host: Host::Address(network.addr()), mask: Some(network.prefix_len()), ports, typed }
+    }
+}
+
+impl Subnet {
+    /// The same for all ways to type the same subnet. Asks nobody.
+    pub(super) fn key(&self) -> Key {
+        let ports = (self.ports.first, self.ports.last);
+        match &self.host {
+            // The mask of an address was checked when it was read.
+            Host::Address(address) => {
+                Key::Network(network(*address, self.mask).unwrap_or_else(|| (*address).into()), ports)
+            }
+            Host::Name(name) => Key::Name(name.to_lowercase(), self.mask, ports),
+        }
+    }
+
+    /// Whether it is a name.
+    pub fn is_name(&self) -> bool {
+        matches!(self.host, Host::Name(_))
+    }
+
+    /// The networks it stands for: one, or for a name one for each of its addresses, which asks the resolver.
+    pub(super) fn networks(&self) -> Result<Vec<IpNet>, PlanError> {
+        let addresses = match &self.host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => self.resolve(name)?,
+        };
+        if self.mask.is_some()
+            && addresses.iter().any(IpAddr::is_ipv4)
+            && addresses.iter().any(IpAddr::is_ipv6)
+        {
+            return Err(PlanError::AmbiguousMask(self.typed.clone()));
+        }
+        let long = || PlanError::LongMask(self.typed.clone());
+        addresses.into_iter().map(|address| network(address, self.mask).ok_or_else(long)).collect()
+    }
+
+    fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, PlanError> {
+        let error = |source| PlanError::Name { name: self.typed.clone(), source };
+        let mut addresses: Vec<IpAddr> =
+            (name, 0).to_socket_addrs().map_err(error)?.map(|address| address.ip()).collect();
+        addresses.sort();
+        addresses.dedup();
+        Ok(addresses)
+    }
+}
+
+/// `None`: the mask is too long.
+fn network(address: IpAddr, mask: Option<u8>) -> Option<IpNet> {
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    Some(IpNet::new(address, mask.unwrap_or(longest)).ok()?.trunc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_are_read() {
+        let ports = |first, last| Ports { first, last };
+        for (typed, network, expected) in [
+            ("10.0.0.0/8", "10.0.0.0/8", Ports::ALL),
+            ("10.1.2.3/8", "10.0.0.0/8", Ports::ALL),
+            ("1.2.3.4", "1.2.3.4/32", Ports::ALL),
+            ("0/0", "0.0.0.0/0", Ports::ALL),
+            ("10.1/16", "10.0.0.0/16", Ports::ALL),
+            ("10.1", "10.0.0.1/32", Ports::ALL),
+            ("10", "0.0.0.10/32", Ports::ALL),
+            ("1.2.3.4:80", "1.2.3.4/32", ports(80, 80)),
+            ("10.0.0.0/8:8000-9000", "10.0.0.0/8", ports(8000, 9000)),
+            ("::/0", "::/0", Ports::ALL),
+            ("fd00::1", "fd00::1/128", Ports::ALL),
+            ("fd00::1/8", "fd00::/8", Ports::ALL),
+            ("[fd00::/8]:80", "fd00::/8", ports(80, 80)),
+            ("[fd00::1]", "fd00::1/128", Ports::ALL),
+            ("[fd00::/8]:80-90", "fd00::/8", ports(80, 90)),
+            ("localhost/8:22", "127.0.0.0/8", ports(22, 22)),
+        ] {
+            let subnet: Subnet = typed.parse().unwrap_or_else(|error| panic!("{typed}: {error}"));
+            assert_eq!(subnet.ports, expected, "{typed}");
+            if typed != "localhost/8:22" {
+                assert_eq!(subnet.networks().unwrap(), [network.parse().unwrap()], "{typed}");
+            }
+        }
+    }
+
+    #[test]
+    fn rules_are_written_as_they_are_read() {
+        for typed in ["10.0.0.0/8", "10.0.0.0/8:80", "10.0.0.0/8:80-90", "fd00::/8", "[fd00::/8]:80-90"] {
+            let subnet: Subnet = typed.parse().unwrap();
+            let [network] = subnet.networks().unwrap()[..] else { panic!("{typed}") };
+            let rule = Rule { network, ports: subnet.ports, verdict: shuttle_common::rule::Verdict::Pass };
+            assert_eq!(Subnet::from(rule), subnet);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let host = |text: &str| SubnetError::Host(text.into());
+        let mask = |mask: &str, most| SubnetError::Mask { mask: mask.into(), most };
+        for (typed, error) in [
+            ("10.0.0.0/33", mask("33", 32)),
+            ("10.0.0.0/", mask("", 32)),
+            ("10.0.0.0/x", mask("x", 32)),
+            ("fd00::/129", mask("129", 128)),
+            ("1.2.3.4:99999", SubnetError::Port("99999".into())),
+            ("1.2.3.4:0", SubnetError::Port("0".into())),
+            ("1.2.3.4:", SubnetError::Port(String::new())),
+            ("1.2.3.4:90-80", SubnetError::Backwards(90, 80)),
+            ("fe80::1%eth0", SubnetError::Scope),
+            ("[::1]/64", SubnetError::Brackets),
+            ("[::1", SubnetError::Brackets),
+            ("1.2.3.4.5", host("1.2.3.4.5")),
+            ("300.1.1.1", host("300.1.1.1")),
+            ("", host("")),
+            ("-x", host("-x")),
+            ("*.example", host("*.example")),
+        ] {
+            assert_eq!(typed.parse::<Subnet>(), Err(error), "{typed}");
+        }
+    }
+}
