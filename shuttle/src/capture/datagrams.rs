@@ -11,13 +11,14 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg, sendmsg,
 };
 
-use crate::{policy::Steering, sys::capture::destination_of_token};
+use super::DatagramArrival;
+use crate::sys::capture::destination_of_token;
 
 /// A listener of [`Captured`](super::handle::Captured) for UDP, and room for one datagram.
 #[derive(Debug)]
 pub struct Datagrams {
     socket: UdpSocket,
-    steering: Steering,
+    arrival: DatagramArrival,
     /// What is sent to this address was not captured.
     own: SocketAddr,
     buffer: Box<[u8]>,
@@ -43,10 +44,10 @@ pub struct Token(IpAddr);
 
 impl Datagrams {
     /// Takes over a listener.
-    pub fn new(socket: UdpSocket, steering: Steering) -> io::Result<Self> {
+    pub fn new(socket: UdpSocket, arrival: DatagramArrival) -> io::Result<Self> {
         let own = socket.local_addr()?;
         let buffer = vec![0; usize::from(u16::MAX)].into_boxed_slice();
-        Ok(Self { socket, steering, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
+        Ok(Self { socket, arrival, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
     }
 
     /// Takes the next one; waits only if the socket does. `None` for one that was not captured.
@@ -59,9 +60,9 @@ impl Datagrams {
         let sent_to = received.cmsgs()?.find_map(sent_to);
         let length = received.bytes;
         let (Some(source), Some(sent_to)) = (source, sent_to) else { return Ok(None) };
-        let (destination, token) = match self.steering {
-            Steering::Lookup => (sent_to, None),
-            Steering::Rewrite => match destination_of_token(&self.socket, number(sent_to.ip())) {
+        let (destination, token) = match self.arrival {
+            DatagramArrival::ControlMessage => (sent_to, None),
+            DatagramArrival::Token => match destination_of_token(&self.socket, number(sent_to.ip())) {
                 Ok(Some(destination)) => (destination, Some(Token(sent_to.ip()))),
                 // Sent to the socket itself, or so long ago that the token has been given up.
                 Ok(None) | Err(_) => return Ok(None),

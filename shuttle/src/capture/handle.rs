@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::{TcpListener, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -14,11 +13,11 @@ use std::{
 use shuttle_common::rule::Rule;
 
 use super::{
-    Method,
+    Arrival, Listener, Listeners, Mechanism, MethodName,
     replies::Replies,
     wire::{self, Request, Response, VERSION},
 };
-use crate::policy::{Plan, Steering};
+use crate::policy::Plan;
 
 /// The hidden subcommand that the program must map to [`helper::main`](super::helper::main).
 pub const SUBCOMMAND: &str = "firewall-helper";
@@ -36,8 +35,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 pub struct Handle {
     stream: UnixStream,
     helper: Child,
-    log: bool,
-    steering: Option<Steering>,
     /// The answer that was not waited for yet.
     owed: Option<Fits>,
 }
@@ -49,18 +46,12 @@ type Fits = fn(&Response) -> bool;
 #[derive(Debug)]
 pub struct Captured {
     /// The method in use.
-    pub method: Method,
-    /// How [`origin`](super::origin) finds original destinations.
-    pub steering: Steering,
-    /// Non-blocking; what it accepts has an [original destination](super::origin::original_destination).
-    pub listener4: Option<TcpListener>,
-    /// As `listener4`; absent too where this host has no IPv6.
-    pub listener6: Option<TcpListener>,
-    /// Non-blocking; to be read by [`Datagrams`](super::datagrams::Datagrams).
-    pub udp4: Option<UdpSocket>,
-    /// As `udp4`; absent where `listener6` is.
-    pub udp6: Option<UdpSocket>,
-    /// By what replies to datagrams get to programs, with [`Steering::Lookup`].
+    pub method: MethodName,
+    /// How the listeners are to be read.
+    pub arrival: Arrival,
+    /// What captured traffic arrives at.
+    pub listeners: Listeners,
+    /// By what replies to datagrams get to programs, where [`Arrival`] says that it takes the helper.
     pub replies: Replies,
     /// One line for the user: the method, and what of the plan this host cannot do.
     pub description: String,
@@ -114,7 +105,7 @@ impl Handle {
         let (stream, theirs) =
             UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
         let (helper, program) = spawn_helper(theirs.into())?;
-        let mut handle = Self { stream, helper, log: false, steering: None, owed: None };
+        let mut handle = Self { stream, helper, owed: None };
         let theirs = match handle.ask(&Request::Hello { version: VERSION }) {
             Ok((Response::Hello { version }, _)) => version,
             Ok(_) => return Err(Error::Confused),
@@ -135,16 +126,6 @@ impl Handle {
         }
     }
 
-    /// Whether [`prepare`](Self::prepare) loads the programs that log each decision to the helper's stderr.
-    pub fn log_programs(&mut self, on: bool) {
-        self.log = on;
-    }
-
-    /// Has [`prepare`](Self::prepare) steer in this way; without it, in the first that works here.
-    pub fn steer_by(&mut self, steering: Option<Steering>) {
-        self.steering = steering;
-    }
-
     /// Has this process put into a cgroup whose new sockets are never captured. Children started later inherit it;
     /// sockets that exist already keep what they have. It is done once [`settle`](Self::settle) says so: before ssh
     /// may be started.
@@ -154,23 +135,24 @@ impl Handle {
 
     /// Has all made ready that capturing needs, which takes the helper some hundredths of a second; nothing is captured.
     /// Doesn't wait: what fails is said by [`capture`](Self::capture). Once for each handle.
-    pub fn prepare(&mut self, plan: &Plan) -> Result<(), Error> {
-        let request = Request::Prepare { plan: plan.clone(), log: self.log, steering: self.steering };
+    pub fn prepare(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<(), Error> {
+        let request = Request::Prepare { plan: plan.clone(), mechanism };
         self.begin(&request, |response| matches!(response, Response::Prepared))
     }
 
     /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
     pub fn capture(&mut self) -> Result<Captured, Error> {
         let answer = self.ask(&Request::Capture)?;
-        let (Response::Captured { method, steering, v4, v6, description }, descriptors) = answer else {
+        let (Response::Captured { method, arrival, families, description }, descriptors) = answer else {
             return Err(Error::Confused);
         };
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(Error::Confused);
-        let (listener4, udp4) = if v4 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
-        let (listener6, udp6) = if v6 { (Some(next()?.into()), Some(next()?.into())) } else { (None, None) };
+        let mut pair = || Ok(Listener { tcp: next()?.into(), udp: next()?.into() });
+        let v4 = families.v4.then(&mut pair).transpose()?;
+        let v6 = families.v6.then(&mut pair).transpose()?;
         let replies = Replies(next()?.into());
-        Ok(Captured { method, steering, listener4, listener6, udp4, udp6, replies, description })
+        Ok(Captured { method, arrival, listeners: Listeners { v4, v6 }, replies, description })
     }
 
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist

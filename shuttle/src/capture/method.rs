@@ -1,20 +1,76 @@
-//! The ways to capture traffic.
+//! The methods by name, and what may be asked of them. How they work is the helper's business alone.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A way to capture traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Method {
+/// A way to capture traffic. The order is the order in which [`MethodChoice::Auto`] tries them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum MethodName {
     /// eBPF programs, and no packet filter. Linux 5.7.
     Ebpf,
 }
 
-impl fmt::Display for Method {
+impl MethodName {
+    /// All of them, in the order of preference.
+    pub const ALL: [Self; 1] = [Self::Ebpf];
+}
+
+impl fmt::Display for MethodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ebpf => f.write_str("ebpf"),
-        }
+        f.write_str(match self {
+            Self::Ebpf => "ebpf",
+        })
     }
+}
+
+/// Which method is to capture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MethodChoice {
+    /// The first that can do the whole plan on this machine.
+    #[default]
+    Auto,
+    /// This one, or none.
+    Only(MethodName),
+}
+
+/// How to capture, beside what to capture: the [`Plan`](crate::policy::Plan) has nothing of this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mechanism {
+    /// Which method.
+    pub method: MethodChoice,
+    /// What is asked of the eBPF method. Any other method refuses what is not the default here.
+    pub ebpf: EbpfOptions,
+}
+
+/// What may be asked of the eBPF method alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EbpfOptions {
+    /// How to steer; `None` takes the first way that works on this machine.
+    pub steering: Option<Steering>,
+    /// Where forwarded packets are looked at.
+    pub ingress: IngressHook,
+    /// Whether to load the programs that log each decision to the helper's stderr.
+    pub log: bool,
+}
+
+/// How the eBPF method brings captured traffic to the listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Steering {
+    /// Packets are routed back to this host, and sk_lookup hands them to the listeners: Linux 5.9.
+    Lookup,
+    /// Destinations are replaced by loopback addresses: Linux 5.7.
+    Rewrite,
+}
+
+/// Where the eBPF method looks at packets that come in by a LAN interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IngressHook {
+    /// By tcx, or by clsact where the kernel has no tcx.
+    #[default]
+    Auto,
+    /// tcx alone (Linux 6.6).
+    Tcx,
+    /// A filter of the clsact qdisc.
+    Clsact,
 }

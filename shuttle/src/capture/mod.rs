@@ -3,11 +3,12 @@
 //! The client describes what it wants as a [`Plan`](crate::policy::Plan); the helper checks it again, carries it out
 //! and undoes it when the client's end of their socket closes, whatever ended the client.
 
+mod arrival;
 pub mod datagrams;
 pub mod handle;
 mod method;
-pub mod origin;
 pub mod replies;
 pub mod wire;
 
-pub use method::Method;
+pub use arrival::{Arrival, DatagramArrival, Listener, Listeners, StreamArrival};
+pub use method::{EbpfOptions, IngressHook, Mechanism, MethodChoice, MethodName, Steering};

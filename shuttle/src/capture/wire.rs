@@ -12,14 +12,14 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shuttle_common::rule::Rule;
 
-use super::Method;
+use super::{Arrival, Mechanism, MethodName};
 use crate::{
-    policy::{Plan, Steering},
+    policy::{Families, Plan},
     sys::descriptors::{receive_with_descriptors, send_with_descriptors},
 };
 
 /// Both ends are one program, but an upgrade can come between their starts.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Above a plan of 200,000 rules, below what would trouble the machine.
 const MAX_LENGTH: u32 = 32 << 20;
@@ -38,10 +38,8 @@ pub enum Request {
     Prepare {
         /// What to capture.
         plan: Plan,
-        /// Whether to load the programs that log (see `Handle::log_programs`).
-        log: bool,
-        /// How to steer; whatever works here if `None`.
-        steering: Option<Steering>,
+        /// How to capture.
+        mechanism: Mechanism,
     },
     /// Start capturing what was prepared.
     Capture,
@@ -68,13 +66,11 @@ pub enum Response {
     /// of the socket pair for [`replies`](super::replies).
     Captured {
         /// The method in use.
-        method: Method,
-        /// How original destinations are found.
-        steering: Steering,
-        /// Whether IPv4 listeners come along.
-        v4: bool,
-        /// Whether IPv6 listeners come along.
-        v6: bool,
+        method: MethodName,
+        /// How the listeners are to be read.
+        arrival: Arrival,
+        /// The address families whose listeners come along.
+        families: Families,
         /// One line for the user.
         description: String,
     },

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::capture::{EbpfOptions, IngressHook, Mechanism, MethodChoice, MethodName, Steering};
 use crate::config::{ListError, Names, read_lists};
 use crate::control::Name;
 use crate::mux::Target;
-use crate::policy::{Families, Hook, Lans, Plan, Router, Steering};
+use crate::policy::{Families, Lans, Plan, Scope};
 use crate::policy::{RuleSet, Subnet, TooManyRules, TypedRule};
 use crate::say::say;
 use crate::ssh::{LaneCount, Remote};
@@ -19,6 +20,9 @@ pub use listen::{Listen, ListenError};
 use shuttle_common::resolvers;
 use shuttle_common::rule::Verdict;
 pub use verbs::{Ask, ChangeRules, Whom};
+
+/// From `-vvv` on the eBPF programs log each of their decisions.
+const TRACE: u8 = 3;
 
 /// Reach a remote network over ssh: every connection that this machine's programs open to SUBNET goes through the
 /// remote host, with nothing installed and no rights needed there.
@@ -67,8 +71,8 @@ pub struct Tunnel {
     #[command(flatten)]
     pub names: Names,
     /// How to capture
-    #[arg(long, value_enum, default_value_t = MethodChoice::Auto)]
-    pub method: MethodChoice,
+    #[arg(long, value_enum, default_value_t = MethodArgument::Auto)]
+    pub method: MethodArgument,
     /// How the eBPF method brings captured traffic to shuttle
     #[arg(long, value_enum, value_name = "HOW", default_value_t = SteeringChoice::Auto)]
     pub ebpf_steering: SteeringChoice,
@@ -97,11 +101,20 @@ pub struct Tunnel {
 
 /// How to capture, as typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MethodChoice {
+pub enum MethodArgument {
     /// The first method that works here
     Auto,
     /// eBPF programs, without iptables (Linux 5.7)
     Ebpf,
+}
+
+impl MethodArgument {
+    fn resolve(self) -> MethodChoice {
+        match self {
+            Self::Auto => MethodChoice::Auto,
+            Self::Ebpf => MethodChoice::Only(MethodName::Ebpf),
+        }
+    }
 }
 
 /// Where forwarded traffic is seen, as typed.
@@ -238,31 +251,38 @@ impl Tunnel {
         self.names.resolver()
     }
 
-    /// For which other machines it captures.
-    pub fn router(&self) -> Router {
-        let lans = match self.listen {
+    /// The interfaces whose forwarded traffic is captured.
+    pub fn lans(&self) -> Lans {
+        match self.listen {
             Some(Listen::EveryLan) => Lans::All,
             Some(Listen::Here) => Lans::None,
             None if self.lan.is_empty() => Lans::None,
             None => Lans::Named(self.lan.clone()),
+        }
+    }
+
+    /// How to capture.
+    pub fn mechanism(&self) -> Mechanism {
+        let ingress = match self.ebpf_ingress {
+            HookChoice::Auto => IngressHook::Auto,
+            HookChoice::Tcx => IngressHook::Tcx,
+            HookChoice::Clsact => IngressHook::Clsact,
         };
-        let hook = match self.ebpf_ingress {
-            HookChoice::Auto => Hook::Auto,
-            HookChoice::Tcx => Hook::Tcx,
-            HookChoice::Clsact => Hook::Clsact,
-        };
-        Router { lans, hook }
+        let ebpf =
+            EbpfOptions { steering: self.ebpf_steering.resolve(), ingress, log: self.verbose >= TRACE };
+        Mechanism { method: self.method.resolve(), ebpf }
     }
 }
 
 impl RuleSet {
     /// Both families, as rules that come while the tunnel runs may need either.
-    pub fn plan(&self, router: Router) -> Plan {
+    pub fn plan(&self, lans: Lans) -> Plan {
         Plan {
             rules: self.rules(),
             nameservers: self.nameservers().to_vec(),
             families: Families { v4: true, v6: true },
-            router,
+            scope: Scope::Everyone,
+            lans,
         }
     }
 }
@@ -295,7 +315,7 @@ mod tests {
             ),
         ] {
             let args = Args::try_parse_from(["shuttle"].into_iter().chain(typed.split(' '))).unwrap();
-            let plan = args.tunnel.rules().unwrap().plan(args.tunnel.router());
+            let plan = args.tunnel.rules().unwrap().plan(args.tunnel.lans());
             for (destinations, verdict) in [(captured, Verdict::Capture), (passed, Verdict::Pass)] {
                 for destination in destinations {
                     let address: std::net::SocketAddr = destination.parse().unwrap();

@@ -19,12 +19,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::capture::DatagramArrival;
 use crate::capture::handle::Handle;
 use crate::cli::Tunnel;
 use crate::control::ClaimError;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
-use crate::policy::Steering;
 use crate::say::say;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
@@ -40,8 +40,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a signal may lag behind the death of the ssh that got it too.
 const SIGNAL_LAG: Duration = Duration::from_millis(200);
 
-/// From `-vvv` on the eBPF programs log each of their decisions.
-const TRACE: u8 = 3;
 /// The exit code of a mistake on the command line.
 const USAGE: u8 = 2;
 
@@ -56,8 +54,6 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         };
     let identity = Identity::of_invoker()?;
     let mut helper = Handle::spawn()?;
-    helper.log_programs(tunnel.verbose >= TRACE);
-    helper.steer_by(tunnel.ebpf_steering.resolve());
     helper.enclose()?;
     identity.assume()?;
     // From here on nothing is privileged, so the network's bytes may be looked at.
@@ -83,7 +79,7 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         Ok(rules) => rules,
         Err(error) => return Ok(usage(&error)),
     };
-    helper.prepare(&rules.plan(tunnel.router()))?;
+    helper.prepare(&rules.plan(tunnel.lans()), tunnel.mechanism())?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
         // From here on a signal lets it be removed again.
@@ -116,14 +112,16 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             Err(end) => return end.report().await,
         };
         let captured = helper.capture()?;
-        let listeners = captured.listener4.into_iter().chain(captured.listener6).collect();
-        tunnel.orders.send(Order::Listen(listeners, captured.steering));
-        let errands = match captured.steering {
-            Steering::Lookup => Some(udp::spawn_asker(captured.replies, tunnel.orders.clone())?),
-            Steering::Rewrite => None,
+        let (streams, datagrams) = captured.listeners.by_protocol();
+        tunnel.orders.send(Order::Listen(streams, captured.arrival.streams));
+        let arrival = captured.arrival.datagrams;
+        let errands = match arrival {
+            DatagramArrival::ControlMessage => {
+                Some(udp::spawn_asker(captured.replies, tunnel.orders.clone())?)
+            }
+            DatagramArrival::Token => None,
         };
-        let listeners = captured.udp4.into_iter().chain(captured.udp6).collect();
-        let start = udp::Start { listeners, steering: captured.steering, errands };
+        let start = udp::Start { listeners: datagrams, arrival, errands };
         tunnel.orders.send(Order::Datagrams(start));
         let name = control.name().map_or_else(String::new, |name| name.as_str().to_owned());
         let called = if name.is_empty() { String::new() } else { format!(" as {name}") };

@@ -26,11 +26,11 @@ use super::{
     ebpf::{Capture, Loader, Prepared, Reply, Started},
 };
 use crate::capture::{
-    Method,
+    Listeners, Mechanism, MethodName,
     replies::{Answer, Errand, Notice, Question},
     wire::{self, Request, Response, VERSION},
 };
-use crate::policy::{Plan, Steering};
+use crate::policy::{Families, Plan};
 use crate::say::say;
 
 /// Runs the helper on its end of the socket pair, which [`Handle::spawn`](crate::capture::handle::Handle::spawn) makes its
@@ -171,7 +171,7 @@ impl Helper {
             }
             _ if !self.greeted => Err("the client did not say hello".to_owned()),
             Request::Enclose => self.enclose(),
-            Request::Prepare { plan, log, steering } => self.prepare(&plan, log, steering).await,
+            Request::Prepare { plan, mechanism } => self.prepare(&plan, mechanism).await,
             Request::Capture => {
                 let result = self.start().await;
                 result.map(|(it, stream)| {
@@ -182,8 +182,7 @@ impl Helper {
             Request::Replace { rules } => self.replace(&rules),
         };
         let response = answer.unwrap_or_else(|message| Response::Failed { message });
-        let listeners =
-            started.iter().flat_map(|started| [&started.listeners.v4, &started.listeners.v6]).flatten();
+        let listeners = started.iter().flat_map(|started| started.listeners.iter());
         let listeners = listeners.flat_map(|listener| [listener.tcp.as_fd(), listener.udp.as_fd()]);
         let descriptors: Vec<_> = listeners.chain(replies.iter().map(AsFd::as_fd)).collect();
         Ok(wire::send(stream, &response, &descriptors)?)
@@ -197,18 +196,13 @@ impl Helper {
         Ok(Response::Enclosed)
     }
 
-    async fn prepare(
-        &mut self,
-        plan: &Plan,
-        log: bool,
-        steering: Option<Steering>,
-    ) -> Result<Response, String> {
+    async fn prepare(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<Response, String> {
         if self.prepared.is_some() || self.capture.is_some() {
             return Err("a capture is prepared already".to_owned());
         }
         // Nothing is loaded after this, and what the loader knows is many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
-        let prepared = Capture::prepare(&mut loader, plan, log, steering).await;
+        let prepared = Capture::prepare(&mut loader, plan, mechanism.ebpf).await;
         self.prepared = Some(prepared.map_err(|error| error.to_string())?);
         Ok(Response::Prepared)
     }
@@ -274,10 +268,13 @@ impl Helper {
 
 fn captured(started: &Started) -> Response {
     Response::Captured {
-        method: Method::Ebpf,
-        steering: started.steering,
-        v4: started.listeners.v4.is_some(),
-        v6: started.listeners.v6.is_some(),
+        method: MethodName::Ebpf,
+        arrival: started.arrival,
+        families: families(&started.listeners),
         description: started.description.clone(),
     }
+}
+
+fn families(listeners: &Listeners) -> Families {
+    Families { v4: listeners.v4.is_some(), v6: listeners.v6.is_some() }
 }

@@ -1,4 +1,4 @@
-//! What to capture, resolved: plain values that a firewall method renders.
+//! What to capture: plain values that a method carries out. Nothing of a mechanism stands in it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,8 +21,10 @@ pub struct Plan {
     /// The address families to prepare; one that is off gets no listener, route or policy rule, and rules about it no
     /// effect, also those that come later.
     pub families: Families,
-    /// The traffic of other machines that this one forwards.
-    pub router: Router,
+    /// Whose traffic is captured.
+    pub scope: Scope,
+    /// The interfaces whose forwarded traffic is captured too.
+    pub lans: Lans,
 }
 
 /// A nameserver, whose port is 53.
@@ -52,13 +54,21 @@ impl Nameserver {
     }
 }
 
-/// Whose traffic is captured beside this machine's own.
+/// Whose traffic is captured, of what this machine sends itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Router {
-    /// The interfaces that it comes in by.
-    pub lans: Lans,
-    /// Where it is seen.
-    pub hook: Hook,
+pub enum Scope {
+    /// That of all programs.
+    #[default]
+    Everyone,
+    /// That of these users' and groups' programs.
+    Owners {
+        /// User ids.
+        users: Vec<u32>,
+        /// Group ids.
+        groups: Vec<u32>,
+    },
+    /// That of the programs in this cgroup (its inode number in the cgroup2 hierarchy) and below.
+    Cgroup(u64),
 }
 
 /// Interfaces to machines behind this one.
@@ -73,18 +83,6 @@ pub enum Lans {
     All,
 }
 
-/// Where packets of a LAN are looked at as they come in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Hook {
-    /// By tcx, or by clsact where the kernel has no tcx.
-    #[default]
-    Auto,
-    /// tcx alone (Linux 6.6).
-    Tcx,
-    /// A filter of the clsact qdisc.
-    Clsact,
-}
-
 /// Which address families are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Families {
@@ -92,15 +90,6 @@ pub struct Families {
     pub v4: bool,
     /// IPv6.
     pub v6: bool,
-}
-
-/// How the eBPF method brings captured traffic to the listeners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Steering {
-    /// Its packets are routed back to this host, and sk_lookup hands them over: Linux 5.9.
-    Lookup,
-    /// Its destination is replaced by a loopback address: Linux 5.7.
-    Rewrite,
 }
 
 /// Excludes for what has no meaning beyond this host or its link: put them into every plan. By the rules' usual

@@ -9,21 +9,21 @@ use std::{
 
 use shuttle::{
     capture::handle::{Captured, Error, Handle},
-    policy::{Families, Plan, Router, Steering, default_exclusions},
+    policy::{Families, Lans, Plan, Scope, default_exclusions},
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
 use crate::{
-    Case,
+    Case, Method,
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, neighbours, notices, resolvers, rewrite, router, steering as way, swaps, udp,
+    lifetime, method, neighbours, notices, resolvers, rewrite, router, swaps, udp,
 };
 
-const LOOKUP: &[Steering] = &[Steering::Lookup];
-const REWRITE: &[Steering] = &[Steering::Rewrite];
-const EITHER: &[Steering] = &[Steering::Lookup, Steering::Rewrite];
+const LOOKUP: &[Method] = &[Method::Lookup];
+const REWRITE: &[Method] = &[Method::Rewrite];
+const EITHER: &[Method] = &[Method::Lookup, Method::Rewrite];
 
 pub(crate) const ALL: &[Case] = &[
     ("steering", EITHER, steering),
@@ -80,22 +80,21 @@ pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
     rules.extend(["10.88.0.0/16", "fd88::/16"].map(|network| rule(network, Verdict::Pass)));
-    Plan { rules, nameservers: vec![], families: BOTH, router: Router::default() }
+    Plan { rules, nameservers: vec![], families: BOTH, scope: Scope::Everyone, lans: Lans::None }
 }
 
-/// A helper that captures, and a proxy behind its listeners.
 /// Prepares and captures.
 pub(crate) fn capture(handle: &mut Handle, plan: &Plan) -> Result<Captured, Error> {
-    handle.steer_by(Some(way()));
-    handle.prepare(plan)?;
+    handle.prepare(plan, method().mechanism())?;
     handle.capture()
 }
 
+/// A helper that captures, and a proxy behind its listeners.
 pub(crate) fn start(plan: &Plan) -> (Handle, Captured) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
-    for listener in [&captured.listener4, &captured.listener6].into_iter().flatten() {
-        serve(listener.try_clone().expect("a listener"), proxy);
+    for listener in captured.listeners.iter() {
+        serve(listener.tcp.try_clone().expect("a listener"), proxy);
     }
     (handle, captured)
 }
@@ -104,12 +103,12 @@ fn steering() {
     let world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));
     let (_handle, captured) = start(&everything());
-    let port = captured.listener4.as_ref().and_then(|it| it.local_addr().ok()).expect("a port").port();
+    let port = captured.listeners.v4.as_ref().and_then(|it| it.tcp.local_addr().ok()).expect("a port").port();
     let own_listener = format!("127.0.0.1:{port}");
-    let nobody = match way() {
+    let nobody = match method() {
         // Here the listener itself answers.
-        Steering::Lookup => format!("proxy {own_listener}"),
-        Steering::Rewrite => "nobody".to_owned(),
+        Method::Lookup => format!("proxy {own_listener}"),
+        Method::Rewrite => "nobody".to_owned(),
     };
     let rows: &[(How, &str, &str)] = &[
         (How::Plain, "10.99.0.1:7", "proxy 10.99.0.1:7"),
@@ -150,7 +149,7 @@ fn steering() {
     for (how, destination, want) in rows {
         assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
     }
-    if let Steering::Lookup = way() {
+    if let Method::Lookup = method() {
         // The host itself, asked from the address that captured connections come from.
         for (from, destination) in [
             ("198.19.219.1", "127.0.0.1:7"),
@@ -289,16 +288,17 @@ fn many_rules() {
 fn logging_programs() {
     let _world = World::new();
     let mut handle = Handle::spawn().expect("a helper");
-    handle.log_programs(true);
-    let captured = capture(&mut handle, &everything()).expect("capture");
-    serve(captured.listener4.expect("an IPv4 listener"), proxy);
+    let mut mechanism = method().mechanism();
+    mechanism.ebpf.log = true;
+    let captured = handle.prepare(&everything(), mechanism).and_then(|()| handle.capture()).expect("capture");
+    serve(captured.listeners.v4.expect("IPv4 listeners").tcp, proxy);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
 }
 
 fn without_capturing_ipv6() {
     let _world = World::new();
     let (_handle, captured) = start(&Plan { families: Families { v4: true, v6: false }, ..everything() });
-    assert!(captured.listener6.is_none());
+    assert!(captured.listeners.v6.is_none());
     assert_eq!(ask(How::Mapped, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
     assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "world");
     let mark = connect(How::Plain, address("[fd99::1]:7")).and_then(|socket| socket.mark());
@@ -312,7 +312,7 @@ fn without_ipv6() {
     }
     let (mut handle, captured) = start(&everything());
     println!("{}", captured.description);
-    assert!(captured.listener6.is_none());
+    assert!(captured.listeners.v6.is_none());
     assert!(captured.description.contains("no IPv6, since this host has none"), "{}", captured.description);
     for (networks, note) in
         [(&["10.99.0.0/16", "fd99::/16"][..], "no IPv6, since this host has none"), (&["10.99.0.0/16"], "")]

@@ -10,9 +10,9 @@ use std::{
     thread,
 };
 
-use shuttle::{capture::origin::original_destination, policy::Steering};
+use shuttle::capture::StreamArrival;
 
-use crate::steering;
+use crate::{Method, method};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -87,10 +87,12 @@ pub(crate) fn serve(listener: TcpListener, answer: fn(TcpStream)) {
 /// Answers with the original destination, as the capturing side sees it.
 pub(crate) fn proxy(stream: TcpStream) {
     let own = stream.local_addr().expect("an accepted socket");
-    let destination = match steering() {
+    let destination = match method() {
         // The listener's own address is for the client to refuse.
-        Steering::Lookup => Some(own),
-        way @ Steering::Rewrite => original_destination(stream.as_fd(), way, own).expect("an answer"),
+        Method::Lookup => Some(own),
+        Method::Rewrite => {
+            StreamArrival::OriginalDst.original_destination(stream.as_fd(), own).expect("an answer")
+        }
     };
     stream.set_nonblocking(false).expect("an accepted socket");
     match destination {

@@ -10,18 +10,16 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use shuttle::{
-    helper::cleanup,
-    policy::{Plan, Steering},
-};
+use shuttle::{helper::cleanup, policy::Plan};
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
+    Method,
     app::{How, ask, connect},
     cases::{assert_eventually, everything, rule, start},
     lab::{World, address, ip, network_state},
-    steering,
+    method,
 };
 
 pub(crate) fn drop_leaves_nothing() {
@@ -106,7 +104,7 @@ pub(crate) fn two_instances() {
     let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], ..everything() };
     let (first, first_captured) = start(&of("10.99.0.0/16"));
     let (_second, second_captured) = start(&of("fd99::/16"));
-    if let Steering::Lookup = steering() {
+    if let Method::Lookup = method() {
         assert_ne!(first_captured.description, second_captured.description);
     }
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");

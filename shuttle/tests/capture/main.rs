@@ -22,16 +22,45 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shuttle::{capture::handle::SUBCOMMAND, helper, policy::Steering};
+use shuttle::{
+    capture::{EbpfOptions, Mechanism, MethodChoice, MethodName, Steering, handle::SUBCOMMAND},
+    helper,
+};
 
-/// A case panics when it fails. It is run with each steering that is named.
-type Case = (&'static str, &'static [Steering], fn());
+/// A case panics when it fails. It is run by each method that is named.
+type Case = (&'static str, &'static [Method], fn());
 
-/// The case that this process runs captures in this way.
-static STEERING: OnceLock<Steering> = OnceLock::new();
+/// The methods of the table of cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    Lookup,
+    Rewrite,
+}
 
-pub(crate) fn steering() -> Steering {
-    *STEERING.get().expect("a case runs")
+impl Method {
+    /// What the helper is asked for, and what the names of cases end with.
+    fn row(self) -> (Mechanism, &'static str) {
+        let by = |method| Mechanism { method: MethodChoice::Only(method), ..Mechanism::default() };
+        let ebpf = |steering| {
+            let ebpf = EbpfOptions { steering: Some(steering), ..EbpfOptions::default() };
+            Mechanism { ebpf, ..by(MethodName::Ebpf) }
+        };
+        match self {
+            Self::Lookup => (ebpf(Steering::Lookup), ""),
+            Self::Rewrite => (ebpf(Steering::Rewrite), "_rewrite"),
+        }
+    }
+
+    pub(crate) fn mechanism(self) -> Mechanism {
+        self.row().0
+    }
+}
+
+/// The case that this process runs captures by this method.
+static METHOD: OnceLock<Method> = OnceLock::new();
+
+pub(crate) fn method() -> Method {
+    *METHOD.get().expect("a case runs")
 }
 
 /// No case takes a tenth of it.
@@ -42,9 +71,9 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [SUBCOMMAND] => helper::main(io::stdin().as_fd()),
         ["--case", name] => {
-            let (_, steering, case) =
+            let (_, method, case) =
                 all_runs().find(|(other, _, _)| *other == name).expect("a case of that name");
-            STEERING.set(steering).expect("one case a process");
+            METHOD.set(method).expect("one case a process");
             case();
             ExitCode::SUCCESS
         }
@@ -52,13 +81,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Every case with each of its ways to steer: the name of that run, the steering, the case.
-fn all_runs() -> impl Iterator<Item = (String, Steering, fn())> {
-    cases::ALL.iter().flat_map(|(name, steerings, case)| {
-        steerings.iter().map(move |steering| match steering {
-            Steering::Lookup => ((*name).to_owned(), *steering, *case),
-            Steering::Rewrite => (format!("{name}_rewrite"), *steering, *case),
-        })
+/// Every case by each of its methods: the name of that run, the method, the case.
+fn all_runs() -> impl Iterator<Item = (String, Method, fn())> {
+    cases::ALL.iter().flat_map(|(name, methods, case)| {
+        methods.iter().map(move |method| (format!("{name}{}", method.row().1), *method, *case))
     })
 }
 

@@ -8,16 +8,17 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 use shuttle::{
-    policy::{Lans, Plan, Router, Steering},
+    policy::{Lans, Plan},
     sys::capture::{cgroup2_root, netns_cookie},
 };
 use shuttle_common::{compile::compile, ports::RawPorts, rule::Verdict};
 
 use crate::{
+    Method,
     app::{How, ask, connect},
     cases::{everything, rule, start},
     lab::{World, address, ip},
-    steering,
+    method,
 };
 
 /// Marks connections to one network with a bit of its own, in this namespace. Detached on drop.
@@ -95,10 +96,10 @@ pub(crate) fn other_programs() {
     let after = Neighbour::attach(BITS[2], &root);
     let mark = || connect(How::Plain, address("10.99.0.1:7")).and_then(|it| it.mark()).expect("connected");
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    let seen = match steering() {
-        Steering::Lookup => 0x1000_0000 | BITS[0] | BITS[1] | BITS[2],
+    let seen = match method() {
+        Method::Lookup => 0x1000_0000 | BITS[0] | BITS[1] | BITS[2],
         // Whoever comes after us sees a destination that its rules don't know.
-        Steering::Rewrite => BITS[0] | BITS[1],
+        Method::Rewrite => BITS[0] | BITS[1],
     };
     assert_eq!(mark(), seen);
     drop((handle, captured));
@@ -117,8 +118,8 @@ pub(crate) fn container_with_programs() {
         let container = World::new();
         let group = Child::enter();
         let own = fs::File::open(&group.0).expect("a directory");
-        let (named, router) = (lans != Lans::None, Router { lans, ..Router::default() });
-        let (_handle, _captured) = start(&Plan { router, ..everything() });
+        let named = lans != Lans::None;
+        let (_handle, _captured) = start(&Plan { lans, ..everything() });
         container.run(move || {
             ip("route add 10.55.0.0/16 via 10.77.0.1");
             let connected = |to: &str| connect(How::Plain, address(to)).map(|it| it.mark().expect("a mark"));

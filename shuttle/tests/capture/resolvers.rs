@@ -180,8 +180,8 @@ pub(crate) fn on_a_link() {
     let twin = on(LINKED, index("d0"), 53);
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, &queries(&[server, nobody, twin])).expect("capture");
-    if let Some(listener) = &captured.listener6 {
-        serve(listener.try_clone().expect("a listener"), proxy);
+    if let Some(listener) = &captured.listeners.v6 {
+        serve(listener.tcp.try_clone().expect("a listener"), proxy);
     }
     let _proxy = answer_captured(captured);
     let by_proxy = format!("proxy {server}");

@@ -10,13 +10,14 @@ use nix::{
     unistd::Pid,
 };
 use shuttle::{
-    capture::handle::Handle,
-    policy::{Plan, Router, Steering},
+    capture::handle::{Captured, Handle},
+    policy::{Lans, Plan, Scope},
 };
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    Method,
     app::{How, ask},
     cases::{BOTH, assert_eventually, capture, everything, rule, start},
     lab::{World, address, ip, network_state, proxy, serve},
@@ -37,10 +38,15 @@ const BY_UDP: [(udp::How, &str); 6] = [
 /// Captures and answers, both protocols.
 fn start_both(plan: &Plan) -> (Handle, [u16; 2]) {
     let (handle, captured) = start(plan);
-    let udp = [&captured.udp4, &captured.udp6];
-    let ports = udp.map(|it| it.as_ref().and_then(|it| it.local_addr().ok()).expect("a port").port());
+    let ports = udp_ports(&captured);
     drop(answer_captured(captured));
     (handle, ports)
+}
+
+/// Those of IPv4 and IPv6.
+fn udp_ports(captured: &Captured) -> [u16; 2] {
+    let listeners = [&captured.listeners.v4, &captured.listeners.v6];
+    listeners.map(|it| it.as_ref().and_then(|it| it.udp.local_addr().ok()).expect("a port").port())
 }
 
 /// Who answers to TCP and UDP, of both families and v4-mapped.
@@ -112,9 +118,7 @@ pub(crate) fn getpeername_is_truthful() {
 pub(crate) fn the_listeners_serve_nobody_else() {
     let world = udp::world();
     let (_handle, captured) = start(&everything());
-    let listeners = [&captured.listener4, &captured.listener6]
-        .map(|it| it.as_ref().and_then(|it| it.local_addr().ok()).expect("a port"));
-    for listener in listeners {
+    for listener in captured.listeners.iter().map(|it| it.tcp.local_addr().expect("a port")) {
         let destination = if listener.is_ipv4() { "10.99.0.1:7" } else { "[fd99::1]:7" };
         // The listener's address has to be given, and the port to be used again.
         let from = SocketAddr::new(listener.ip(), if listener.is_ipv4() { 5004 } else { 5006 });
@@ -136,8 +140,7 @@ pub(crate) fn the_listeners_serve_nobody_else() {
             assert_eq!(connect(own), "nobody", "{own} from the port that was captured");
         }
     }
-    let udp = [&captured.udp4, &captured.udp6]
-        .map(|it| it.as_ref().and_then(|it| it.local_addr().ok()).expect("a port").port());
+    let udp = udp_ports(&captured);
     drop(answer_captured(captured));
     everybody_says(|destination| format!("proxy {destination}"));
     for own in ["127.0.0.1", "10.77.0.1", "127.192.0.0", "::1", "fd77::1"] {
@@ -170,19 +173,20 @@ pub(crate) fn beside_lookup() {
     let of = |network| Plan {
         rules: vec![rule(network, Verdict::Capture)],
         families: BOTH,
-        router: Router::default(),
+        scope: Scope::Everyone,
+        lans: Lans::None,
         nameservers: Vec::new(),
     };
     let mut lookup = Handle::spawn().expect("a helper");
-    lookup.steer_by(Some(Steering::Lookup));
-    let by_lookup = lookup.prepare(&of("10.99.0.0/16")).and_then(|()| lookup.capture()).expect("capture");
-    serve(by_lookup.listener4.expect("a listener"), |stream| {
+    let prepared = lookup.prepare(&of("10.99.0.0/16"), Method::Lookup.mechanism());
+    let by_lookup = prepared.and_then(|()| lookup.capture()).expect("capture");
+    serve(by_lookup.listeners.v4.expect("listeners").tcp, |stream| {
         let destination = stream.local_addr().expect("an accepted socket");
         crate::lab::say(stream, &format!("lookup {destination}"));
     });
     let mut rewrite = Handle::spawn().expect("a helper");
     let by_rewrite = capture(&mut rewrite, &of("fd99::/16")).expect("capture");
-    serve(by_rewrite.listener6.expect("a listener"), proxy);
+    serve(by_rewrite.listeners.v6.expect("listeners").tcp, proxy);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "lookup 10.99.0.1:7");
     assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
     drop(lookup);

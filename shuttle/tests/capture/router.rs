@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use shuttle::policy::{Lans, Plan, Router};
+use shuttle::policy::{Lans, Plan};
 use shuttle_common::rule::Verdict;
 
 use crate::{
@@ -27,8 +27,8 @@ const SWAPS: usize = 200;
 pub(crate) fn while_rules_change() {
     let world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));
-    let router = Router { lans: Lans::Named(vec!["v0".into()]), ..Router::default() };
-    let (mut handle, _captured) = start(&Plan { router, ..everything() });
+    let lans = Lans::Named(vec!["v0".into()]);
+    let (mut handle, _captured) = start(&Plan { lans, ..everything() });
     world.run(|| {
         for network in ["10.55.0.0/16", "10.56.0.0/16"] {
             ip(&format!("route add {network} via 10.77.0.1"));

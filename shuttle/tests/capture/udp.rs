@@ -24,15 +24,16 @@ use shuttle::{
         replies::{Outlet, Question, Replies, Way},
     },
     helper::cleanup,
-    policy::{Plan, Steering},
+    policy::Plan,
 };
 use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
+    Method,
     cases::{assert_eventually, capture, everything, rule},
     lab::{NAME_PORT, World, address, ip, network_state},
-    steering as steering_now,
+    method,
 };
 
 /// How a program sends.
@@ -177,7 +178,7 @@ pub(crate) struct Answerer {
     replies: Replies,
     outlets: HashMap<SocketAddr, Outlet>,
     /// Without them, rewriting takes its client for dead.
-    _listeners: [Option<TcpListener>; 2],
+    _listeners: Vec<TcpListener>,
 }
 
 impl Answerer {
@@ -209,12 +210,12 @@ pub(crate) fn start(plan: &Plan) -> (Handle, Shared) {
 
 /// Answers captured datagrams.
 pub(crate) fn answer_captured(captured: Captured) -> Shared {
-    let Captured { udp4, udp6, replies, listener4, listener6, .. } = captured;
-    let _listeners = [listener4, listener6];
+    let Captured { listeners, replies, arrival, .. } = captured;
+    let (_listeners, datagrams) = listeners.by_protocol();
     let answerer = Arc::new(Mutex::new(Answerer { replies, outlets: HashMap::new(), _listeners }));
-    for socket in [udp4, udp6].into_iter().flatten() {
+    for socket in datagrams {
         socket.set_nonblocking(false).expect("a listener");
-        let mut datagrams = Datagrams::new(socket, steering_now()).expect("a listener");
+        let mut datagrams = Datagrams::new(socket, arrival.datagrams).expect("a listener");
         let answerer = answerer.clone();
         thread::spawn(move || {
             loop {
@@ -277,7 +278,7 @@ pub(crate) fn steering() {
     for (how, destination, want) in rows {
         assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
     }
-    if let Steering::Lookup = steering_now() {
+    if let Method::Lookup = method() {
         // From the address that captured datagrams come from.
         assert_eq!(ask(How::Bound("198.19.219.1"), address("10.77.0.1:7")), "home");
     }
@@ -416,9 +417,9 @@ pub(crate) fn long_datagrams() {
     let relays = proxy.outlets.iter().filter(|(_, outlet)| matches!(outlet, Outlet::Relay(_)));
     let mut relayed: Vec<_> = relays.map(|(peer, _)| peer.to_string()).collect();
     relayed.sort();
-    let expected: &[&str] = match steering_now() {
-        Steering::Lookup => &["10.99.0.1:11", "[fd99::1]:12"],
-        Steering::Rewrite => &[],
+    let expected: &[&str] = match method() {
+        Method::Lookup => &["10.99.0.1:11", "[fd99::1]:12"],
+        Method::Rewrite => &[],
     };
     assert_eq!(relayed, expected);
     drop(proxy);

@@ -22,11 +22,10 @@ pub(super) use self::queries::Nameservers;
 use self::queries::Queries;
 pub(super) use self::udp::Timeouts;
 use self::udp::Udp;
-use crate::capture::origin;
+use crate::capture::StreamArrival;
 use crate::control::Protocol;
 use crate::link::{Ends, FlowSurvey, Link, Pipes, Role, Survey, role_token};
 use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
-use crate::policy::Steering;
 
 /// The token by which [`Order`]s are announced.
 pub(super) const ORDERS: Token = role_token(0);
@@ -37,7 +36,7 @@ pub(super) enum Order {
     /// Add a lane that the agent has taken.
     Join(LaneId, Pipes),
     /// Accept from these listeners, whose connections are captured ones.
-    Listen(Vec<StdListener>, Steering),
+    Listen(Vec<StdListener>, StreamArrival),
     /// Tell how it goes.
     Survey(oneshot::Sender<(Survey, Losses)>),
     /// Tell which captured connections are open, and which flows of datagrams.
@@ -112,7 +111,7 @@ pub(super) struct Captures {
 struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    steering: Steering,
+    arrival: StreamArrival,
 }
 
 impl Captures {
@@ -132,12 +131,17 @@ impl Captures {
         }
     }
 
-    fn listen(&mut self, link: &mut Link, sockets: Vec<StdListener>, steering: Steering) -> io::Result<()> {
+    fn listen(
+        &mut self,
+        link: &mut Link,
+        sockets: Vec<StdListener>,
+        arrival: StreamArrival,
+    ) -> io::Result<()> {
         for socket in sockets {
             let address = socket.local_addr()?;
             let mut socket = TcpListener::from_std(socket);
             link.watch(&mut socket, role_token(FIRST_LISTENER + self.listeners.len()))?;
-            self.listeners.push(Listener { socket, address, steering });
+            self.listeners.push(Listener { socket, address, arrival });
         }
         Ok(())
     }
@@ -206,7 +210,7 @@ impl Captures {
 
 /// `None` for a connection that was made to the listener itself, as nothing captured it; or whose destination can't be told.
 fn original_destination(socket: &TcpStream, listener: &Listener) -> Option<OriginalDestination> {
-    let found = origin::original_destination(socket.as_fd(), listener.steering, listener.address);
+    let found = listener.arrival.original_destination(socket.as_fd(), listener.address);
     found.ok().flatten().map(OriginalDestination)
 }
 
@@ -311,8 +315,8 @@ impl Role for Captures {
         }
         loop {
             match self.orders.try_recv() {
-                Ok(Order::Listen(sockets, steering)) => {
-                    if let Err(error) = self.listen(link, sockets, steering) {
+                Ok(Order::Listen(sockets, arrival)) => {
+                    if let Err(error) = self.listen(link, sockets, arrival) {
                         tracing::error!("can't watch the listeners: {error}");
                         return ControlFlow::Break(());
                     }

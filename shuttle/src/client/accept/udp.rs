@@ -19,11 +19,11 @@ use mio::unix::SourceFd;
 
 use super::queries::{Answered, Queries};
 use super::{Order, Orders};
+use crate::capture::DatagramArrival;
 use crate::capture::datagrams::{Datagrams, Token as AddressToken};
 use crate::capture::replies::{self, Errand, Notice, Outlet, Question, Replies, Unreachable};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
 use crate::mux::{AssociationId, Peer, Reason};
-use crate::policy::Steering;
 pub(in crate::client) use flows::Timeouts;
 use flows::{Flows, Key, Source};
 use waiting::{Total, Waiting};
@@ -45,7 +45,7 @@ pub(in crate::client) type Answer = (Question, Result<replies::Way, replies::Err
 /// What a client needs for datagrams.
 pub(in crate::client) struct Start {
     pub(in crate::client) listeners: Vec<UdpSocket>,
-    pub(in crate::client) steering: Steering,
+    pub(in crate::client) arrival: DatagramArrival,
     /// To the thread that asks the helper, where there is need to.
     pub(in crate::client) errands: Option<mpsc::SyncSender<Errand>>,
 }
@@ -142,7 +142,7 @@ impl Udp {
         for socket in start.listeners {
             let token = role_token(FIRST_LISTENER + self.listeners.len());
             link.watch(&mut SourceFd(&socket.as_raw_fd()), token)?;
-            self.listeners.push(Datagrams::new(socket, start.steering)?);
+            self.listeners.push(Datagrams::new(socket, start.arrival)?);
         }
         Ok(())
     }

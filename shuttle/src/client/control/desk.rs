@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::{Asked, Command, ending, mistaken};
-use crate::capture::Method;
+use crate::capture::MethodName;
 use crate::capture::handle::Handle;
 use crate::client::accept::{Losses, Order, Orders};
 use crate::control::{
@@ -26,7 +26,7 @@ const RATE_TIME: Duration = Duration::from_millis(250);
 pub(in crate::client) struct Facts {
     pub(in crate::client) name: String,
     pub(in crate::client) remote: Option<String>,
-    pub(in crate::client) method: Method,
+    pub(in crate::client) method: MethodName,
     pub(in crate::client) capture: String,
 }
 

@@ -11,12 +11,12 @@ use aya::programs::{
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle as Parent, TcMessage, TcOption};
 
+use crate::capture::IngressHook;
 use crate::helper::parts::{
     Error,
     netlink::{Family, Netlink},
     slot::{SLOTS, Slot},
 };
-use crate::policy::Hook;
 
 /// The program's name, which clsact filters bear.
 pub(super) const PROGRAM: &str = "shuttle_router";
@@ -41,14 +41,14 @@ pub(super) enum Attached {
 pub(super) fn attach(
     program: &mut SchedClassifier,
     interface: &str,
-    hook: Hook,
+    hook: IngressHook,
     slot: Slot,
 ) -> Result<Attached, ProgramError> {
-    if hook != Hook::Clsact {
+    if hook != IngressHook::Clsact {
         let last = TcAttachOptions::TcxOrder(LinkOrder::default());
         match program.attach_with_options(interface, TcAttachType::Ingress, last) {
             Ok(_) => return Ok(Attached::Link),
-            Err(error) if hook == Hook::Tcx => return Err(error),
+            Err(error) if hook == IngressHook::Tcx => return Err(error),
             Err(error) => tracing::debug!(%error, interface, "no tcx: trying clsact"),
         }
     }

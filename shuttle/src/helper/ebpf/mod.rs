@@ -29,7 +29,6 @@ use super::parts::{
     error::ReplyError,
     icmp,
     link_local::{self, Linked},
-    listeners::Listeners,
     netlink::{Family, Netlink},
     own_addresses::Watch,
     policy_rules,
@@ -38,10 +37,19 @@ use super::parts::{
     tun::Tun,
 };
 use crate::{
-    capture::replies::{Kind, Notice, Question},
-    policy::{Families, Steering},
+    capture::{
+        Arrival, DatagramArrival, Listeners, StreamArrival,
+        replies::{Kind, Notice, Question},
+    },
+    policy::Families,
     sys::capture::wait_for_programs,
 };
+
+/// How traffic arrives that the lookup program has steered.
+const LOOKUP: Arrival =
+    Arrival { streams: StreamArrival::LocalAddress, datagrams: DatagramArrival::ControlMessage };
+/// How traffic arrives whose destination was rewritten.
+const REWRITE: Arrival = Arrival { streams: StreamArrival::OriginalDst, datagrams: DatagramArrival::Token };
 
 /// All that a capture needs but what captures: a listener that nothing leads to, programs that are not attached, routes
 /// that no rule leads to. Dropping it removes it.
@@ -86,7 +94,7 @@ pub(super) struct Capture {
 /// What [`Prepared::start`] hands out beside the capture itself.
 #[derive(Debug)]
 pub(super) struct Started {
-    pub(super) steering: Steering,
+    pub(super) arrival: Arrival,
     pub(super) listeners: Listeners,
     pub(super) description: String,
 }
@@ -115,17 +123,17 @@ impl Prepared {
             return Err(error);
         }
         let note = if note.is_empty() { note } else { format!("; {note}") };
-        let (steering, how) = match &capture.way {
+        let (arrival, how) = match &capture.way {
             Way::Lookup { slot, router } => {
                 let (bit, table, forwarded) = (slot.bit(), slot.table(), router.description());
-                (Steering::Lookup, format!("lookup, mark bit {bit:#x}, routing table {table}{forwarded}"))
+                (LOOKUP, format!("lookup, mark bit {bit:#x}, routing table {table}{forwarded}"))
             }
             Way::Rewrite(rewriting) => {
                 let left_out = capture.linked.note_left_out();
-                (Steering::Rewrite, format!("rewrite{}{left_out}", rewriting.note()))
+                (REWRITE, format!("rewrite{}{left_out}", rewriting.note()))
             }
         };
-        Ok((capture, Started { steering, listeners, description: format!("ebpf: {how}{note}") }))
+        Ok((capture, Started { arrival, listeners, description: format!("ebpf: {how}{note}") }))
     }
 }
 

@@ -3,18 +3,21 @@
 use shuttle_common::compile::{Entries, compile};
 
 use super::{
-    Capture, Loader, Prepared, Way, entries_for, loader::Settings, missed, only, programs::Programs, purge,
-    router::Router,
+    Capture, LOOKUP, Loader, Prepared, Way, entries_for, loader::Settings, missed, only, programs::Programs,
+    purge, router::Router,
 };
 use crate::helper::parts::{
     Error, lan,
     link_local::Linked,
-    listeners::Listeners,
+    listeners,
     netlink::{Family, Netlink},
     slot::{SLOTS, Slot},
     tun::Tun,
 };
-use crate::policy::{Families, Plan, Steering};
+use crate::{
+    capture::{EbpfOptions, Steering},
+    policy::{Families, Plan},
+};
 
 impl Capture {
     /// Gets ready for [`Prepared::start`], which proves that this kernel takes the programs. Without a `steering`, takes the
@@ -22,8 +25,7 @@ impl Capture {
     pub(in crate::helper) async fn prepare(
         loader: &mut Loader,
         plan: &Plan,
-        log: bool,
-        steering: Option<Steering>,
+        options: EbpfOptions,
     ) -> Result<Prepared, Error> {
         let entries = compile(&plan.rules)?;
         let netlink = Netlink::open()?;
@@ -31,14 +33,14 @@ impl Capture {
         netlink.check_loopback().await?;
         let (wanted, without_rules) = usable(&netlink, plan.families, &entries).await;
         let plan = &Plan { families: wanted, ..plan.clone() };
-        let mut prepared = match steering {
-            Some(Steering::Lookup) => Self::prepare_lookup(loader, plan, log, netlink).await,
-            Some(Steering::Rewrite) => Self::prepare_rewrite(loader, plan, log, netlink).await,
-            None => match Self::prepare_lookup(loader, plan, log, netlink).await {
+        let mut prepared = match options.steering {
+            Some(Steering::Lookup) => Self::prepare_lookup(loader, plan, options, netlink).await,
+            Some(Steering::Rewrite) => Self::prepare_rewrite(loader, plan, options, netlink).await,
+            None => match Self::prepare_lookup(loader, plan, options, netlink).await {
                 Err(refused @ (Error::Program { .. } | Error::Map { .. })) => {
                     tracing::debug!(%refused, "no capture by socket lookup: rewriting destinations");
                     // It says what the kernel lacks; the other error is of interest to who has asked for rewriting.
-                    let prepared = Self::prepare_rewrite(loader, plan, log, Netlink::open()?).await;
+                    let prepared = Self::prepare_rewrite(loader, plan, options, Netlink::open()?).await;
                     prepared.map_err(|error| {
                         tracing::debug!(%error, "nor by rewriting");
                         if matches!(error, Error::NoForwarding) { error } else { refused }
@@ -65,17 +67,17 @@ impl Capture {
     async fn prepare_lookup(
         loader: &mut Loader,
         plan: &Plan,
-        log: bool,
+        options: EbpfOptions,
         netlink: Netlink,
     ) -> Result<Prepared, Error> {
-        let (listeners, families, no_v6) = Listeners::open(plan.families, Steering::Lookup)?;
-        let lans = lan::find(&netlink, &plan.router.lans).await?;
+        let (listeners, families, no_v6) = listeners::open(plan.families, LOOKUP)?;
+        let lans = lan::find(&netlink, &plan.lans).await?;
         let tun = Tun::open(&netlink).await?;
         let slot = claim(&netlink, &tun, families).await?;
-        let settings = Settings::new(slot, families, tun.index, listeners.any());
-        let mut programs = Programs::load(loader, &settings, log)?;
+        let settings = Settings::new(slot, families, tun.index, listeners::any(&listeners));
+        let mut programs = Programs::load(loader, &settings, options.log)?;
         programs.set_listeners(&listeners)?;
-        let router = Router::new(lans, plan.router.hook, families);
+        let router = Router::new(lans, options.ingress, families);
         router.load(programs.object())?;
         let (way, tun, note) = (Way::Lookup { slot, router }, Some(tun), String::new());
         let linked = Linked::of(&plan.nameservers);

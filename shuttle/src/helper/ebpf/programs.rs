@@ -23,8 +23,11 @@ use super::{
     loader::{Loader, Settings},
     program_log::start_logger,
 };
-use crate::helper::parts::{Error, listeners::Listeners, netlink::Family};
 use crate::sys::capture::cgroup2_root;
+use crate::{
+    capture::Listeners,
+    helper::parts::{Error, netlink::Family},
+};
 
 /// The two sets of rule maps, IPv4 and IPv6.
 const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];

@@ -13,24 +13,25 @@ use aya::{
 };
 
 use super::{
-    Capture, Prepared, Way,
+    Capture, Prepared, REWRITE, Way,
     loader::{Loader, Settings},
     program_log::start_logger,
     programs::{Programs, connect, missing, object_failed, program_failed},
 };
 use crate::{
+    capture::{EbpfOptions, Listener, Listeners},
     helper::{
         bypass::Cgroup,
         parts::{
             Error,
             link_local::Linked,
-            listeners::{Listener, Listeners, accept_only_from},
+            listeners::{self, accept_only_from},
             netlink::{LOOPBACK, Netlink},
             slot::SLOTS,
             tun::Tun,
         },
     },
-    policy::{Lans, Plan, Steering},
+    policy::{Lans, Plan},
     sys::capture::cgroup2_root,
 };
 
@@ -108,14 +109,14 @@ impl Capture {
     pub(super) async fn prepare_rewrite(
         loader: &mut Loader,
         plan: &Plan,
-        log: bool,
+        options: EbpfOptions,
         netlink: Netlink,
     ) -> Result<Prepared, Error> {
-        if plan.router.lans != Lans::None {
+        if plan.lans != Lans::None {
             return Err(Error::NoForwarding);
         }
         let home = ListenerCgroup::enter()?;
-        let opened = Listeners::open(plan.families, Steering::Rewrite);
+        let opened = listeners::open(plan.families, REWRITE);
         home.leave()?;
         let (listeners, families, no_v6) = opened?;
         let mut ports = ports(&listeners)?;
@@ -130,10 +131,10 @@ impl Capture {
             }
             tun = Some(device);
         }
-        let settings = Settings::rewriting(ports, listeners.any());
-        let mut object = loader.load(&settings, log, false).map_err(object_failed)?;
+        let settings = Settings::rewriting(ports, listeners::any(&listeners));
+        let mut object = loader.load(&settings, options.log, false).map_err(object_failed)?;
         let rewriting = load(&mut object)?;
-        if log {
+        if options.log {
             start_logger(&mut object);
         }
         home.attach(origin(&mut object)?)?;

@@ -20,7 +20,7 @@ use crate::helper::parts::{
     netlink::{Family, Netlink},
     slot::Slot,
 };
-use crate::policy::{Families, Hook};
+use crate::{capture::IngressHook, policy::Families};
 
 const MAP: &str = "LANS";
 /// How often it is looked whether captured connections come to be.
@@ -32,7 +32,7 @@ const UNANSWERED: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Router {
     lans: Vec<Lan>,
-    hook: Hook,
+    hook: IngressHook,
     /// The interfaces whose clsact qdisc shuttle has made.
     clsact: Vec<Lan>,
     look: Interval,
@@ -50,7 +50,7 @@ struct Doubt {
 }
 
 impl Router {
-    pub(super) fn new(lans: Vec<Lan>, hook: Hook, families: Families) -> Self {
+    pub(super) fn new(lans: Vec<Lan>, hook: IngressHook, families: Families) -> Self {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let doubt = |lan: &Lan, family| Doubt { lan: lan.clone(), family, suspected: false };

@@ -13,7 +13,10 @@ use nix::sys::socket::{
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use super::Error;
-use crate::policy::{Families, Steering};
+use crate::{
+    capture::{Arrival, DatagramArrival, Listener, Listeners, StreamArrival},
+    policy::Families,
+};
 
 /// The kernel cuts it to net.core.somaxconn, 4096 by default since 5.4.
 const BACKLOG: i32 = 4096;
@@ -21,77 +24,60 @@ const BACKLOG: i32 = 4096;
 /// Bytes of datagrams that wait to be read, those of all programs together.
 const DATAGRAM_QUEUE: usize = 4 << 20;
 
-/// What there is for each family.
-#[derive(Debug)]
-pub(crate) struct Listeners {
-    pub(crate) v4: Option<Listener>,
-    pub(crate) v6: Option<Listener>,
-}
-
-/// The two sockets of a family, on loopback ports that the kernel chooses.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    pub(crate) tcp: TcpListener,
-    /// Tells in a control message where each datagram was sent to.
-    pub(crate) udp: UdpSocket,
-}
-
-impl Listeners {
-    /// Opens those that the plan wants; leaves out, with a note for the user, IPv6 where this host has it off.
-    pub(crate) fn open(wanted: Families, steering: Steering) -> Result<(Self, Families, String), Error> {
-        let mut note = String::new();
-        let v4 = if wanted.v4 {
-            Some(listen_v4(steering).map_err(Error::system("opening the IPv4 listener"))?)
-        } else {
+/// Opens those that the plan wants; leaves out, with a note for the user, IPv6 where this host has it off.
+pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
+    let mut note = String::new();
+    let v4 = if wanted.v4 {
+        Some(listen_v4(arrival).map_err(Error::system("opening the IPv4 listener"))?)
+    } else {
+        None
+    };
+    let v6 = match wanted.v6.then(|| listen_v6(arrival)) {
+        Some(Ok(listener)) => Some(listener),
+        Some(Err(error)) if is_absent(&error) => {
+            note = format!("no IPv6, since this host has none ({error})");
             None
-        };
-        let v6 = match wanted.v6.then(|| listen_v6(steering)) {
-            Some(Ok(listener)) => Some(listener),
-            Some(Err(error)) if is_absent(&error) => {
-                note = format!("no IPv6, since this host has none ({error})");
-                None
-            }
-            Some(Err(error)) => return Err(Error::system("opening the IPv6 listener")(error)),
-            None => None,
-        };
-        let families = Families { v4: v4.is_some(), v6: v6.is_some() };
-        if !families.v4 && !families.v6 {
-            return Err(Error::NoFamily(if note.is_empty() { "the plan has both off".into() } else { note }));
         }
-        Ok((Self { v4, v6 }, families, note))
+        Some(Err(error)) => return Err(Error::system("opening the IPv6 listener")(error)),
+        None => None,
+    };
+    let families = Families { v4: v4.is_some(), v6: v6.is_some() };
+    if !families.v4 && !families.v6 {
+        return Err(Error::NoFamily(if note.is_empty() { "the plan has both off".into() } else { note }));
     }
-
-    /// A socket of this network namespace.
-    pub(crate) fn any(&self) -> Option<BorrowedFd<'_>> {
-        self.v4.as_ref().or(self.v6.as_ref()).map(|listener| listener.tcp.as_fd())
-    }
+    Ok((Listeners { v4, v6 }, families, note))
 }
 
-fn listen_v4(steering: Steering) -> io::Result<Listener> {
+/// A socket of this network namespace.
+pub(crate) fn any(listeners: &Listeners) -> Option<BorrowedFd<'_>> {
+    listeners.iter().next().map(|listener| listener.tcp.as_fd())
+}
+
+fn listen_v4(arrival: Arrival) -> io::Result<Listener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    let udp = match steering {
-        Steering::Lookup => {
-            // Or the kernel would not answer from addresses that are not this host's.
-            socket.set_ip_transparent_v4(true)?;
-            datagrams(Ipv4Addr::LOCALHOST.into())?
-        }
-        Steering::Rewrite => rewritten_datagrams(Ipv4Addr::UNSPECIFIED.into())?,
+    if arrival.streams == StreamArrival::LocalAddress {
+        // Or the kernel would not answer from addresses that are not this host's.
+        socket.set_ip_transparent_v4(true)?;
+    }
+    let udp = match arrival.datagrams {
+        DatagramArrival::ControlMessage => datagrams(Ipv4Addr::LOCALHOST.into())?,
+        DatagramArrival::Token => rewritten_datagrams(Ipv4Addr::UNSPECIFIED.into())?,
     };
     Ok(Listener { tcp: listen(socket)?, udp })
 }
 
-fn listen_v6(steering: Steering) -> io::Result<Listener> {
+fn listen_v6(arrival: Arrival) -> io::Result<Listener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(true)?;
     // Before it is transparent: that bind would not notice that IPv6 is off.
     socket.bind(&SocketAddr::from((Ipv6Addr::LOCALHOST, 0)).into())?;
-    let udp = match steering {
-        Steering::Lookup => {
-            socket.set_ip_transparent_v6(true)?;
-            datagrams(Ipv6Addr::LOCALHOST.into())?
-        }
-        Steering::Rewrite => rewritten_datagrams(Ipv6Addr::UNSPECIFIED.into())?,
+    if arrival.streams == StreamArrival::LocalAddress {
+        socket.set_ip_transparent_v6(true)?;
+    }
+    let udp = match arrival.datagrams {
+        DatagramArrival::ControlMessage => datagrams(Ipv6Addr::LOCALHOST.into())?,
+        DatagramArrival::Token => rewritten_datagrams(Ipv6Addr::UNSPECIFIED.into())?,
     };
     Ok(Listener { tcp: listen(socket)?, udp })
 }
