@@ -85,7 +85,7 @@ pub(crate) fn however_it_ends_nothing_stays() {
 }
 
 /// The cgroups of shuttle, those of other tests included, which come and go: only this process's helpers count.
-fn our_cgroups() -> Vec<String> {
+pub(crate) fn our_cgroups() -> Vec<String> {
     let own = std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
     let path = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 hierarchy");
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
