@@ -7,3 +7,8 @@ use std::io::{self, Write};
 pub fn say(line: Arguments<'_>) {
     drop(io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
 }
+
+/// A line that the remote machine wrote, fit for a terminal: U+FFFD replaces each control character.
+pub fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

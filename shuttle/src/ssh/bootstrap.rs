@@ -23,8 +23,8 @@ use tokio::process::Child;
 
 use self::agents::{AGENTS, Agent, Form};
 use self::script::SCRIPT;
-use super::diagnosis::printable;
 use crate::link::Pipes;
+use crate::say::printable;
 
 /// What a login script may print before the remote shell gets to our command, bytes.
 const MOST_NOISE: usize = 1024 * 1024;

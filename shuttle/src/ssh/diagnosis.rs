@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{CommandLine, Remote};
-use crate::say::say;
+use crate::say::{printable, say};
 
 /// Lines that are remembered for the diagnosis.
 const REMEMBERED: usize = 50;
@@ -77,11 +77,6 @@ impl Stderr {
         }
         self.lines.lock().map(|lines| lines.iter().cloned().collect()).unwrap_or_default()
     }
-}
-
-/// Lines of the remote machine's making, as they may meet a terminal: without control characters.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines) {
