@@ -15,6 +15,9 @@ const NOTHING: &str = "nothing";
 /// Another crate of the workspace, which no module's name can clash with.
 const COMMON: &str = "shuttle-common";
 
+/// The module of which the agent's program is made.
+const AGENT: &str = "agent";
+
 /// Each module and what it may import, in the page's order.
 #[derive(Debug)]
 pub(super) struct Arrows(Vec<(String, BTreeSet<String>)>);
@@ -59,10 +62,10 @@ impl Arrows {
         Ok(())
     }
 
-    /// Compares what is written in paths, which may be a re-export, with the arrows.
+    /// Compares what the paths in the code say, even if that is a re-export, with the arrows. Tests follow them too.
     pub(super) fn check(&self, tree: &Tree) -> Vec<String> {
         let allowed: BTreeMap<_, _> = self.0.iter().map(|(from, to)| (from.as_str(), to)).collect();
-        let (mut complaints, mut used) = (Vec::new(), BTreeSet::new());
+        let (mut complaints, mut complained, mut used) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         for (id, module) in tree.modules.iter().enumerate() {
             let Some(from) = module.path.first() else { continue };
             let imported = module.imports.iter().map(|import| &import.reference);
@@ -74,7 +77,9 @@ impl Arrows {
                     }
                 };
                 let Some(to) = to.filter(|to| to != from) else { continue };
-                if !allowed.get(from.as_str()).is_some_and(|names| names.contains(&to)) {
+                let is_allowed = allowed.get(from.as_str()).is_some_and(|names| names.contains(&to));
+                // One complaint is enough for a `use` item of many names.
+                if !is_allowed && complained.insert((id, reference.line, to.clone())) {
                     let (file, line) = (module.file.display(), reference.line);
                     let path = reference.path.join("::");
                     complaints.push(format!("{file}:{line}: {path}: there is no arrow {from} → {to}"));
@@ -82,17 +87,35 @@ impl Arrows {
                 used.insert((from.as_str(), to));
             }
         }
-        for name in tree.top().filter(|name| !allowed.contains_key(name)) {
+        for (name, _) in tree.top().filter(|(name, _)| !allowed.contains_key(name)) {
             complaints.push(format!("module {name} has no line among the arrows"));
         }
         for (from, to) in &self.0 {
-            if !tree.top().any(|name| name == from) {
+            if !tree.top().any(|(name, _)| name == from) {
                 complaints.push(format!("{from} has a line among the arrows, but is no module"));
             }
             let unused = to.iter().filter(|to| !used.contains(&(from.as_str(), (*to).clone())));
             complaints.extend(unused.map(|to| format!("no import uses the arrow {from} → {to}")));
         }
+        complaints.extend(self.check_agent(tree));
         complaints
+    }
+
+    /// The agent is sent over the link at every start: it holds what it needs and no more.
+    fn check_agent(&self, tree: &Tree) -> Vec<String> {
+        let mut needed = BTreeSet::from([AGENT]);
+        // Arrows lead down, so one pass finds all.
+        for (from, to) in &self.0 {
+            if needed.contains(from.as_str()) {
+                needed.extend(to.iter().map(String::as_str));
+            }
+        }
+        let odd = tree.top().filter(|(name, module)| needed.contains(name) == module.is_clients);
+        odd.map(|(name, module)| match module.is_clients {
+            true => format!("{AGENT} needs {name}, which is compiled with the feature client alone"),
+            false => format!("{AGENT} doesn't need {name}: compile it with the feature client alone"),
+        })
+        .collect()
     }
 }
 
@@ -124,13 +147,9 @@ mod tests {
     fn imports_follow_arrows() {
         let check = |block: &str, a: &str| {
             let arrows = Arrows::parse(&format!("{BEFORE}{block}\n")).expect("a page");
-            let b = ("b/mod.rs", "mod c; pub use c::Thing;");
-            arrows.check(&tree(&[
-                ("lib.rs", "mod a; mod b;"),
-                ("a.rs", a),
-                b,
-                ("b/c.rs", "pub struct Thing;"),
-            ]))
+            let root = "#[cfg(feature = \"client\")] mod a; #[cfg(feature = \"client\")] mod b;";
+            let b = [("b/mod.rs", "mod c; pub use c::Thing;"), ("b/c.rs", "pub struct Thing;")];
+            arrows.check(&tree(&[&[("lib.rs", root), ("a.rs", a)], &b[..]].concat()))
         };
         let (ab, none) = ("    a → b\n    b → nothing", "    a, b → nothing");
         for (block, a, complaints) in [
@@ -145,7 +164,11 @@ mod tests {
                 &["no import uses the arrow a → b"],
             ),
             (none, "use std::io;", &[]),
-            (none, "\nuse crate::{a::x, b::{c::*}};", &["a.rs:2: crate::b::c: there is no arrow a → b"]),
+            (
+                none,
+                "\nuse crate::{a::x, b::{c::*, Thing}};",
+                &["a.rs:2: crate::b::c: there is no arrow a → b"],
+            ),
             (none, "#[cfg(test)] mod t { use crate::b; }", &["a.rs:1: crate::b: there is no arrow a → b"]),
             (
                 none,
@@ -161,6 +184,27 @@ mod tests {
             ("    a, b, z → nothing", "", &["z has a line among the arrows, but is no module"]),
         ] {
             assert_eq!(check(block, a), complaints, "{block}: {a}");
+        }
+    }
+
+    #[test]
+    fn the_agent_has_what_it_needs() {
+        let client = "#[cfg(feature = \"client\")]";
+        for (root, complaints) in [
+            (format!("mod agent; mod b; mod c; {client} mod d;"), &[][..]),
+            (
+                format!("mod agent; mod b; {client} mod c; mod d;"),
+                &[
+                    "agent needs c, which is compiled with the feature client alone",
+                    "agent doesn't need d: compile it with the feature client alone",
+                ],
+            ),
+        ] {
+            let arrows = format!("{BEFORE}    agent → b\n    b → c\n    c, d → nothing\n");
+            let files =
+                [("agent.rs", "use crate::b;"), ("b.rs", "use crate::c;"), ("c.rs", ""), ("d.rs", "")];
+            let tree = tree(&[&[("lib.rs", root.as_str())], &files[..]].concat());
+            assert_eq!(Arrows::parse(&arrows).expect("a page").check(&tree), complaints, "{root}");
         }
     }
 }

@@ -79,12 +79,14 @@ impl References {
                     colons = 0;
                 }
                 TokenTree::Punct(punct) if punct.as_char() == ':' => colons += 1,
-                other => {
+                TokenTree::Punct(_) | TokenTree::Literal(_) => {
                     self.end(&mut path, at);
                     colons = 0;
-                    if let TokenTree::Group(group) = other {
-                        self.scan(group.stream());
-                    }
+                }
+                TokenTree::Group(group) => {
+                    self.end(&mut path, at);
+                    colons = 0;
+                    self.scan(group.stream());
                 }
             }
         }
@@ -147,7 +149,13 @@ fn defined(item: &Item) -> Option<&Ident> {
         Item::TraitAlias(item) => Some(&item.ident),
         Item::Type(item) => Some(&item.ident),
         Item::Union(item) => Some(&item.ident),
-        _ => None,
+        Item::ExternCrate(_)
+        | Item::ForeignMod(_)
+        | Item::Impl(_)
+        | Item::Mod(_)
+        | Item::Use(_)
+        | Item::Verbatim(_)
+        | _ => None,
     }
 }
 

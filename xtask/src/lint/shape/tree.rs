@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use syn::{Item, ItemMod};
+use syn::{Attribute, Item, ItemMod, Meta};
 
 use super::Sources;
 use super::references::{Import, Reference, References};
@@ -24,6 +24,8 @@ pub(super) struct Module {
     pub(super) file: PathBuf,
     pub(super) parent: Option<ModuleId>,
     pub(super) children: BTreeMap<String, ModuleId>,
+    /// Whether its `mod` item is compiled with the feature `client` alone.
+    pub(super) is_clients: bool,
     /// The items that it defines, by name.
     pub(super) items: HashSet<String>,
     pub(super) imports: Vec<Import>,
@@ -72,6 +74,7 @@ impl Tree {
             file: file.to_owned(),
             parent,
             children: BTreeMap::new(),
+            is_clients: false,
             items: defined,
             imports,
             references,
@@ -94,13 +97,21 @@ impl Tree {
                     self.add_file(path, Some(id), below_file, &below, sources)?
                 }
             };
+            self.modules[child].is_clients = attrs.iter().any(asks_for_client);
             self.modules[id].children.insert(name, child);
         }
         Ok(id)
     }
 
     /// The modules at the top, by name.
-    pub(super) fn top(&self) -> impl Iterator<Item = &str> {
-        self.modules[Self::ROOT].children.keys().map(String::as_str)
+    pub(super) fn top(&self) -> impl Iterator<Item = (&str, &Module)> {
+        self.modules[Self::ROOT].children.iter().map(|(name, id)| (name.as_str(), &self.modules[*id]))
+    }
+}
+
+fn asks_for_client(attribute: &Attribute) -> bool {
+    match &attribute.meta {
+        Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string() == r#"feature = "client""#,
+        Meta::Path(_) | Meta::NameValue(_) => false,
     }
 }
