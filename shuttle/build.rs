@@ -4,6 +4,7 @@
 //! with a target directory of its own, since cargo has no way to say that one program embeds another.
 //!
 //! What `ssh/bootstrap` needs to send it is made here too: packed, and with the sums that the remote machine checks.
+#![allow(clippy::disallowed_methods, reason = "it runs rustc and cargo")]
 
 use std::env;
 use std::fs;

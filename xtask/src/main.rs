@@ -1,4 +1,5 @@
 //! shuttle's chores: `cargo xtask --help`.
+#![allow(clippy::disallowed_methods, reason = "it runs other programs and measures them")]
 
 mod bench;
 mod build_ebpf;

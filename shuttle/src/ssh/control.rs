@@ -41,6 +41,7 @@ impl Control {
         let directory = [Some(runtime), keys].into_iter().flatten().find(|path| is_private(path))?;
         purge(&directory, |name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
         // Processes in containers may have the same number and share the directory.
+        #[expect(clippy::disallowed_methods, reason = "it makes a name unique")]
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let path = directory.join(format!("{PREFIX}{}.{:x}", std::process::id(), now.as_nanos()));
         // ssh takes the words of a setting apart.
