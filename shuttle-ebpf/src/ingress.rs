@@ -36,7 +36,7 @@ const STATE_LISTEN: u32 = 10;
 const STATE_NEW_SYN_RECV: u32 = 12;
 
 #[classifier]
-pub fn shuttle_router(ctx: TcContext) -> i32 {
+pub(crate) fn shuttle_router(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let mut packet = Packet::default();
     if concerns_us(skb) && packet.read(skb) && packet.is_captured(skb) {

@@ -25,7 +25,7 @@ const AF_INET6: u32 = 10;
 const LOOPBACK: u32 = 1;
 
 #[sk_lookup]
-pub fn steer(ctx: SkLookupContext) -> u32 {
+pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     let first = match context!(lookup, protocol) {
         IPPROTO_TCP => 0,

@@ -19,7 +19,7 @@ use crate::maps::{CHOSEN, SOURCE4, SOURCE6, captures4, captures6, context, log, 
 use crate::resolvers::{is_local4, is_local6, is_own4, is_own6};
 
 #[cgroup_sock_addr(sendmsg4)]
-pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let ours = SOURCE4.load();
     if ours == 0 || !may_capture(&ctx) {
@@ -47,7 +47,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(sendmsg6)]
-pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let ours = SOURCE6.load();
     if same(ours, [0; 4]) || !may_capture(&ctx) {

@@ -28,7 +28,7 @@ const AF_INET6: u32 = 10;
 const LENGTHS: [usize; 2] = [4, 7];
 
 #[cgroup_sockopt(getsockopt)]
-pub fn rewrite_origin(ctx: SockoptContext) -> i32 {
+pub(crate) fn rewrite_origin(ctx: SockoptContext) -> i32 {
     let option = ctx.sockopt;
     let destination = match (context!(option, level), context!(option, optname)) {
         (SOL_IP, SO_ORIGINAL_DST) => origin4(option),
