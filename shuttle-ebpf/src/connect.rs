@@ -1,5 +1,6 @@
-//! cgroup/connect4 and connect6: marks the sockets of captured connections, TCP and UDP. Attached at the root of the hierarchy.
-//! Never refuses a connect. Sets exempt sockets apart that connect to a nameserver of this host (see `resolvers.rs`).
+//! cgroup/connect4 and connect6: marks the sockets of captured connections, TCP and UDP. Attached at the root of the
+//! hierarchy. Never refuses a connect. Sets exempt sockets apart that connect to a nameserver of this host (see
+//! `resolvers.rs`).
 
 use core::ffi::c_int;
 

@@ -85,8 +85,8 @@ impl Ipv4 {
 }
 
 impl Ipv6 {
-    /// None when a routing header names another destination than this one, or when there is no end of extensions. Each of
-    /// them, and what may follow, is at least eight bytes long.
+    /// None when a routing header names another destination than this one, or when there is no end of extensions. Each
+    /// of them, and what may follow, is at least eight bytes long.
     #[inline(always)]
     pub(crate) fn payload(&self, skb: *mut __sk_buff) -> Option<Payload> {
         let mut payload = Payload { protocol: self.next, offset: 40, part: Part::Whole, id: 0 };
@@ -133,8 +133,8 @@ fn part(offset: u16, more: bool) -> Part {
     }
 }
 
-/// Reads plain bytes at an offset from the network header; false beyond the packet's end. Read in place: returned, the value
-/// would be copied about on a stack with no room for it.
+/// Reads plain bytes at an offset from the network header; false beyond the packet's end. Read in place: returned, the
+/// value would be copied about on a stack with no room for it.
 #[inline(always)]
 pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
     let (to, length) = ((&raw mut *into).cast::<c_void>(), size_of::<T>() as u32);

@@ -1,7 +1,8 @@
-//! Nameservers whose address this host owns. What is sent there never gets to our routing table, since `local` comes first;
-//! but the sk_lookup program sees it when it is delivered, before the kernel looks who listens there. It tells neither the
-//! socket nor its mark. So exempt sockets, who want the real one, are made to send from an address of their own: by their
-//! connect, or datagram by datagram. A socket that is bound already can't be; exempt programs are not known to bind theirs.
+//! Nameservers whose address this host owns. What is sent there never gets to our routing table, since `local` comes
+//! first; but the sk_lookup program sees it when it is delivered, before the kernel looks who listens there. It tells
+//! neither the socket nor its mark. So exempt sockets, who want the real one, are made to send from an address of their
+//! own: by their connect, or datagram by datagram. A socket that is bound already can't be; exempt programs are not
+//! known to bind theirs.
 
 use core::ffi::c_int;
 

@@ -3,7 +3,8 @@
 use std::fmt::Arguments;
 use std::io::{self, Write};
 
-/// Says it on stderr. Where nobody reads any more (`2>&1 | head`) it is lost; `eprintln!` would panic, and so end a tunnel.
+/// Says it on stderr. Where nobody reads any more (`2>&1 | head`) it is lost; `eprintln!` would panic, and so end a
+/// tunnel.
 pub fn say(line: Arguments<'_>) {
     drop(io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
 }

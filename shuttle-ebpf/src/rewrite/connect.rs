@@ -1,5 +1,5 @@
-//! cgroup/connect4 and connect6: sends captured connections to our listeners and captured UDP sockets to tokens; sock_ops:
-//! notes which connection it is, once its own address and port are chosen.
+//! cgroup/connect4 and connect6: sends captured connections to our listeners and captured UDP sockets to tokens;
+//! sock_ops: notes which connection it is, once its own address and port are chosen.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -117,8 +117,8 @@ pub(crate) fn token_address6(destination: &Endpoint) -> Words {
     [a, b, c, token6(destination).to_be()]
 }
 
-/// Failing, for want of kernel memory, the connection reaches the listener all the same, and is refused or goes where the one
-/// before it from the same port went.
+/// Failing, for want of kernel memory, the connection reaches the listener all the same, and is refused or goes where
+/// the one before it from the same port went.
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, destination: &Endpoint) {
     // SAFETY: the helper only reads its context.
@@ -127,9 +127,9 @@ fn remember(ctx: &SockAddrContext, destination: &Endpoint) {
     log!(ctx, "connect: rewritten, port {}", destination[4]);
 }
 
-/// Captured by the rules, and neither this host's own, but for its nameservers, nor of a socket that is exempt or bound to a device. And our listener
-/// is in the socket's network namespace: others have loopback addresses of their own, on which nobody of us listens; kernels
-/// before 5.14 don't let user space tell namespaces apart in another way.
+/// Captured by the rules, and neither this host's own, but for its nameservers, nor of a socket that is exempt or bound
+/// to a device. And our listener is in the socket's network namespace: others have loopback addresses of their own, on
+/// which nobody of us listens; kernels before 5.14 don't let user space tell namespaces apart in another way.
 #[inline(always)]
 pub(crate) fn is_captured4(ctx: &SockAddrContext, to: u32, port: u16) -> bool {
     let octets = to.to_ne_bytes();

@@ -1,5 +1,5 @@
-//! cgroup/sendmsg4 and sendmsg6: sends captured datagrams to tokens; recvmsg4 and recvmsg6: has replies come from where the
-//! program had sent to.
+//! cgroup/sendmsg4 and sendmsg6: sends captured datagrams to tokens; recvmsg4 and recvmsg6: has replies come from where
+//! the program had sent to.
 //!
 //! What a v4-mapped socket sends runs sendmsg4, and what it receives recvmsg6.
 
@@ -39,8 +39,8 @@ pub(crate) fn rewrite_sendmsg6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// UDP of our network namespace, to a destination that the context shows: it doesn't where a connected socket sends with
-/// control messages.
+/// UDP of our network namespace, to a destination that the context shows: it doesn't where a connected socket sends
+/// with control messages.
 #[inline(always)]
 fn may_capture(ctx: &SockAddrContext, port: u16) -> bool {
     context!(ctx.sock_addr, protocol) == IPPROTO_UDP && port != 0 && is_ours(ctx)

@@ -25,8 +25,8 @@ pub(crate) static TOKEN_PREFIX6: Global<[u32; 4]> = Global::new([0; 4]);
 #[map]
 pub(crate) static PENDING: LruHashMap<u64, Endpoint> = LruHashMap::with_max_entries(1, 0);
 
-/// The destinations of connections to our listeners, by the address and port that each comes from. Every such connection
-/// writes or deletes its entry before its SYN, so none is told another's.
+/// The destinations of connections to our listeners, by the address and port that each comes from. Every such
+/// connection writes or deletes its entry before its SYN, so none is told another's.
 #[map]
 pub(crate) static ORIGINS: LruHashMap<Endpoint, Endpoint> = LruHashMap::with_max_entries(1, 0);
 

@@ -1,5 +1,6 @@
-//! cgroup/getsockopt: tells the client the original destinations of what it accepts and receives. Attached to the cgroup of
-//! our listeners alone: sockets are in the cgroup in which they were made, and accepted ones in their listener's.
+//! cgroup/getsockopt: tells the client the original destinations of what it accepts and receives. Attached to the
+//! cgroup of our listeners alone: sockets are in the cgroup in which they were made, and accepted ones in their
+//! listener's.
 //!
 //! A connection's is asked for as netfilter's is: SO_ORIGINAL_DST. A datagram's by the token that it was sent to.
 

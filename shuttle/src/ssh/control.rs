@@ -9,7 +9,8 @@ use nix::unistd::geteuid;
 use crate::private::{is_private, purge, runtime_directory};
 
 const PREFIX: &str = "shuttle-ssh.";
-/// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17 longer.
+/// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17
+/// longer.
 const MOST_PATH: usize = 90;
 
 /// By which socket a connection is shared.

@@ -184,7 +184,8 @@ impl Diagnosis {
                     noise.lines().chain(lines.iter().map(String::as_str)).rfind(|line| !line.is_empty());
                 let said = said.map(|line| format!(", saying: {line}")).unwrap_or_default();
                 format!(
-                    "{remote} ran no shell for us (exit code {code}{said}); shuttle needs an account that may run commands there"
+                    "{remote} ran no shell for us (exit code {code}{said}); \
+                     shuttle needs an account that may run commands there"
                 )
             }
         })
@@ -196,7 +197,8 @@ fn explain(cause: Cause, command: &CommandLine, line: &str) -> String {
     let host = &remote.host;
     match cause {
         Cause::KeyChanged => format!(
-            "the host key of {remote} has changed, so it may not be the right machine; if you know why, run `ssh-keygen -R {}`, connect once with `{by_hand}` and try again",
+            "the host key of {remote} has changed, so it may not be the right machine; if you know why, \
+             run `ssh-keygen -R {}`, connect once with `{by_hand}` and try again",
             known_as(remote)
         ),
         Cause::KeyUnknown => {

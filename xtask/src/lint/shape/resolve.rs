@@ -11,8 +11,8 @@ pub(super) enum Named {
 }
 
 impl Tree {
-    /// `None` for what no module of this crate has: other crates, the prelude, local variables. A path into a module that
-    /// defines no such item, as when a macro makes it, names an item of that module.
+    /// `None` for what no module of this crate has: other crates, the prelude, local variables. A path into a module
+    /// that defines no such item, as when a macro makes it, names an item of that module.
     pub(super) fn resolve(&self, from: ModuleId, path: &[String]) -> Option<Named> {
         self.walk(from, path, &mut Vec::new())
     }
