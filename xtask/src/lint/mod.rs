@@ -1,5 +1,6 @@
 //! What a change must satisfy besides the tests. Every check runs, and the failures are named at the end.
 
+mod lines;
 mod manifests;
 mod shape;
 mod sources;
@@ -18,9 +19,10 @@ type Check = fn() -> Result<()>;
 
 /// Runs the checks whose names hold `filter`, or all.
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
-    let checks: [(&str, Check); 7] = [
+    let checks: [(&str, Check); 8] = [
         ("shape", shape::run),
         ("manifests", manifests::run),
+        ("lines", lines::run),
         ("format", format),
         ("clippy", clippy),
         ("documentation", documentation),
