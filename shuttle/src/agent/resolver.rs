@@ -1,8 +1,8 @@
-//! The resolver of this machine: DNS messages that the client sends are asked of the nameservers of its resolv.conf, or of
-//! one that the client names, and pass through as they are.
+//! The resolver of this machine: DNS messages that the client sends are asked of the nameservers of its resolv.conf, or
+//! of one that the client names, and pass through as they are.
 //!
-//! Each query has sockets of its own, with source ports that the kernel draws, and only an answer to its very question, from
-//! the server that was asked, is passed on.
+//! Each query has sockets of its own, with source ports that the kernel draws, and only an answer to its very question,
+//! from the server that was asked, is passed on.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -263,8 +263,8 @@ impl Query {
     }
 }
 
-/// Sends a query from a socket of its own. It is not bound, but gets its port with its connect: a local agent's can then be
-/// told from those of programs (`shuttle-ebpf/src/resolvers.rs`).
+/// Sends a query from a socket of its own. It is not bound, but gets its port with its connect: a local agent's can
+/// then be told from those of programs (`shuttle-ebpf/src/resolvers.rs`).
 fn send(server: SocketAddr, query: &[u8]) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;

@@ -1,5 +1,5 @@
-//! What the network says of datagrams that were sent (ICMP errors). A socket that is not connected, as an association's, is
-//! told only where it asks to be (IP_RECVERR in ip(7), Linux); then also which datagram it is about.
+//! What the network says of datagrams that were sent (ICMP errors). A socket that is not connected, as an
+//! association's, is told only where it asks to be (IP_RECVERR in ip(7), Linux); then also which datagram it is about.
 
 use std::io;
 #[cfg(target_os = "linux")]

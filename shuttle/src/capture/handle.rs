@@ -231,6 +231,7 @@ impl Drop for Handle {
 }
 
 /// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on; names the program that runs it.
+#[expect(clippy::disallowed_methods, reason = "it is this program, by itself or by sudo or doas")]
 fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error> {
     let failed = |program: &str| {
         let program = program.to_owned();

@@ -11,7 +11,8 @@ pub const FILE: &str = "/etc/resolv.conf";
 /// DNS.
 pub const PORT: u16 = 53;
 
-/// The nameservers that `file` names, or this machine itself if it names none or is not there, as resolv.conf(5) has it.
+/// The nameservers that `file` names, or this machine itself if it names none or is not there, as resolv.conf(5) has
+/// it.
 pub fn nameservers(file: &Path) -> Vec<SocketAddr> {
     let text = std::fs::read(file).unwrap_or_default();
     let named = named(&String::from_utf8_lossy(&text));

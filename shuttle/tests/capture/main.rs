@@ -1,5 +1,6 @@
 //! Captures for real, each case in a process and a network namespace of its own; nothing outside is touched. Needs
 //! root, and fails without it. An argument runs only the cases whose names contain it.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
 mod app;
 mod cases;

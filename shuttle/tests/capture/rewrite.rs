@@ -114,7 +114,8 @@ pub(crate) fn getpeername_is_truthful() {
     }
 }
 
-/// Nobody gets anywhere by connecting or sending to the listeners themselves, nor by a port that a captured connection had.
+/// Nobody gets anywhere by connecting or sending to the listeners themselves, nor by a port that a captured connection
+/// had.
 pub(crate) fn the_listeners_serve_nobody_else() {
     let world = udp::world();
     let (_handle, captured) = start(&everything());
