@@ -6,8 +6,8 @@ use std::{fmt::Write as _, sync::Arc};
 use shuttle_common::compile::compile;
 
 use super::{
-    method::{Candidate, Method},
-    parts::{Parts, netlink::Netlink},
+    method::Candidate,
+    parts::{Facts, Parts, claim::Claim, netlink::Netlink},
     trial,
 };
 use crate::{
@@ -49,7 +49,9 @@ async fn render(
     let entries = compile(&plan.rules).map_err(|error| Failure::Rules(error.to_string()))?;
     let mut parts = Parts::find(Netlink::open()?, plan, Arc::new(entries.clone())).await?;
     parts.enforce(entries);
-    let steps = Method::render(candidate, mechanism, &parts).await?;
+    let slot = Claim::foresee(&parts.netlink, parts.families).await?;
+    let (families, lans, entries) = (parts.families, &parts.lans[..], &*parts.entries);
+    let steps = candidate.render(mechanism, Facts { slot, families, lans, entries });
     Ok(format!("# by {candidate}\n{remarks}{steps}"))
 }
 

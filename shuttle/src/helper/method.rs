@@ -11,7 +11,7 @@ use super::{
     bypass::Cgroup,
     ebpf::{self, Ebpf},
     parts::{
-        Parts,
+        Facts, Parts,
         answer::{Sender, SenderError},
     },
 };
@@ -53,6 +53,15 @@ impl Candidate {
         }
     }
 
+    /// A short name: a method, and how.
+    #[cfg(test)]
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Ebpf(Steering::Lookup) => "ebpf-lookup",
+            Self::Ebpf(Steering::Rewrite) => "ebpf-rewrite",
+        }
+    }
+
     /// Whose way it is.
     pub(super) fn method(self) -> MethodName {
         match self {
@@ -88,6 +97,15 @@ impl Candidate {
     }
 }
 
+impl Candidate {
+    /// What would be set up, one step a line.
+    pub(super) fn render(self, mechanism: &Mechanism, facts: Facts<'_>) -> String {
+        match self {
+            Self::Ebpf(steering) => ebpf::render(steering, mechanism.ebpf.ingress, facts),
+        }
+    }
+}
+
 impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -98,17 +116,6 @@ impl fmt::Display for Candidate {
 }
 
 impl Method {
-    /// What a candidate would set up here, one step a line.
-    pub(super) async fn render(
-        candidate: Candidate,
-        mechanism: &Mechanism,
-        parts: &Parts,
-    ) -> Result<String, Failure> {
-        match candidate {
-            Candidate::Ebpf(steering) => Ok(ebpf::render(steering, mechanism.ebpf, parts).await?),
-        }
-    }
-
     /// Gets all ready that capturing needs; nothing is captured. What it has set up is in the parts' ledger, after an error
     /// too.
     pub(super) async fn prepare(

@@ -9,6 +9,8 @@ mod failure;
 mod method;
 mod parts;
 mod serve;
+#[cfg(test)]
+mod snapshots;
 mod trial;
 mod undo;
 

@@ -36,7 +36,7 @@ use self::{
     router::Router,
 };
 use super::parts::{
-    Parts,
+    Facts, Parts,
     answer::{Sender, SenderError},
     claim::Claim,
     ledger::Entry,
@@ -45,7 +45,7 @@ use super::parts::{
     slot::Slot,
 };
 use crate::{
-    capture::{Arrival, DatagramArrival, EbpfOptions, Listeners, Steering, StreamArrival},
+    capture::{Arrival, DatagramArrival, EbpfOptions, IngressHook, Listeners, Steering, StreamArrival},
     sys::capture::{cgroup2_root, wait_for_programs},
 };
 
@@ -71,15 +71,13 @@ enum State {
 }
 
 /// What would be set up, one step a line.
-pub(super) async fn render(steering: Steering, options: EbpfOptions, parts: &Parts) -> Result<String, Error> {
+pub(super) fn render(steering: Steering, hook: IngressHook, facts: Facts<'_>) -> String {
+    let Facts { slot, families, lans, entries } = facts;
     let setup = match steering {
-        Steering::Lookup => {
-            let claim = Claim::foresee(&parts.netlink, parts.families).await?;
-            render::lookup(claim, parts.families, &parts.lans, options.ingress)
-        }
-        Steering::Rewrite => render::rewrite(),
+        Steering::Lookup => render::lookup(Claim::unclaimed(slot, families), families, lans, hook),
+        Steering::Rewrite => render::rewrite(families.v6.then_some(slot)),
     };
-    Ok(format!("{setup}{}", Maps(&parts.entries)))
+    format!("{setup}{}", Maps(entries))
 }
 
 impl Ebpf {

@@ -6,7 +6,13 @@ use shuttle_common::compile::Entries;
 
 use crate::{
     capture::IngressHook,
-    helper::parts::{claim::Claim, lan::Lan, netlink::Family, policy_rules::PolicyRule},
+    helper::parts::{
+        claim::{Claim, DEVICE},
+        lan::Lan,
+        netlink::{Family, PROTOCOL, TOKENS_PREFIX},
+        policy_rules::PolicyRule,
+        slot::Slot,
+    },
     policy::Families,
 };
 
@@ -15,6 +21,8 @@ use crate::{
 pub(crate) struct Setup {
     /// The routes that bring marked packets back to this host, where sockets are looked up.
     pub(super) claim: Option<Claim>,
+    /// Whose IPv6 tokens are made this host's, where destinations are rewritten and IPv6 is on.
+    pub(super) tokens: Option<Slot>,
     /// The policy rules that send packets to these routes.
     pub(super) rules: Vec<PolicyRule>,
     /// Where programs are attached, in this order.
@@ -45,21 +53,32 @@ pub(super) fn lookup(claim: Claim, families: Families, lans: &[Lan], hook: Ingre
     let mut attachments = vec![Attachment::Namespace(super::programs::STEER)];
     attachments.extend(ingress);
     attachments.extend(super::programs::AT_CGROUP.map(Attachment::Cgroup));
-    Setup { claim: Some(claim), rules: own.chain(forwarded).collect(), attachments }
+    Setup { claim: Some(claim), tokens: None, rules: own.chain(forwarded).collect(), attachments }
 }
 
 /// What is set up to capture by rewriting destinations.
-pub(super) fn rewrite() -> Setup {
+pub(super) fn rewrite(tokens: Option<Slot>) -> Setup {
     let mut attachments = vec![Attachment::Cgroup(super::rewrite::CONNECTING)];
     attachments.extend(super::rewrite::PEERS.map(Attachment::CgroupIfThere));
     attachments.extend(super::rewrite::AT_CGROUP.map(Attachment::Cgroup));
-    Setup { claim: None, rules: Vec::new(), attachments }
+    Setup { claim: None, tokens, rules: Vec::new(), attachments }
 }
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(claim) = &self.claim {
             write!(f, "{claim}")?;
+        }
+        if let Some(slot) = self.tokens {
+            let (tokens, source) = (slot.tokens(), slot.token_source());
+            writeln!(f, "ip tuntap add dev {DEVICE} mode tun")?;
+            writeln!(f, "ip link set {DEVICE} up")?;
+            writeln!(f, "ip address add {source} dev {DEVICE}")?;
+            let (length, protocol) = (TOKENS_PREFIX, u8::from(PROTOCOL));
+            writeln!(
+                f,
+                "ip -6 route add local {tokens}/{length} dev {DEVICE} src {source} table local protocol {protocol}"
+            )?;
         }
         for rule in &self.rules {
             writeln!(f, "{rule}")?;

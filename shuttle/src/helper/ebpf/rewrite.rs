@@ -28,7 +28,7 @@ use crate::{
             ledger::Entry,
             listeners::{self, accept_only_from},
             netlink::{self, LOOPBACK, Netlink},
-            slot::SLOTS,
+            slot::{SLOTS, Slot},
             tun::Tun,
         },
     },
@@ -103,11 +103,14 @@ impl Ebpf {
         let (listeners, families, note) = opened?;
         parts.narrow(families, note);
         let mut ports = ports(&listeners)?;
+        let mut tokens = None;
         if families.v6 {
             let device = Tun::open(&parts.netlink).await?;
             let index = device.index;
             parts.ledger.record(Entry::Tun(device))?;
-            ports.tokens6 = claim_tokens(&parts.netlink, index).await?;
+            let slot = claim_tokens(&parts.netlink, index).await?;
+            ports.tokens6 = slot.tokens().octets();
+            tokens = Some(slot);
             if let Some(listener) = &listeners.v6 {
                 // Kernels differ in which of the two a datagram came in by that a local route through the device returned.
                 accept_only_from(&listener.udp, [LOOPBACK, index])
@@ -121,7 +124,7 @@ impl Ebpf {
             start_logger(&mut object);
         }
         home.attach(origin(&mut object)?)?;
-        let (programs, setup) = (Programs::new(object), render::rewrite());
+        let (programs, setup) = (Programs::new(object), render::rewrite(tokens));
         Ok((Self { programs, setup, steering: State::Rewrite(rewriting) }, listeners))
     }
 }
@@ -219,12 +222,12 @@ fn port(address: io::Result<SocketAddr>) -> Result<u32, Error> {
 }
 
 /// The first IPv6 tokens that nobody has, with their route in place; it goes with the device.
-async fn claim_tokens(netlink: &Netlink, tun: u32) -> Result<[u8; 16], Error> {
+async fn claim_tokens(netlink: &Netlink, tun: u32) -> Result<Slot, Error> {
     for slot in SLOTS {
         let source = slot.token_source().into();
         netlink.add_address(tun, source).await?;
         if netlink.add_local_tokens(tun, slot).await? {
-            return Ok(slot.tokens().octets());
+            return Ok(slot);
         }
         netlink.delete_address(tun, source).await?;
     }

@@ -53,15 +53,20 @@ impl Claim {
         Err(Error::NoSlot)
     }
 
-    /// What would be claimed, without claiming it.
-    pub(crate) async fn foresee(netlink: &Netlink, families: Families) -> Result<Self, Error> {
+    /// A slot that nobody has taken, for what is only printed.
+    pub(crate) fn unclaimed(slot: Slot, families: Families) -> Self {
+        Self { slot, tun: 0, families }
+    }
+
+    /// The slot that would be taken now.
+    pub(crate) async fn foresee(netlink: &Netlink, families: Families) -> Result<Slot, Error> {
         for slot in free(netlink).await? {
             let mut taken = false;
             for family in Family::of(families) {
                 taken |= !netlink.routes(family, slot.table()).await?.is_empty();
             }
             if !taken {
-                return Ok(Self { slot, tun: 0, families });
+                return Ok(slot);
             }
         }
         Err(Error::NoSlot)
@@ -92,17 +97,20 @@ async fn add_routes(
     Ok(true)
 }
 
+/// What a TUN device of ours is called where no other is there.
+pub(crate) const DEVICE: &str = "shuttle0";
+
 /// The commands of `ip` that do the same.
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "ip tuntap add dev shuttle0 mode tun")?;
-        writeln!(f, "ip link set shuttle0 up")?;
+        writeln!(f, "ip tuntap add dev {DEVICE} mode tun")?;
+        writeln!(f, "ip link set {DEVICE} up")?;
         for family in Family::of(self.families) {
             let (ip, source, table) = (family.flag(), self.slot.source(family), self.slot.table());
-            writeln!(f, "ip address add {source} dev shuttle0")?;
+            writeln!(f, "ip address add {source} dev {DEVICE}")?;
             writeln!(
                 f,
-                "ip {ip} route add local default dev shuttle0 src {source} table {table} protocol {}",
+                "ip {ip} route add local default dev {DEVICE} src {source} table {table} protocol {}",
                 u8::from(netlink::PROTOCOL)
             )?;
         }

@@ -26,6 +26,7 @@ use self::{
     netlink::{Family, Netlink},
     own_addresses::OwnAddresses,
     reply_sockets::Relays,
+    slot::Slot,
 };
 use crate::policy::{Families, Nameserver, Plan};
 
@@ -54,6 +55,19 @@ pub(crate) struct Parts {
     pub(crate) relays: Relays,
     /// What was set up so far.
     pub(crate) ledger: Ledger,
+}
+
+/// What a set-up depends on beside the method: known before anything is set up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts<'a> {
+    /// The slot that would be taken.
+    pub(crate) slot: Slot,
+    /// The address families in use.
+    pub(crate) families: Families,
+    /// The interfaces whose forwarded traffic is captured.
+    pub(crate) lans: &'a [Lan],
+    /// The rules in force.
+    pub(crate) entries: &'a Entries,
 }
 
 /// Why the parts of a capture can't be had.

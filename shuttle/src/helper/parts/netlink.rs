@@ -23,7 +23,7 @@ pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
 /// The kernel's table of this host's own addresses.
 pub(crate) const LOCAL_TABLE: u8 = 255;
 /// Bits of an IPv6 address that all tokens of a slot share.
-const TOKENS_PREFIX: u8 = 96;
+pub(crate) const TOKENS_PREFIX: u8 = 96;
 /// The loopback interface has this index in every namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
