@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 mod cgroup;
 
 use super::parts::{Error, slot::BYPASS_BIT};
-use crate::sys::exempt::{attach_marking_program, load_marking_program};
+use crate::sys::marking::{attach_marking_program, load_marking_program};
 pub(crate) use cgroup::{Cgroup, sweep};
 
 /// A bypass cgroup with its program attached. Kept until the last: without it, ssh would be captured.
