@@ -4,6 +4,7 @@
 //! and undoes it when the client's end of their socket closes, whatever ended the client.
 
 mod arrival;
+mod bypass;
 pub mod datagrams;
 pub mod handle;
 mod method;
@@ -11,4 +12,5 @@ pub mod replies;
 pub mod wire;
 
 pub use arrival::{Arrival, DatagramArrival, Listener, Listeners, StreamArrival};
+pub use bypass::{BypassChoice, BypassKind, BypassOptions, Bypassed};
 pub use method::{EbpfOptions, IngressHook, Mechanism, MethodChoice, MethodName, Steering};

@@ -45,6 +45,6 @@ pub fn run() -> Result<Report, Error> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut removed = runtime.block_on(async { purge(&Netlink::open()?).await })?;
-    removed.extend(sweep()?);
+    removed.extend(sweep());
     Ok(Report(removed))
 }

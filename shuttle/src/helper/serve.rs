@@ -11,6 +11,7 @@ use std::{
     },
     process::ExitCode,
     thread,
+    time::Duration,
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -19,14 +20,15 @@ use shuttle_common::rule::Rule;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
-    bypass::Enclosure,
+    bypass::Bypass,
     ebpf::{Capture, Loader, Prepared, Reply, Started},
 };
 use crate::capture::{
-    Listeners, Mechanism, MethodName,
+    BypassKind, BypassOptions, Listeners, Mechanism, MethodName,
     replies::{Answer, Errand, Notice, Question},
     wire::{self, Request, Response, VERSION},
 };
@@ -70,11 +72,14 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
         client,
         greeted: false,
         loader: Loader::default(),
-        enclosure: None,
+        bypass: None,
+        rules: Vec::new(),
         prepared: None,
         capture: None,
         questions: None,
     };
+    let mut seconds = interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
         tokio::select! {
             request = requests.recv() => match request {
@@ -91,6 +96,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             },
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
+            _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass(),
             errand = asked(&mut helper.questions) => match errand {
                 Errand::Question(question) => helper.reply(question).await,
                 Errand::Notice(notice) => helper.notify(notice).await,
@@ -154,7 +160,9 @@ struct Helper {
     client: i32,
     greeted: bool,
     loader: Loader,
-    enclosure: Option<Enclosure>,
+    bypass: Option<Bypass>,
+    /// What the client has asked for last, without what the bypass adds.
+    rules: Vec<Rule>,
     prepared: Option<Prepared>,
     capture: Option<Capture>,
     questions: Option<Questions>,
@@ -170,16 +178,16 @@ impl Helper {
                 Ok(Response::Hello { version: VERSION })
             }
             _ if !self.greeted => Err("the client did not say hello".to_owned()),
-            Request::Enclose => self.enclose(),
+            Request::Enclose(options) => self.enclose(options),
             Request::Prepare { plan, mechanism } => self.prepare(&plan, mechanism).await,
             Request::Capture => {
                 let result = self.start().await;
                 result.map(|(it, stream)| {
                     replies = Some(stream);
-                    captured(started.insert(it))
+                    captured(started.insert(it), self.bypass.as_ref().map(Bypass::kind))
                 })
             }
-            Request::Replace { rules } => self.replace(&rules),
+            Request::Replace { rules } => self.replace(rules),
         };
         let response = answer.unwrap_or_else(|message| Response::Failed { message });
         let listeners = started.iter().flat_map(|started| started.listeners.iter());
@@ -188,11 +196,11 @@ impl Helper {
         Ok(wire::send(stream, &response, &descriptors)?)
     }
 
-    fn enclose(&mut self) -> Result<Response, String> {
-        if self.enclosure.is_some() {
+    fn enclose(&mut self, options: BypassOptions) -> Result<Response, String> {
+        if self.bypass.is_some() {
             return Err("the client is enclosed already".to_owned());
         }
-        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
+        self.bypass = Some(Bypass::enter(self.client, options).map_err(|error| error.to_string())?);
         Ok(Response::Enclosed)
     }
 
@@ -200,15 +208,26 @@ impl Helper {
         if self.prepared.is_some() || self.capture.is_some() {
             return Err("a capture is prepared already".to_owned());
         }
+        if let Some(bypass) = self.bypass.take() {
+            // No packet filter takes part.
+            let goes_by = |kind| matches!(kind, BypassKind::Mark | BypassKind::Address);
+            self.bypass = Some(bypass.suit(goes_by).map_err(|error| error.to_string())?);
+        }
         // Nothing is loaded after this, and what the loader knows is many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
         let prepared = Capture::prepare(&mut loader, plan, mechanism.ebpf).await;
         self.prepared = Some(prepared.map_err(|error| error.to_string())?);
+        self.rules.clone_from(&plan.rules);
         Ok(Response::Prepared)
     }
 
     async fn start(&mut self) -> Result<(Started, UnixStream), String> {
-        let prepared = self.prepared.take().ok_or("no capture is prepared")?;
+        let mut prepared = self.prepared.take().ok_or("no capture is prepared")?;
+        if let Some(bypass) = &mut self.bypass
+            && bypass.refresh().map_err(|error| error.to_string())?
+        {
+            prepared.replace_rules(&bypass.rules(&self.rules)).map_err(|error| error.to_string())?;
+        }
         let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
         let receiver = ours.try_clone().map(receive_requests).map_err(|error| error.to_string())?;
         let (capture, started) = prepared.start().await.map_err(|error| error.to_string())?;
@@ -242,10 +261,31 @@ impl Helper {
         }
     }
 
-    fn replace(&mut self, rules: &[Rule]) -> Result<Response, String> {
+    fn replace(&mut self, rules: Vec<Rule>) -> Result<Response, String> {
         let capture = self.capture.as_mut().ok_or("it is not capturing")?;
-        let note = capture.replace_rules(rules).map_err(|error| error.to_string())?;
+        let note = capture
+            .replace_rules(&bypassed(self.bypass.as_ref(), &rules))
+            .map_err(|error| error.to_string())?;
+        self.rules = rules;
         Ok(Response::Replaced { note })
+    }
+
+    fn looks_for_servers(&self) -> bool {
+        self.capture.is_some() && self.bypass.as_ref().is_some_and(Bypass::changes)
+    }
+
+    /// Leaves alone what ssh is newly connected to.
+    fn refresh_bypass(&mut self) {
+        let (Some(capture), Some(bypass)) = (&mut self.capture, &mut self.bypass) else { return };
+        match bypass.refresh() {
+            Ok(true) => {
+                if let Err(error) = capture.replace_rules(&bypass.rules(&self.rules)) {
+                    tracing::warn!(%error, "ssh's new server is captured");
+                }
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "ssh's new servers, if any, are captured"),
+        }
     }
 
     async fn refresh(&mut self) {
@@ -260,18 +300,22 @@ impl Helper {
         if let Some(capture) = self.capture {
             capture.undo().await;
         }
-        if let Some(enclosure) = self.enclosure {
-            enclosure.undo();
-        }
+        drop(self.bypass);
     }
 }
 
-fn captured(started: &Started) -> Response {
+fn bypassed(bypass: Option<&Bypass>, rules: &[Rule]) -> Vec<Rule> {
+    bypass.map_or_else(|| rules.to_vec(), |bypass| bypass.rules(rules))
+}
+
+fn captured(started: &Started, bypass: Option<BypassKind>) -> Response {
+    let bypassing = bypass.map(|kind| format!("; bypass by {kind}")).unwrap_or_default();
     Response::Captured {
         method: MethodName::Ebpf,
         arrival: started.arrival,
+        bypass,
         families: families(&started.listeners),
-        description: started.description.clone(),
+        description: format!("{}{bypassing}", started.description),
     }
 }
 

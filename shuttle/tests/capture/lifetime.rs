@@ -10,7 +10,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use shuttle::{helper::cleanup, policy::Plan};
+use shuttle::{capture::BypassOptions, helper::cleanup, policy::Plan};
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -62,7 +62,7 @@ pub(crate) fn killed_helper() {
     let established =
         [(How::Plain, "10.99.0.1:9"), (How::Plain, "[fd99::1]:9"), (How::From("10.77.0.1"), "10.99.0.1:9")];
     let established = established.map(|(how, to)| connect(how, address(to)).expect("captured"));
-    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
+    handle.enclose(BypassOptions::default()).and_then(|()| handle.settle()).expect("enclose");
     drop(captured);
     kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
     drop(handle);

@@ -109,6 +109,12 @@ pub(super) struct Reply {
 }
 
 impl Prepared {
+    /// Replaces the rules of the plan, before the start.
+    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<(), Error> {
+        let entries = entries_for(&self.way, &self.linked, rules)?;
+        self.programs.replace_rules(only(self.families, entries))
+    }
+
     /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
     /// error, nothing is left.
     pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
