@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::MethodName;
+use super::{BypassKind, MethodName};
 
 /// Why the helper did not do it. Each names the thing and, where there is one, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum Failure {
     /// Eight instances run here, or other software uses all our mark bits.
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
+    /// Our own connections can't be kept out of the capture.
+    #[error("{0}")]
+    Bypass(String),
     /// An operation failed that has nothing to do with what the method needs.
     #[error("{operation}: {reason}")]
     System {
@@ -77,9 +80,9 @@ pub enum Missing {
         /// What the kernel says.
         reason: String,
     },
-    /// There is no cgroup2 hierarchy.
-    #[error("opening the cgroup2 hierarchy: {0} (needs root and Linux 5.7 with CONFIG_CGROUP_BPF)")]
-    Cgroup2(String),
+    /// A cgroup can't be had.
+    #[error("{0}")]
+    Cgroup(String),
     /// There is no TUN device.
     #[error("creating a TUN device: {0} (needs root and /dev/net/tun: try `modprobe tun`)")]
     Tun(String),
@@ -95,6 +98,14 @@ pub enum Missing {
         method: MethodName,
         /// Whose.
         of: ScopeKind,
+    },
+    /// It can't go by the bypass that this machine has.
+    #[error("--method={method} can't keep shuttle's own connections out of the capture by {kind}")]
+    Bypass {
+        /// The method.
+        method: MethodName,
+        /// What there is.
+        kind: BypassKind,
     },
     /// An option is for another method.
     #[error("{option} is for --method={of} alone")]
@@ -169,6 +180,7 @@ impl Failure {
             | Self::Rules(_)
             | Self::Lan(_)
             | Self::NoSlot
+            | Self::Bypass(_)
             | Self::System { .. }
             | Self::OutOfOrder(_) => None,
         }

@@ -13,7 +13,7 @@ use std::{
 use shuttle_common::rule::Rule;
 
 use super::{
-    Arrival, Failure, Listener, Listeners, Mechanism, MethodName, Missing,
+    Arrival, BypassKind, BypassOptions, Failure, Listener, Listeners, Mechanism, MethodName, Missing,
     replies::Replies,
     wire::{self, Request, Response, VERSION},
 };
@@ -49,6 +49,8 @@ pub struct Captured {
     pub method: MethodName,
     /// How the listeners are to be read.
     pub arrival: Arrival,
+    /// What keeps this process's own connections out of it, if it is enclosed.
+    pub bypass: Option<BypassKind>,
     /// What captured traffic arrives at.
     pub listeners: Listeners,
     /// By what replies to datagrams get to programs, where [`Arrival`] says that it takes the helper.
@@ -128,11 +130,11 @@ impl Handle {
         }
     }
 
-    /// Has this process put into a cgroup whose new sockets are never captured. Children started later inherit it;
-    /// sockets that exist already keep what they have. It is done once [`settle`](Self::settle) says so: before ssh
-    /// may be started.
-    pub fn enclose(&mut self) -> Result<(), Error> {
-        self.begin(&Request::Enclose, |response| matches!(response, Response::Enclosed))
+    /// Has this process's later children, and theirs, kept out of the capture; sockets that exist already keep what they have.
+    /// It is done once [`settle`](Self::settle) says so: before ssh may be started. Which kind of bypass it is says
+    /// [`capture`](Self::capture).
+    pub fn enclose(&mut self, options: BypassOptions) -> Result<(), Error> {
+        self.begin(&Request::Enclose(options), |response| matches!(response, Response::Enclosed))
     }
 
     /// Has all made ready that capturing needs, which takes the helper some hundredths of a second; nothing is captured.
@@ -153,7 +155,7 @@ impl Handle {
     /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
     pub fn capture(&mut self) -> Result<Captured, Error> {
         let answer = self.ask(&Request::Capture)?;
-        let (Response::Captured { method, arrival, families, description, passed_over }, descriptors) =
+        let (Response::Captured { method, arrival, bypass, families, description, passed_over }, descriptors) =
             answer
         else {
             return Err(Error::Confused);
@@ -164,7 +166,8 @@ impl Handle {
         let v4 = families.v4.then(&mut pair).transpose()?;
         let v6 = families.v6.then(&mut pair).transpose()?;
         let replies = Replies(next()?.into());
-        Ok(Captured { method, arrival, listeners: Listeners { v4, v6 }, replies, description, passed_over })
+        let listeners = Listeners { v4, v6 };
+        Ok(Captured { method, arrival, bypass, listeners, replies, description, passed_over })
     }
 
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist

@@ -19,8 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::capture::DatagramArrival;
 use crate::capture::handle::Handle;
+use crate::capture::{BypassOptions, Bypassed, DatagramArrival};
 use crate::cli::Tunnel;
 use crate::control::ClaimError;
 use crate::link::{End, Link, Pipes};
@@ -54,7 +54,8 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         };
     let identity = Identity::of_invoker()?;
     let mut helper = Handle::spawn()?;
-    helper.enclose()?;
+    let whose = if tunnel.remote.is_some() { Bypassed::Ssh } else { Bypassed::LocalAgent };
+    helper.enclose(BypassOptions { whose, ..BypassOptions::default() })?;
     identity.assume()?;
     // From here on nothing is privileged, so the network's bytes may be looked at.
     sys::return_freed_memory();

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     capture::{
-        Arrival, Failure, Listeners, Mechanism, MethodChoice, MethodName, Missing,
+        Arrival, BypassKind, Failure, Listeners, Mechanism, MethodChoice, MethodName, Missing,
         replies::{Kind, Notice, Question},
     },
     policy::Plan,
@@ -40,6 +40,7 @@ pub(super) struct Prepared {
 struct Order {
     plan: Plan,
     mechanism: Mechanism,
+    bypass: Option<BypassKind>,
     candidates: Vec<Candidate>,
     passed_over: Vec<(Candidate, Vec<Missing>)>,
 }
@@ -74,10 +75,22 @@ pub(super) struct ReturnPath {
 
 impl Prepared {
     /// Gets ready by the first way that this machine can go. On an error, nothing is left.
-    pub(super) async fn new(loader: &mut Loader, plan: Plan, mechanism: Mechanism) -> Result<Self, Failure> {
+    pub(super) async fn new(
+        loader: &mut Loader,
+        plan: Plan,
+        mechanism: Mechanism,
+        bypass: Option<BypassKind>,
+    ) -> Result<Self, Failure> {
         undo::leftovers(&Netlink::open()?).await?;
         let candidates = Candidate::of(&mechanism);
-        Order { plan, mechanism, candidates, passed_over: Vec::new() }.prepare(loader).await
+        Order { plan, mechanism, bypass, candidates, passed_over: Vec::new() }.prepare(loader).await
+    }
+
+    /// Replaces the rules of the plan, before the start.
+    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<(), Failure> {
+        let entries = self.method.entries_for(&self.parts, rules);
+        self.note = self.parts.enforce(entries.map_err(|error| Failure::Rules(error.to_string()))?);
+        self.method.set_entries(self.parts.entries.clone())
     }
 
     /// Starts capturing. Where that fails for want of something, and no method was named, the next way is tried. On an error,
@@ -123,7 +136,10 @@ impl Order {
     async fn prepare(mut self, loader: &mut Loader) -> Result<Prepared, Failure> {
         loop {
             let Some(candidate) = self.candidates.first().copied() else { return Err(self.nothing_left()) };
-            let missing = candidate.refusals(&self.plan, &self.mechanism);
+            let mut missing = candidate.refusals(&self.plan, &self.mechanism);
+            if let Some(kind) = self.bypass.filter(|kind| !candidate.goes_by(*kind)) {
+                missing.push(Missing::Bypass { method: candidate.method(), kind });
+            }
             let prepared = if missing.is_empty() {
                 try_one(candidate, &self.plan, &self.mechanism, loader).await
             } else {

@@ -3,11 +3,7 @@
 
 use std::{fmt, io};
 
-use super::{
-    bypass::sweep,
-    parts::{self, netlink::Netlink},
-    undo,
-};
+use super::{bypass::sweep, parts::netlink::Netlink, undo};
 
 use crate::capture::Failure;
 
@@ -37,9 +33,6 @@ pub enum Error {
     /// A step failed.
     #[error(transparent)]
     Network(#[from] Failure),
-    /// The cgroups can't be looked at.
-    #[error(transparent)]
-    Cgroups(#[from] parts::Error),
 }
 
 /// Removes the leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Live instances
@@ -50,7 +43,7 @@ pub fn run() -> Result<Report, Error> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut removed = runtime.block_on(remove())?;
-    removed.extend(sweep()?);
+    removed.extend(sweep());
     Ok(Report(removed))
 }
 

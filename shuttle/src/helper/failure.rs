@@ -1,5 +1,6 @@
 //! What the client is told of errors of the parts.
 
+use super::bypass;
 use super::parts::{PartsError, claim, lan, listeners, netlink, tun};
 use crate::capture::Failure;
 
@@ -18,6 +19,12 @@ impl From<netlink::Error> for Failure {
             }
             netlink::Error::Failed { operation, source } => Self::system(operation, &source),
         }
+    }
+}
+
+impl From<bypass::Error> for Failure {
+    fn from(error: bypass::Error) -> Self {
+        Self::Bypass(error.to_string())
     }
 }
 

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     capture::{
-        Arrival, Failure, IngressHook, Listeners, Mechanism, MethodChoice, MethodName, Missing, ScopeKind,
-        Steering,
+        Arrival, BypassKind, Failure, IngressHook, Listeners, Mechanism, MethodChoice, MethodName, Missing,
+        ScopeKind, Steering,
     },
     policy::{Lans, Plan, Scope},
 };
@@ -66,6 +66,15 @@ impl Candidate {
     pub(super) fn method(self) -> MethodName {
         match self {
             Self::Ebpf(_) => MethodName::Ebpf,
+        }
+    }
+
+    /// Whether it can keep our own connections out of the capture by this.
+    pub(super) fn goes_by(self, kind: BypassKind) -> bool {
+        match (self, kind) {
+            (_, BypassKind::Mark | BypassKind::Address) => true,
+            // No packet filter takes part.
+            (Self::Ebpf(_), BypassKind::Cgroup) => false,
         }
     }
 
@@ -137,7 +146,7 @@ impl Method {
     pub(super) async fn start(&mut self, trial: Option<&Cgroup>, parts: &mut Parts) -> Result<(), Failure> {
         match (self, trial) {
             (Self::Ebpf(ebpf), None) => ebpf.start(parts).await?,
-            (Self::Ebpf(ebpf), Some(cgroup)) => ebpf.start_in(&cgroup.0, parts).await?,
+            (Self::Ebpf(ebpf), Some(cgroup)) => ebpf.start_in(cgroup, parts).await?,
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::{
     },
     process::ExitCode,
     thread,
+    time::Duration,
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -19,16 +20,17 @@ use shuttle_common::rule::Rule;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
-    bypass::Enclosure,
+    bypass::Bypass,
     capture::{Capture, Prepared, ReturnPath, Started},
     dry_run,
-    method::Loader,
+    method::{Candidate, Loader},
 };
 use crate::capture::{
-    Failure, Listeners, Mechanism,
+    BypassKind, BypassOptions, Failure, Listeners, Mechanism,
     replies::{Answer, Errand, Notice, Question},
     wire::{self, Request, Response, VERSION},
 };
@@ -72,11 +74,14 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
         client,
         greeted: false,
         loader: Loader::default(),
-        enclosure: None,
+        bypass: None,
+        rules: Vec::new(),
         prepared: None,
         capture: None,
         questions: None,
     };
+    let mut seconds = interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
         tokio::select! {
             request = requests.recv() => match request {
@@ -93,6 +98,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             },
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
+            _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass(),
             errand = asked(&mut helper.questions) => match errand {
                 Errand::Question(question) => helper.reply(question).await,
                 Errand::Notice(notice) => helper.notify(notice).await,
@@ -156,7 +162,9 @@ struct Helper {
     client: i32,
     greeted: bool,
     loader: Loader,
-    enclosure: Option<Enclosure>,
+    bypass: Option<Bypass>,
+    /// What the client has asked for last, without what the bypass adds.
+    rules: Vec<Rule>,
     prepared: Option<Prepared>,
     capture: Option<Capture>,
     questions: Option<Questions>,
@@ -172,7 +180,7 @@ impl Helper {
                 Ok(Response::Hello { version: VERSION })
             }
             _ if !self.greeted => Err(Failure::OutOfOrder("the client did not say hello".to_owned())),
-            Request::Enclose => self.enclose(),
+            Request::Enclose(options) => self.enclose(options),
             Request::Prepare { plan, mechanism } => self.prepare(plan, mechanism).await,
             Request::DryRun { plan, mechanism } => {
                 dry_run::text(&plan, &mechanism).await.map(|text| Response::DryRun { text })
@@ -181,10 +189,10 @@ impl Helper {
                 let result = self.start().await;
                 result.map(|(it, stream)| {
                     replies = Some(stream);
-                    captured(started.insert(it))
+                    captured(started.insert(it), self.bypass.as_ref().map(Bypass::kind))
                 })
             }
-            Request::Replace { rules } => self.replace(&rules),
+            Request::Replace { rules } => self.replace(rules),
         };
         let response = answer.unwrap_or_else(|failure| Response::Failed { failure });
         let listeners = started.iter().flat_map(|started| started.listeners.iter());
@@ -193,12 +201,11 @@ impl Helper {
         Ok(wire::send(stream, &response, &descriptors)?)
     }
 
-    fn enclose(&mut self) -> Result<Response, Failure> {
-        if self.enclosure.is_some() {
+    fn enclose(&mut self, options: BypassOptions) -> Result<Response, Failure> {
+        if self.bypass.is_some() {
             return Err(Failure::OutOfOrder("the client is enclosed already".to_owned()));
         }
-        let enclosure = Enclosure::new(self.client);
-        self.enclosure = Some(enclosure.map_err(|error| Failure::system("entering the bypass", &error))?);
+        self.bypass = Some(Bypass::enter(self.client, options)?);
         Ok(Response::Enclosed)
     }
 
@@ -206,15 +213,28 @@ impl Helper {
         if self.prepared.is_some() || self.capture.is_some() {
             return Err(Failure::OutOfOrder("a capture is prepared already".to_owned()));
         }
+        if let Some(bypass) = self.bypass.take() {
+            let candidates = Candidate::of(&mechanism);
+            let suits = |kind| candidates.iter().any(|candidate| candidate.goes_by(kind));
+            self.bypass = Some(bypass.suit(suits)?);
+        }
         // Nothing is loaded after this, and what the loader knows is many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
-        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism).await?);
+        self.rules.clone_from(&plan.rules);
+        let kind = self.bypass.as_ref().map(Bypass::kind);
+        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, kind).await?);
         Ok(Response::Prepared)
     }
 
     async fn start(&mut self) -> Result<(Started, UnixStream), Failure> {
         let prepared = self.prepared.take();
-        let prepared = prepared.ok_or_else(|| Failure::OutOfOrder("no capture is prepared".to_owned()))?;
+        let mut prepared =
+            prepared.ok_or_else(|| Failure::OutOfOrder("no capture is prepared".to_owned()))?;
+        if let Some(bypass) = &mut self.bypass
+            && bypass.refresh()?
+        {
+            prepared.replace_rules(&bypass.rules(&self.rules))?;
+        }
         let failed = |error: io::Error| Failure::system("making the socket pair for replies", &error);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let receiver = ours.try_clone().map(receive_requests).map_err(failed)?;
@@ -249,10 +269,33 @@ impl Helper {
         }
     }
 
-    fn replace(&mut self, rules: &[Rule]) -> Result<Response, Failure> {
+    fn replace(&mut self, rules: Vec<Rule>) -> Result<Response, Failure> {
         let capture = self.capture.as_mut();
         let capture = capture.ok_or_else(|| Failure::OutOfOrder("it is not capturing".to_owned()))?;
-        Ok(Response::Replaced { note: capture.replace_rules(rules)? })
+        let note = match &self.bypass {
+            Some(bypass) => capture.replace_rules(&bypass.rules(&rules))?,
+            None => capture.replace_rules(&rules)?,
+        };
+        self.rules = rules;
+        Ok(Response::Replaced { note })
+    }
+
+    fn looks_for_servers(&self) -> bool {
+        self.capture.is_some() && self.bypass.as_ref().is_some_and(Bypass::changes)
+    }
+
+    /// Leaves alone what ssh is newly connected to.
+    fn refresh_bypass(&mut self) {
+        let (Some(capture), Some(bypass)) = (&mut self.capture, &mut self.bypass) else { return };
+        match bypass.refresh() {
+            Ok(true) => {
+                if let Err(failure) = capture.replace_rules(&bypass.rules(&self.rules)) {
+                    tracing::warn!(%failure, "ssh's new server is captured");
+                }
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "ssh's new servers, if any, are captured"),
+        }
     }
 
     async fn refresh(&mut self) {
@@ -270,18 +313,19 @@ impl Helper {
         if let Some(capture) = self.capture {
             capture.undo().await;
         }
-        if let Some(enclosure) = self.enclosure {
-            enclosure.undo();
-        }
+        // Last: without it, ssh would be captured.
+        drop(self.bypass);
     }
 }
 
-fn captured(started: &Started) -> Response {
+fn captured(started: &Started, bypass: Option<BypassKind>) -> Response {
+    let bypassing = bypass.map(|kind| format!("; bypass by {kind}")).unwrap_or_default();
     Response::Captured {
         method: started.method,
         arrival: started.arrival,
         families: families(&started.listeners),
-        description: started.description.clone(),
+        bypass,
+        description: format!("{}{bypassing}", started.description),
         passed_over: started.passed_over.clone(),
     }
 }

@@ -16,7 +16,7 @@ use shuttle_common::{
 };
 
 use super::{
-    bypass::Cgroup,
+    bypass::{self, Cgroup},
     method::{Candidate, Loader, Method},
     parts::{
         Parts,
@@ -165,12 +165,13 @@ struct TrialCgroup {
 }
 
 impl TrialCgroup {
-    fn enter() -> Result<Self, super::parts::Error> {
+    fn enter() -> Result<Self, bypass::Error> {
         let pid = nix::unistd::getpid().as_raw();
         let parent = Cgroup::root()?.of_process(pid)?;
         let child = parent.make_bypass(pid)?;
         let trial = Self { parent, child, pid };
-        trial.child.add(pid).map_err(super::parts::Error::system("moving into the trial's cgroup"))?;
+        let remedy = "needs root, and a cgroup2 hierarchy that can be written to";
+        trial.child.add(pid).map_err(bypass::Error::step("moving into", "the trial's cgroup", remedy))?;
         Ok(trial)
     }
 }

@@ -16,7 +16,7 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 use crate::{
     Case, Method,
     app::{How, ask, connect},
-    kernel_rules,
+    bypass, kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
     lifetime, method, neighbours, notices, resolvers, rewrite,
     rewrite::our_cgroups,
@@ -30,7 +30,14 @@ const EITHER: &[Method] = &[Method::Lookup, Method::Rewrite];
 pub(crate) const ALL: &[Case] = &[
     ("steering", EITHER, steering),
     ("existing_connections_stay", EITHER, existing_connections_stay),
-    ("bypass_cgroup", EITHER, bypass_cgroup),
+    ("bypass_once", EITHER, bypass::once),
+    ("bypass_by_mark", EITHER, bypass::by_mark),
+    ("bypass_by_address", EITHER, bypass::by_address),
+    ("bypass_by_address_later", LOOKUP, bypass::by_address_later),
+    ("bypass_by_cgroup", LOOKUP, bypass::by_cgroup),
+    ("bypass_falls_back", EITHER, bypass::falls_back),
+    ("bypass_attached", LOOKUP, bypass::an_attached_program_ends_with_its_cgroup),
+    ("bypass_killed", LOOKUP, bypass::killed),
     ("other_namespaces", EITHER, other_namespaces),
     ("other_programs", EITHER, neighbours::other_programs),
     ("container_with_programs", LOOKUP, neighbours::container_with_programs),
@@ -200,28 +207,6 @@ fn existing_connections_stay() {
     echoes("while capturing");
     drop(handle);
     echoes("after");
-}
-
-fn bypass_cgroup() {
-    let _world = World::new();
-    let cgroup = || std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
-    let before = cgroup();
-    let (mut handle, _captured) = start(&everything());
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
-    for (how, destination) in
-        [(How::Plain, "10.99.0.1:7"), (How::Plain, "[fd99::1]:7"), (How::Mapped, "10.99.0.1:7")]
-    {
-        assert_eq!(ask(how, address(destination)), "world", "{how:?} {destination}");
-    }
-    let script = "exec 3<>/dev/tcp/10.99.0.1/7; cat <&3";
-    let child = std::process::Command::new("bash").args(["-c", script]).output().expect("bash");
-    assert_eq!(String::from_utf8_lossy(&child.stdout), "world", "a child inherits it");
-    let error = handle.enclose().and_then(|()| handle.settle()).expect_err("twice");
-    assert_eq!(error.to_string(), "the client is enclosed already");
-    drop(handle);
-    assert_eq!(cgroup(), before, "back where it was");
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
 }
 
 fn other_namespaces() {

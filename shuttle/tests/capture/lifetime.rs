@@ -12,7 +12,10 @@ use nix::{
     unistd::Pid,
 };
 use shuttle::{
-    capture::handle::{Captured, Handle},
+    capture::{
+        BypassOptions,
+        handle::{Captured, Handle},
+    },
     helper::cleanup,
     policy::Plan,
 };
@@ -68,7 +71,7 @@ pub(crate) fn killed_helper() {
     let established =
         [(How::Plain, "10.99.0.1:9"), (How::Plain, "[fd99::1]:9"), (How::From("10.77.0.1"), "10.99.0.1:9")];
     let established = established.map(|(how, to)| connect(how, address(to)).expect("captured"));
-    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
+    handle.enclose(BypassOptions::default()).and_then(|()| handle.settle()).expect("enclose");
     drop(captured);
     kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
     drop(handle);

@@ -19,6 +19,7 @@ use nix::{
 };
 use shuttle::{
     capture::{
+        BypassOptions,
         datagrams::Datagrams,
         handle::{Captured, Handle},
         replies::{Outlet, Question, Replies, Way},
@@ -527,7 +528,7 @@ pub(crate) fn killed_helper() {
 pub(crate) fn bypass() {
     let _world = world();
     let (mut handle, _proxy) = start(&everything());
-    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
+    handle.enclose(BypassOptions::default()).and_then(|()| handle.settle()).expect("enclose");
     for how in [How::Unconnected, How::Connected, How::Mapped] {
         assert_eq!(ask(how, address("10.99.0.1:7")), "world", "{how:?}");
     }

@@ -1,12 +1,13 @@
 //! Why the eBPF method can't capture.
 
-use std::io;
-
 use shuttle_common::compile;
 
 use crate::{
     capture::{Failure, MethodName, Missing},
-    helper::parts::{claim, listeners, netlink, tun},
+    helper::{
+        bypass,
+        parts::{claim, listeners, netlink, tun},
+    },
 };
 
 /// Why the eBPF method can't capture. Each names thing and remedy.
@@ -30,9 +31,6 @@ pub(crate) enum Error {
         /// What the kernel says.
         reason: String,
     },
-    /// No cgroup2 hierarchy.
-    #[error("opening the cgroup2 hierarchy: {0}")]
-    Cgroup(io::Error),
     /// Forwarded packets are steered by marks.
     #[error("forwarded traffic can't be captured by rewriting")]
     NoForwarding,
@@ -48,9 +46,9 @@ pub(crate) enum Error {
     /// A look at this host's network, or a change of it, failed.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// The cgroup of the listeners can't be had.
+    /// A cgroup can't be had.
     #[error(transparent)]
-    ListenerCgroup(#[from] crate::helper::parts::Error),
+    Cgroup(#[from] bypass::Error),
 }
 
 impl From<tun::Error> for Error {
@@ -66,14 +64,13 @@ impl From<Error> for Failure {
                 Missing::Program { name: name.to_owned(), reason, needs: needs.to_owned() }
             }
             Error::Map { name, reason } => Missing::Map { name: name.to_owned(), reason },
-            Error::Cgroup(error) => Missing::Cgroup2(error.to_string()),
             Error::NoForwarding => Missing::Forwarding,
             Error::Claim(claim::Error::Tun(tun::Error::Create(error))) => Missing::Tun(error.to_string()),
             Error::Rules(error) => return Self::Rules(error.to_string()),
             Error::Claim(error) => return error.into(),
             Error::Listeners(error) => return error.into(),
             Error::Netlink(error) => return error.into(),
-            Error::ListenerCgroup(error) => return Self::system("making the listeners' cgroup", &error),
+            Error::Cgroup(error) => Missing::Cgroup(error.to_string()),
         };
         Self::Unable { method: MethodName::Ebpf, missing: vec![missing] }
     }

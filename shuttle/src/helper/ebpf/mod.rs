@@ -16,11 +16,7 @@ mod render;
 mod rewrite;
 mod router;
 
-use std::{
-    net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use shuttle_common::{
     compile::{self, Entries, compile},
@@ -35,6 +31,7 @@ use self::{
     rewrite::Rewriting,
     router::Router,
 };
+use super::bypass::Cgroup;
 use super::parts::{
     Facts, Parts,
     answer::{Sender, SenderError},
@@ -46,7 +43,7 @@ use super::parts::{
 };
 use crate::{
     capture::{Arrival, DatagramArrival, EbpfOptions, IngressHook, Listeners, Steering, StreamArrival},
-    sys::capture::{cgroup2_root, wait_for_programs},
+    sys::capture::wait_for_programs,
 };
 
 /// How traffic arrives that the lookup program has steered.
@@ -117,12 +114,12 @@ impl Ebpf {
     /// From now on connections and datagrams are captured. The programs at the cgroup are attached last, so nothing is
     /// captured before everything works.
     pub(super) async fn start(&mut self, parts: &mut Parts) -> Result<(), Error> {
-        let root = cgroup2_root().map_err(Error::Cgroup)?;
+        let root = Cgroup::root()?;
         self.start_in(&root, parts).await
     }
 
     /// Captures the traffic of the programs in a cgroup alone.
-    pub(super) async fn start_in(&mut self, cgroup: &OwnedFd, parts: &mut Parts) -> Result<(), Error> {
+    pub(super) async fn start_in(&mut self, cgroup: &Cgroup, parts: &mut Parts) -> Result<(), Error> {
         self.look_at_own(parts).await?;
         if let State::Lookup { slot, .. } = &self.steering {
             let routes: Vec<_> = parts.link_local.entries(*slot).collect();
@@ -145,15 +142,15 @@ impl Ebpf {
     async fn attach(
         &mut self,
         attachment: &Attachment,
-        cgroup: &OwnedFd,
+        cgroup: &Cgroup,
         parts: &mut Parts,
     ) -> Result<(), Error> {
         let programs = &mut self.programs;
         match (attachment, &mut self.steering) {
             (Attachment::Namespace(name), _) => programs.attach_to_namespace(name)?,
-            (Attachment::Cgroup(name), _) => programs.attach_to_cgroup(cgroup.as_fd(), name)?,
+            (Attachment::Cgroup(name), _) => programs.attach_to_cgroup(cgroup, name)?,
             (Attachment::CgroupIfThere(name), State::Rewrite(rewriting)) if rewriting.names_peers() => {
-                programs.attach_to_cgroup(cgroup.as_fd(), name)?;
+                programs.attach_to_cgroup(cgroup, name)?;
             }
             (Attachment::CgroupIfThere(_), _) => {}
             (Attachment::Ingress(_, lan, hook), State::Lookup { slot, router }) => {

@@ -190,7 +190,7 @@ impl ListenerCgroup {
     }
 
     fn attach(&self, program: &mut CgroupSockopt) -> Result<(), Error> {
-        let attached = program.attach(&self.cgroup.0, CgroupAttachMode::Single);
+        let attached = program.attach(&self.cgroup, CgroupAttachMode::Single);
         attached.map(drop).map_err(|error: ProgramError| program_failed(ORIGIN, NEEDS, &error))
     }
 }

@@ -2,7 +2,6 @@
 
 pub(crate) mod answer;
 pub(crate) mod claim;
-pub(crate) mod error;
 pub(crate) mod icmp;
 pub(crate) mod lan;
 pub(crate) mod ledger;
@@ -29,8 +28,6 @@ use self::{
     slot::Slot,
 };
 use crate::policy::{Families, Nameserver, Plan};
-
-pub(crate) use error::Error;
 
 /// The parts of one capture.
 #[derive(Debug)]
