@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use shuttle::cli::{Args, ChangeRules, Verb, Whom};
+use shuttle::config::{self, Config, Verbosity};
 use shuttle::control::verbs::{self, Question};
 use shuttle::control::{Action, Change, Request};
 use shuttle::say::say;
@@ -13,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     let args = Args::parse_or_exit();
-    log_to_stderr(args.tunnel.verbose);
+    log_to_stderr(Verbosity::from_count(args.tunnel.verbose));
     match run(&args) {
         Ok(code) => code,
         Err(error) => {
@@ -25,7 +26,10 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.verb {
-        None => client::run(&args.tunnel),
+        None => match Config::new(&args.tunnel) {
+            Ok(config) => client::run(&config),
+            Err(error) => Ok(mistake(&error)),
+        },
         Some(Verb::Status(ask)) => Ok(question(&ask.whom, Request::Status, ask.json)),
         Some(Verb::Flows(ask)) => Ok(question(&ask.whom, Request::Flows, ask.json)),
         Some(Verb::Rules(ask)) => Ok(question(&ask.whom, Request::Rules, ask.json)),
@@ -46,29 +50,32 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn change(rules: &ChangeRules, action: Action) -> ExitCode {
-    match rules.all() {
+    match config::changed_subnets(rules) {
         Ok(subnets) => {
             let subnets = subnets.iter().map(ToString::to_string).collect();
             let change = Change { action, subnets, kill_flows: rules.kill_flows };
             question(&rules.whom, Request::Change(change), false)
         }
-        Err(error) => {
-            say(format_args!("shuttle: {error}"));
-            ExitCode::from(2)
-        }
+        Err(error) => mistake(&error),
     }
+}
+
+/// Says what is wrong with the command line.
+fn mistake(error: &dyn std::error::Error) -> ExitCode {
+    say(format_args!("shuttle: {error}"));
+    ExitCode::from(2)
 }
 
 fn question(whom: &Whom, request: Request, json: bool) -> ExitCode {
     verbs::run(&Question { name: whom.name.clone(), request, json })
 }
 
-fn log_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => LevelFilter::WARN,
-        1 => LevelFilter::INFO,
-        2 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
+fn log_to_stderr(verbosity: Verbosity) {
+    let level = match verbosity {
+        Verbosity::Warnings => LevelFilter::WARN,
+        Verbosity::Steps => LevelFilter::INFO,
+        Verbosity::Connections => LevelFilter::DEBUG,
+        Verbosity::Everything => LevelFilter::TRACE,
     };
     let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
     // It would tell of them by eprintln!: see `say`.

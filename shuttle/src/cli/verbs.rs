@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs};
 
-use crate::config::{ListError, read_lists};
 use crate::control::InstanceName;
 use crate::policy::Subnet;
 
@@ -42,13 +41,4 @@ pub struct ChangeRules {
     /// Reset connections that go through the tunnel and by the new rules wouldn't; else they go on as they are
     #[arg(long)]
     pub kill_flows: bool,
-}
-
-impl ChangeRules {
-    /// All the subnets, those of files too, which are read.
-    pub fn all(&self) -> Result<Vec<Subnet>, ListError> {
-        let mut all = self.subnet.clone();
-        all.extend(read_lists(&self.subnets)?);
-        Ok(all)
-    }
 }

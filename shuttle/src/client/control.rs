@@ -16,9 +16,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
+use crate::config;
 use crate::control::wire::{self, MOST_ASKED};
 use crate::control::{Action, Change, Claim, ClaimError, Name, Request, Response};
-use crate::policy::{Subnet, TypedRule};
+use crate::policy::{Origin, Subnet, SubnetRule};
 pub(super) use desk::{Desk, Facts};
 
 /// Connections that are served at the same time.
@@ -38,7 +39,7 @@ pub(super) enum Command {
     Rules,
     /// Put these rules in the place of what was said of just their subnets.
     Add {
-        rules: Vec<TypedRule>,
+        rules: Vec<SubnetRule>,
         kill_flows: bool,
     },
     /// Forget what was said of just these.
@@ -182,7 +183,7 @@ async fn understand(request: Request) -> Result<Command, Response> {
         Action::Remove => return Ok(Command::Remove { subnets, kill_flows }),
     };
     let resolve = move || -> Result<Vec<_>, _> {
-        subnets.into_iter().map(|subnet| TypedRule::resolve(subnet, verdict)).collect()
+        subnets.into_iter().map(|subnet| config::resolve(subnet, verdict, Origin::Verb)).collect()
     };
     match timeout(RESOLVER_LIMIT, on_a_thread(resolve)).await {
         Ok(Some(Ok(rules))) => Ok(Command::Add { rules, kill_flows }),

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::capture::DatagramArrival;
 use crate::capture::handle::Handle;
-use crate::cli::Tunnel;
+use crate::config::{Config, Verbosity};
 use crate::control::ClaimError;
 use crate::link::{End, Link, Pipes};
 use crate::mux::Side;
@@ -45,13 +45,8 @@ const USAGE: u8 = 2;
 
 /// Runs a tunnel until a signal or a failure ends it.
 ///
-/// 0 after a signal, 2 for a mistake in `tunnel`; an error is the one line that says what failed and what to try.
-pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
-    let line =
-        match tunnel.remote.as_ref().map(|remote| CommandLine::new(&tunnel.ssh_cmd, remote)).transpose() {
-            Ok(line) => line,
-            Err(error) => return Ok(usage(&error)),
-        };
+/// 0 after a signal, 2 for a mistake in `config`; an error is the one line that says what failed and what to try.
+pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let identity = Identity::of_invoker()?;
     let mut helper = Handle::spawn()?;
     helper.enclose()?;
@@ -64,27 +59,27 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let settings = Settings {
         environment: identity.environment(),
-        prefer_cipher: !tunnel.no_cipher_preference,
-        share: tunnel.lanes != LaneCount::Exactly(NonZeroU8::MIN),
-        verbose: tunnel.verbose > 0,
+        prefer_cipher: config.prefer_cipher,
+        share: config.lanes != LaneCount::Exactly(NonZeroU8::MIN),
+        verbose: config.verbosity > Verbosity::Warnings,
     };
     // ssh is only asked for its configuration as yet, while the helper encloses this process.
-    let remote = line.map(|line| {
+    let remote = config.ssh.clone().map(|line| {
         let extras = runtime.block_on(Extras::find(&line, &settings));
         (line, extras)
     });
     helper.settle()?;
     // While a signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
-    let rules = match tunnel.rules() {
+    let rules = match config.sources.resolve() {
         Ok(rules) => rules,
         Err(error) => return Ok(usage(&error)),
     };
-    helper.prepare(&rules.plan(tunnel.lans()), tunnel.mechanism())?;
+    helper.prepare(&rules.plan(config.scope.clone(), config.lans.clone()), config.mechanism)?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
         // From here on a signal lets it be removed again.
-        let host = tunnel.remote.as_ref().map(|remote| remote.host.as_str());
-        let mut control = match control::claim(tunnel.name.as_ref(), host) {
+        let host = config.ssh.as_ref().map(|line| line.remote().host.as_str());
+        let mut control = match control::claim(config.name.as_ref(), host) {
             Ok(claim) => Control::serve(claim)?,
             Err(error @ ClaimError::Taken(_)) => return Ok(usage(&error)),
             Err(error @ ClaimError::Place(_)) => return Err(error.into()),
@@ -97,15 +92,13 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
             },
             () = signals.any() => return Ok(ExitCode::SUCCESS),
         };
-        let wanted = Wanted { lanes: tunnel.lanes, connections: tunnel.connections };
-        let remote = tunnel.remote.as_ref().map(ToString::to_string);
-        let timeouts = Timeouts {
-            one_way: Duration::from_secs(tunnel.udp_timeout.into()),
-            both_ways: Duration::from_secs(tunnel.udp_stream_timeout.into()),
-        };
+        let wanted = Wanted { lanes: config.lanes, connections: config.connections };
+        let remote = config.ssh.as_ref().map(|line| line.remote().to_string());
+        let timeouts =
+            Timeouts { one_way: config.udp_timeouts.one_way, both_ways: config.udp_timeouts.both_ways };
         let nameservers = Nameservers {
             captured: rules.nameservers().iter().map(|it| it.address).collect(),
-            target: tunnel.resolver(),
+            target: config.resolver,
         };
         let mut tunnel = match Running::start(session, wanted, (timeouts, nameservers), &mut signals).await {
             Ok(tunnel) => tunnel,

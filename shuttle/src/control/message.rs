@@ -183,8 +183,30 @@ pub struct RuleLine {
     /// For a name, the networks that it stood for when it was typed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
-    /// Nobody typed it.
+    /// It is an exclusion that is there by default.
     pub default: bool,
+    /// Where it comes from; a tunnel of an older version doesn't tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<RuleOrigin>,
+    /// For [`RuleOrigin::File`], which one, as typed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+}
+
+/// Where a rule comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleOrigin {
+    /// The command line.
+    CommandLine,
+    /// A file that the command line names.
+    File,
+    /// `shuttle include` or `shuttle exclude`.
+    Verb,
+    /// A nameserver whose queries are captured.
+    Nameserver,
+    /// Nobody asked for it.
+    Default,
 }
 
 /// Which way a rule sends connections.
@@ -210,18 +232,30 @@ pub struct Changed {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp => f.write_str("tcp"),
-            Self::Udp => f.write_str("udp"),
-        }
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+impl fmt::Display for RuleOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CommandLine => "command line",
+            Self::File => "file",
+            Self::Verb => "verb",
+            Self::Nameserver => "nameserver",
+            Self::Default => "default",
+        })
     }
 }
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Include => f.write_str("include"),
-            Self::Exclude => f.write_str("exclude"),
-        }
+        f.pad(match self {
+            Self::Include => "include",
+            Self::Exclude => "exclude",
+        })
     }
 }

@@ -10,6 +10,6 @@ pub mod wire;
 
 pub use message::{
     Action, Change, Changed, Direction, Drops, Flow, Lanes, Protocol, Request, Response, RuleCounts,
-    RuleLine, Status, Way,
+    RuleLine, RuleOrigin, Status, Way,
 };
 pub use place::{Claim, ClaimError, InstanceName, Name, NameError};

@@ -115,6 +115,7 @@ fn a_tunnel_tells_how_it_goes() -> Result<()> {
                 "{rules:#?}"
             );
             ensure!(rules.iter().filter(|rule| rule["default"] == true).count() == 9, "{rules:#?}");
+            ensure!(rules[0]["origin"] == "command_line" && rules[3]["origin"] == "default", "{rules:#?}");
             for (verb, words) in [
                 (
                     "status",
@@ -128,9 +129,10 @@ fn a_tunnel_tells_how_it_goes() -> Result<()> {
                 (
                     "rules",
                     &[
-                        "include 10.78.0.0/24\n",
-                        "exclude server  # 10.77.0.2/32\n",
-                        "exclude 127.0.0.0/8  # default\n",
+                        "rule    subnet                   origin\n",
+                        "include 10.78.0.0/24             command line\n",
+                        "exclude server                   command line  # 10.77.0.2/32\n",
+                        "exclude 127.0.0.0/8              default\n",
                     ],
                 ),
             ] {
@@ -430,8 +432,26 @@ fn subnets_come_from_files() -> Result<()> {
     for (target, way) in [(TARGET, Captured), (OTHER, Direct), (TARGET6, Captured)] {
         expect(&lab, target, &[], way)?;
     }
+    let origins = |lab: &Lab| -> Result<Vec<String>> {
+        let rules = json(lab, &["rules"])?;
+        let explicit = rules.as_array().context("no array")?.iter().filter(|rule| rule["default"] == false);
+        let text = |rule: &Value| {
+            let field = |name: &str| rule[name].as_str().unwrap_or("-").to_owned();
+            ["way", "subnet", "origin", "file"].map(field).join(" ")
+        };
+        Ok(explicit.map(text).collect())
+    };
+    let of_file = |rule: &str, file: &str| format!("{rule} file {file}");
+    let want = [
+        of_file("include 10.78.0.0/24", &included),
+        of_file("include fd78::/64", &included),
+        of_file("exclude 10.78.0.3", &excluded),
+    ];
+    ensure!(origins(&lab)? == want, "{:?}", origins(&lab)?);
     told(&lab, &["remove", "-s", &excluded], 0)?;
     told(&lab, &["exclude", "-s", &included], 0)?;
+    let want = ["exclude 10.78.0.0/24 verb -", "exclude fd78::/64 verb -"];
+    ensure!(origins(&lab)? == want, "{:?}", origins(&lab)?);
     for target in [TARGET, OTHER, TARGET6] {
         expect(&lab, target, &[], Direct)?;
     }

@@ -13,10 +13,10 @@ use crate::capture::MethodName;
 use crate::capture::handle::Handle;
 use crate::client::accept::{Losses, Order, Orders};
 use crate::control::{
-    Changed, Direction, Drops, Flow, Lanes, Protocol, Response, RuleCounts, RuleLine, Status, Way,
+    Changed, Direction, Drops, Flow, Lanes, Protocol, Response, RuleCounts, RuleLine, RuleOrigin, Status, Way,
 };
 use crate::link::{FlowSurvey, Survey};
-use crate::policy::{RuleSet, Subnet, TypedRule};
+use crate::policy::{Origin, RuleSet, SubnetRule};
 
 /// Over what time rates are measured, when they are asked for.
 const RATE_TIME: Duration = Duration::from_millis(250);
@@ -157,33 +157,36 @@ fn flow((protocol, survey): &(Protocol, FlowSurvey)) -> Flow {
 }
 
 fn counts(rules: &RuleSet) -> RuleCounts {
-    let count = |verdict| rules.typed().iter().filter(|rule| rule.verdict == verdict).count() as u64;
+    let count = |verdict| rules.explicit().iter().filter(|rule| rule.verdict == verdict).count() as u64;
     RuleCounts {
         include: count(Verdict::Capture),
         exclude: count(Verdict::Pass),
-        default: rules.defaults().len() as u64,
+        default: rules.implied().iter().filter(|rule| rule.origin == Origin::Default).count() as u64,
     }
 }
 
 fn lines(rules: &RuleSet) -> Vec<RuleLine> {
-    let typed = rules.typed().iter().map(|TypedRule { subnet, networks, verdict }| RuleLine {
+    rules.explicit().iter().chain(&rules.implied()).map(line).collect()
+}
+
+fn line(rule: &SubnetRule) -> RuleLine {
+    let SubnetRule { subnet, networks, verdict, origin } = rule;
+    let networks = if subnet.name().is_some() { networks.as_slice() } else { &[] };
+    let (origin, file) = match origin {
+        Origin::CommandLine => (RuleOrigin::CommandLine, None),
+        Origin::File(path) => (RuleOrigin::File, Some(path.display().to_string())),
+        Origin::Verb => (RuleOrigin::Verb, None),
+        Origin::Nameserver => (RuleOrigin::Nameserver, None),
+        Origin::Default => (RuleOrigin::Default, None),
+    };
+    RuleLine {
         way: way(*verdict),
         subnet: subnet.to_string(),
-        networks: if subnet.is_name() {
-            networks.iter().map(ToString::to_string).collect()
-        } else {
-            Vec::new()
-        },
-        default: false,
-    });
-    let defaults = rules.defaults();
-    let defaults = defaults.iter().map(|rule| RuleLine {
-        way: way(rule.verdict),
-        subnet: Subnet::from(*rule).to_string(),
-        networks: Vec::new(),
-        default: true,
-    });
-    typed.chain(defaults).collect()
+        networks: networks.iter().map(ToString::to_string).collect(),
+        default: origin == RuleOrigin::Default,
+        origin: Some(origin),
+        file,
+    }
 }
 
 fn way(verdict: Verdict) -> Way {
