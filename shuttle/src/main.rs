@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write as _};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use shuttle::cli::{Args, ChangeRules, Verb, Whom};
+use shuttle::cli::{Args, ChangeRules, Tunnel, Verb, Whom};
 use shuttle::config::{self, Config, Verbosity};
 use shuttle::control::verbs::{self, Question};
 use shuttle::control::{Action, Change, Request};
@@ -26,10 +26,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.verb {
-        None => match Config::new(&args.tunnel) {
-            Ok(config) => client::run(&config),
-            Err(error) => Ok(mistake(&error)),
-        },
+        None => tunnel(&args.tunnel),
         Some(Verb::Status(ask)) => Ok(question(&ask.whom, Request::Status, ask.json)),
         Some(Verb::Flows(ask)) => Ok(question(&ask.whom, Request::Flows, ask.json)),
         Some(Verb::Rules(ask)) => Ok(question(&ask.whom, Request::Rules, ask.json)),
@@ -46,6 +43,14 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
             std::io::stdout().lock().write_all(helper::cleanup::run()?.to_string().as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+fn tunnel(arguments: &Tunnel) -> anyhow::Result<ExitCode> {
+    match Config::new(arguments).map_err(client::Error::from).and_then(|config| client::run(&config)) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.is_mistake() => Ok(mistake(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 

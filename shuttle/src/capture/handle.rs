@@ -84,6 +84,9 @@ pub enum Error {
     /// The helper went away; it has said why on stderr.
     #[error("the firewall helper ended early: {0}")]
     Gone(wire::Error),
+    /// The helper hangs. Its answer may still come, so that this handle is of no use any more.
+    #[error("the firewall helper hasn't answered for {ANSWER_LIMIT:?}")]
+    Silent,
     /// Two versions of the program.
     #[error("the firewall helper speaks version {theirs}, this program {VERSION}: restart shuttle")]
     Version {
@@ -186,9 +189,11 @@ impl Handle {
     }
 
     fn receive(&self) -> Result<(Response, Vec<OwnedFd>), Error> {
-        match wire::receive(&self.stream).map_err(Error::Gone)? {
-            (Response::Failed { message }, _) => Err(Error::Failed(message)),
-            answer => Ok(answer),
+        match wire::receive(&self.stream) {
+            Ok((Response::Failed { message }, _)) => Err(Error::Failed(message)),
+            Ok(answer) => Ok(answer),
+            Err(wire::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Silent),
+            Err(error) => Err(Error::Gone(error)),
         }
     }
 

@@ -1,9 +1,11 @@
-//! The tunnel's end of the control socket: who may ask, how much and how long; and, in [`desk`], the answers.
+//! The tunnel's end of the control socket: who may connect, and limits on size and time. [`responder`] answers, [`changes`]
+//! changes the rules.
 //!
-//! Nothing here touches the tunnel itself: what was understood goes to the client's loop, one request at a time. Whoever
-//! talks nonsense, or says nothing, holds one of a few places for a few seconds.
+//! Nothing here touches the tunnel itself: a request that was understood goes to the client's loop. A connection that
+//! sends nonsense, or nothing, holds one of a few places for a few seconds.
 
-mod desk;
+mod changes;
+mod responder;
 
 use std::io;
 use std::sync::Arc;
@@ -19,11 +21,12 @@ use tokio::time::{sleep, timeout};
 use crate::config;
 use crate::control::wire::{self, MOST_ASKED};
 use crate::control::{Action, Change, Claim, ClaimError, Name, Request, Response};
-use crate::policy::{Origin, Subnet, SubnetRule};
-pub(super) use desk::{Desk, Facts};
+use crate::policy::{Origin, Subnet};
+use changes::Edit;
+pub(super) use responder::{Responder, TunnelInfo};
 
 /// Connections that are served at the same time.
-const PLACES: usize = 8;
+const MAX_CONNECTIONS: usize = 8;
 /// How long one may take to ask, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the resolver may take for the names in a change.
@@ -37,14 +40,10 @@ pub(super) enum Command {
     Status,
     Flows,
     Rules,
-    /// Put these rules in the place of what was said of just their subnets.
-    Add {
-        rules: Vec<SubnetRule>,
-        kill_flows: bool,
-    },
-    /// Forget what was said of just these.
-    Remove {
-        subnets: Vec<Subnet>,
+    /// Change the rules.
+    Change {
+        edit: Edit,
+        /// Whether to reset connections that the new rules don't capture.
         kill_flows: bool,
     },
     Stop,
@@ -104,7 +103,7 @@ impl Control {
 
 async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
     const AFTER_FAILURE: Duration = Duration::from_millis(200);
-    let places = Arc::new(Semaphore::new(PLACES));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
@@ -136,7 +135,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) -> Result<()
     let understood = match timeout(PATIENCE, receive(&mut stream)).await {
         Ok(Ok(request)) => understand(request).await,
         Ok(Err(wire::Error::Io(error))) => return Err(error.into()),
-        Ok(Err(error)) => Err(Response::Failed { message: error.to_string() }),
+        Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_elapsed) => return Ok(()),
     };
     let response = match understood {
@@ -180,18 +179,16 @@ async fn understand(request: Request) -> Result<Command, Response> {
     let verdict = match action {
         Action::Include => Verdict::Capture,
         Action::Exclude => Verdict::Pass,
-        Action::Remove => return Ok(Command::Remove { subnets, kill_flows }),
+        Action::Remove => return Ok(Command::Change { edit: Edit::Remove(subnets), kill_flows }),
     };
     let resolve = move || -> Result<Vec<_>, _> {
         subnets.into_iter().map(|subnet| config::resolve(subnet, verdict, Origin::Verb)).collect()
     };
     match timeout(RESOLVER_LIMIT, on_a_thread(resolve)).await {
-        Ok(Some(Ok(rules))) => Ok(Command::Add { rules, kill_flows }),
+        Ok(Some(Ok(rules))) => Ok(Command::Change { edit: Edit::Add(rules), kill_flows }),
         Ok(Some(Err(error))) => Err(mistaken(error.to_string())),
-        Ok(None) => Err(Response::Failed { message: "no thread for the resolver".into() }),
-        Err(_) => {
-            Err(Response::Failed { message: "the resolver doesn't answer: give addresses, not names".into() })
-        }
+        Ok(None) => Err(failed("no thread for the resolver".into())),
+        Err(_) => Err(failed("the resolver doesn't answer: give addresses, not names".into())),
     }
 }
 
@@ -215,10 +212,14 @@ fn mistaken(message: String) -> Response {
     Response::Mistaken { message }
 }
 
+fn failed(message: String) -> Response {
+    Response::Failed { message }
+}
+
 fn ending() -> Response {
-    Response::Failed { message: "this tunnel is ending".into() }
+    failed("this tunnel is ending".into())
 }
 
 fn busy() -> Response {
-    Response::Failed { message: "this tunnel is still connecting, or its helper is busy: try again".into() }
+    failed("this tunnel is still connecting, or its helper is busy: try again".into())
 }

@@ -3,17 +3,18 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use shuttle_common::compile::compile;
-use shuttle_common::rule::{Rule, Verdict};
+use shuttle_common::rule::Verdict;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use super::{Asked, Command, ending, mistaken};
+use super::changes::Changes;
+use super::{Asked, Command, ending};
 use crate::capture::MethodName;
-use crate::capture::handle::Handle;
 use crate::client::accept::{Losses, Order, Orders};
+use crate::client::helper::Requests;
+use crate::config::Config;
 use crate::control::{
-    Changed, Direction, Drops, Flow, Lanes, Protocol, Response, RuleCounts, RuleLine, RuleOrigin, Status, Way,
+    Direction, Drops, Flow, Lanes, Name, Protocol, Response, RuleCounts, RuleLine, RuleOrigin, Status, Way,
 };
 use crate::link::{FlowSurvey, Survey};
 use crate::policy::{Origin, RuleSet, SubnetRule};
@@ -21,43 +22,61 @@ use crate::policy::{Origin, RuleSet, SubnetRule};
 /// Over what time rates are measured, when they are asked for.
 const RATE_TIME: Duration = Duration::from_millis(250);
 
-/// What does not change while a tunnel runs.
+/// What `status` tells of a tunnel that doesn't change while it runs.
 #[derive(Clone, Debug)]
-pub(in crate::client) struct Facts {
-    pub(in crate::client) name: String,
-    pub(in crate::client) remote: Option<String>,
-    pub(in crate::client) method: MethodName,
+pub(in crate::client) struct TunnelInfo {
+    name: String,
+    remote: Option<String>,
+    method: MethodName,
+    /// How it captures, for people.
     pub(in crate::client) capture: String,
 }
 
-/// Answers what is asked of a running tunnel, and has its rules.
-pub(in crate::client) struct Desk {
-    pub(in crate::client) facts: Facts,
-    pub(in crate::client) rules: RuleSet,
-    pub(in crate::client) orders: Orders,
+impl TunnelInfo {
+    pub(in crate::client) fn new(
+        config: &Config,
+        name: Option<&Name>,
+        method: MethodName,
+        capture: String,
+    ) -> Self {
+        Self {
+            name: name.map_or_else(String::new, |name| name.as_str().to_owned()),
+            remote: config.ssh.as_ref().map(|line| line.remote().to_string()),
+            method,
+            capture,
+        }
+    }
+
+    /// ` as NAME`, if verbs can reach it.
+    pub(in crate::client) fn called(&self) -> String {
+        if self.name.is_empty() { String::new() } else { format!(" as {}", self.name) }
+    }
 }
 
-impl Desk {
-    /// Answers, some of it later on a task. `Break` when the tunnel is to end.
-    pub(in crate::client) fn answer(&mut self, asked: Asked, helper: &mut Handle) -> ControlFlow<()> {
+/// Answers what is asked of a running tunnel. Never waits: what takes time is answered on tasks.
+pub(in crate::client) struct Responder {
+    info: TunnelInfo,
+    changes: Changes,
+    orders: Orders,
+}
+
+impl Responder {
+    /// For a tunnel that captures by `rules`. Needs a runtime.
+    pub(in crate::client) fn new(info: TunnelInfo, rules: RuleSet, helper: Requests, orders: Orders) -> Self {
+        Self { info, changes: Changes::new(rules, helper, orders.clone()), orders }
+    }
+
+    /// `Break` when the tunnel is to end.
+    pub(in crate::client) fn answer(&self, asked: Asked) -> ControlFlow<()> {
         let Asked { command, reply } = asked;
         let orders = self.orders.clone();
         match command {
-            Command::Status => later(reply, status(self.facts.clone(), counts(&self.rules), orders)),
+            Command::Status => {
+                later(reply, status(self.info.clone(), counts(&self.changes.rules()), orders));
+            }
             Command::Flows => later(reply, flows(orders)),
-            Command::Rules => now(reply, Response::Rules(lines(&self.rules))),
-            Command::Add { rules, kill_flows } => {
-                let mut next = self.rules.clone();
-                next.add(rules);
-                self.change(next, kill_flows, reply, helper);
-            }
-            Command::Remove { subnets, kill_flows } => {
-                let mut next = self.rules.clone();
-                match next.remove(&subnets) {
-                    Ok(()) => self.change(next, kill_flows, reply, helper),
-                    Err(error) => now(reply, mistaken(error.to_string())),
-                }
-            }
+            Command::Rules => now(reply, Response::Rules(lines(&self.changes.rules()))),
+            Command::Change { edit, kill_flows } => self.changes.submit(edit, kill_flows, reply),
             Command::Stop => {
                 now(reply, Response::Stopping);
                 return ControlFlow::Break(());
@@ -65,27 +84,10 @@ impl Desk {
         }
         ControlFlow::Continue(())
     }
-
-    /// Has the helper put `next` in force at one stroke; then connections may be reset that it doesn't capture.
-    fn change(&mut self, next: RuleSet, kill_flows: bool, reply: Reply, helper: &mut Handle) {
-        if let Err(error) = next.fits() {
-            return now(reply, mistaken(error.to_string()));
-        }
-        let rules = next.rules();
-        let note = match helper.replace_rules(rules.clone()) {
-            Ok(note) => note,
-            Err(error) => return now(reply, Response::Failed { message: error.to_string() }),
-        };
-        self.rules = next;
-        let (rules_now, orders) = (counts(&self.rules), self.orders.clone());
-        later(reply, async move {
-            let killed = if kill_flows { kill(&rules, &orders).await? } else { 0 };
-            Some(Response::Changed(Changed { rules: rules_now, killed, note }))
-        });
-    }
 }
 
-type Reply = oneshot::Sender<Response>;
+/// Where an answer goes.
+pub(super) type Reply = oneshot::Sender<Response>;
 
 /// Who asked may have gone.
 fn now(reply: Reply, response: Response) {
@@ -97,33 +99,26 @@ fn later(reply: Reply, response: impl Future<Output = Option<Response>> + Send +
     tokio::spawn(async move { now(reply, response.await.unwrap_or_else(ending)) });
 }
 
-/// Resets captured connections that `rules` wouldn't capture.
-async fn kill(rules: &[Rule], orders: &Orders) -> Option<u64> {
-    // The helper has compiled the same rules just now.
-    let entries = compile(rules).ok()?;
-    Some(orders.ask(|reply| Order::ResetOthers(entries, reply)).await? as u64)
-}
-
 async fn flows(orders: Orders) -> Option<Response> {
     let flows = orders.ask(Order::Flows).await?;
     Some(Response::Flows(flows.iter().map(flow).collect()))
 }
 
-async fn status(facts: Facts, rules: RuleCounts, orders: Orders) -> Option<Response> {
+async fn status(info: TunnelInfo, rules: RuleCounts, orders: Orders) -> Option<Response> {
     let (before, _) = orders.ask(Order::Survey).await?;
     sleep(RATE_TIME).await;
     let (survey, losses) = orders.ask(Order::Survey).await?;
-    Some(Response::Status(Box::new(describe(facts, rules, &before, &survey, losses))))
+    Some(Response::Status(Box::new(describe(info, rules, &before, &survey, losses))))
 }
 
-fn describe(facts: Facts, rules: RuleCounts, before: &Survey, now: &Survey, losses: Losses) -> Status {
+fn describe(info: TunnelInfo, rules: RuleCounts, before: &Survey, now: &Survey, losses: Losses) -> Status {
     let seconds = now.age.saturating_sub(before.age).as_secs_f64().max(1e-3);
     let direction = |bytes: u64, before: u64| Direction {
         bytes,
         bytes_per_second: (bytes.saturating_sub(before) as f64 / seconds) as u64,
     };
     let millis = |time: Duration| (time.as_secs_f64() * 1e5).round() / 1e2;
-    let Facts { name, remote, method, capture } = facts;
+    let TunnelInfo { name, remote, method, capture } = info;
     Status {
         name,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -156,7 +151,7 @@ fn flow((protocol, survey): &(Protocol, FlowSurvey)) -> Flow {
     }
 }
 
-fn counts(rules: &RuleSet) -> RuleCounts {
+pub(super) fn counts(rules: &RuleSet) -> RuleCounts {
     let count = |verdict| rules.explicit().iter().filter(|rule| rule.verdict == verdict).count() as u64;
     RuleCounts {
         include: count(Verdict::Capture),
