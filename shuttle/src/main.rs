@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write as _};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use shuttle::cli::{Args, ChangeRules, Tunnel, Verb, Whom};
+use shuttle::cli::{Args, ChangeRules, InstanceArgument, Tunnel, Verb};
 use shuttle::config::{self, Config, Verbosity};
 use shuttle::control::verbs::{self, Question};
 use shuttle::control::{Action, Change, Request};
@@ -27,13 +27,13 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.verb {
         None => tunnel(&args.tunnel),
-        Some(Verb::Status(ask)) => Ok(question(&ask.whom, Request::Status, ask.json)),
-        Some(Verb::Flows(ask)) => Ok(question(&ask.whom, Request::Flows, ask.json)),
-        Some(Verb::Rules(ask)) => Ok(question(&ask.whom, Request::Rules, ask.json)),
+        Some(Verb::Status(ask)) => Ok(question(&ask.instance, Request::Status, ask.json)),
+        Some(Verb::Flows(ask)) => Ok(question(&ask.instance, Request::Flows, ask.json)),
+        Some(Verb::Rules(ask)) => Ok(question(&ask.instance, Request::Rules, ask.json)),
         Some(Verb::Include(rules)) => Ok(change(rules, Action::Include)),
         Some(Verb::Exclude(rules)) => Ok(change(rules, Action::Exclude)),
         Some(Verb::Remove(rules)) => Ok(change(rules, Action::Remove)),
-        Some(Verb::Stop(whom)) => Ok(question(whom, Request::Stop, false)),
+        Some(Verb::Stop(instance)) => Ok(question(instance, Request::Stop, false)),
         Some(Verb::FirewallHelper) => Ok(helper::main(std::io::stdin().as_fd())),
         Some(Verb::Agent) => {
             agent::run(None)?;
@@ -59,7 +59,7 @@ fn change(rules: &ChangeRules, action: Action) -> ExitCode {
         Ok(subnets) => {
             let subnets = subnets.iter().map(ToString::to_string).collect();
             let change = Change { action, subnets, kill_flows: rules.kill_flows };
-            question(&rules.whom, Request::Change(change), false)
+            question(&rules.instance, Request::Change(change), false)
         }
         Err(error) => mistake(&error),
     }
@@ -71,8 +71,8 @@ fn mistake(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn question(whom: &Whom, request: Request, json: bool) -> ExitCode {
-    verbs::run(&Question { name: whom.name.clone(), request, json })
+fn question(instance: &InstanceArgument, request: Request, json: bool) -> ExitCode {
+    verbs::run(&Question { name: instance.name.clone(), request, json })
 }
 
 fn log_to_stderr(verbosity: Verbosity) {

@@ -1,5 +1,5 @@
-//! The command line as typed. What comes of it is [`crate::config`]'s business, defaults included: an option that nobody
-//! typed is `None` here, and its help text only repeats the default.
+//! The command line as typed. `config` resolves it and has the defaults: an option that nobody typed is `None` here,
+//! and its help text only repeats the default.
 
 mod listen;
 mod names;
@@ -15,7 +15,7 @@ use crate::say::say;
 use crate::ssh::{LaneCount, Remote};
 pub use listen::{Listen, ListenError};
 pub use names::Names;
-pub use verbs::{Ask, ChangeRules, Whom};
+pub use verbs::{ChangeRules, InstanceArgument, QueryArguments};
 
 /// Reach a remote network over ssh: every connection that this machine's programs open to SUBNET goes through the
 /// remote host, with nothing installed and no rights needed there.
@@ -127,20 +127,20 @@ pub enum SteeringArgument {
 /// What else shuttle does.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Tell how a running tunnel goes
-    Status(Ask),
+    /// Show the state of a running tunnel
+    Status(QueryArguments),
     /// List the connections that go through a running tunnel
-    Flows(Ask),
-    /// List the rules of a running tunnel
-    Rules(Ask),
-    /// Capture more while a tunnel runs
+    Flows(QueryArguments),
+    /// List the rules of a running tunnel, and where each comes from
+    Rules(QueryArguments),
+    /// Capture a subnet while a tunnel runs
     Include(ChangeRules),
-    /// Leave more alone while a tunnel runs
+    /// Leave a subnet alone while a tunnel runs
     Exclude(ChangeRules),
-    /// Forget what was said of a subnet
+    /// Remove the rules for a subnet while a tunnel runs
     Remove(ChangeRules),
     /// End a running tunnel, and wait until everything is undone
-    Stop(Whom),
+    Stop(InstanceArgument),
     /// Remove what a killed shuttle may have left on this machine
     Cleanup,
     /// The privileged half of a tunnel, started by shuttle itself

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::config;
-use crate::control::wire::{self, MOST_ASKED};
+use crate::control::wire::{self, MAX_REQUEST};
 use crate::control::{Action, Change, Claim, ClaimError, Name, Request, Response};
 use crate::policy::{Origin, Subnet};
 use changes::Edit;
@@ -157,7 +157,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) -> Result<()
 async fn receive(stream: &mut UnixStream) -> Result<Request, wire::Error> {
     let mut head = [0; 4];
     stream.read_exact(&mut head).await?;
-    let length = wire::length(head, MOST_ASKED)?;
+    let length = wire::length(head, MAX_REQUEST)?;
     // Grows by what comes, not by what is announced.
     let mut body = Vec::new();
     stream.take(length.into()).read_to_end(&mut body).await?;
@@ -192,11 +192,11 @@ async fn understand(request: Request) -> Result<Command, Response> {
     }
 }
 
-/// A thread of its own: the runtime would wait for one of its pool when the tunnel ends.
+/// Does what takes long, on a thread of its own: for one of its pool, the runtime would wait when the tunnel ends.
 async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, result) = oneshot::channel();
     let run = move || drop(sender.send(work()));
-    std::thread::Builder::new().name("resolver".into()).spawn(run).ok()?;
+    std::thread::Builder::new().name("rules".into()).spawn(run).ok()?;
     result.await.ok()
 }
 

@@ -57,12 +57,12 @@ pub(super) fn rules(rules: &[RuleLine]) -> String {
     let width = rules.iter().map(|rule| rule.subnet.len()).max().unwrap_or(0).clamp(24, 50);
     let mut text = format!("{:<7} {:<width$} origin\n", "rule", "subnet");
     for rule in rules {
-        let RuleLine { way, subnet, networks, default: _, origin, file } = rule;
+        let RuleLine { kind, subnet, networks, default: _, origin, file } = rule;
         let origin = origin.map_or_else(|| "unknown".to_owned(), |origin| origin.to_string());
         let file = file.as_ref().map(|file| format!(" {file}")).unwrap_or_default();
         let networks =
             if networks.is_empty() { String::new() } else { format!("  # {}", networks.join(" ")) };
-        text += &format!("{way:<7} {subnet:<width$} {origin}{file}{networks}\n");
+        text += &format!("{kind:<7} {subnet:<width$} {origin}{file}{networks}\n");
     }
     text
 }
@@ -89,12 +89,12 @@ fn age(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{RuleOrigin, Way};
+    use crate::control::{RuleKind, RuleOrigin};
 
     #[test]
     fn rules_are_aligned_and_have_their_origin() {
-        let rule = |way, subnet: &str, origin, file: Option<&str>, networks: &[&str]| RuleLine {
-            way,
+        let rule = |kind, subnet: &str, origin, file: Option<&str>, networks: &[&str]| RuleLine {
+            kind,
             subnet: subnet.to_owned(),
             networks: networks.iter().map(ToString::to_string).collect(),
             default: origin == Some(RuleOrigin::Default),
@@ -102,10 +102,10 @@ mod tests {
             file: file.map(str::to_owned),
         };
         let all = [
-            rule(Way::Include, "10.0.0.0/8", Some(RuleOrigin::CommandLine), None, &[]),
-            rule(Way::Exclude, "host.name", Some(RuleOrigin::File), Some("lists/a"), &["10.0.0.1/32"]),
-            rule(Way::Exclude, "[2001:db8:aaaa:bbbb::/64]:8000-9000", Some(RuleOrigin::Verb), None, &[]),
-            rule(Way::Exclude, "127.0.0.0/8", None, None, &[]),
+            rule(RuleKind::Include, "10.0.0.0/8", Some(RuleOrigin::CommandLine), None, &[]),
+            rule(RuleKind::Exclude, "host.name", Some(RuleOrigin::File), Some("lists/a"), &["10.0.0.1/32"]),
+            rule(RuleKind::Exclude, "[2001:db8:aaaa:bbbb::/64]:8000-9000", Some(RuleOrigin::Verb), None, &[]),
+            rule(RuleKind::Exclude, "127.0.0.0/8", None, None, &[]),
         ];
         let want = "\
 rule    subnet                              origin

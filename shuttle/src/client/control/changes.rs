@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::responder::{Reply, counts};
-use super::{MAX_CONNECTIONS, busy, ending, failed, mistaken};
+use super::{MAX_CONNECTIONS, busy, ending, failed, mistaken, on_a_thread};
 use crate::client::accept::{Order, Orders};
 use crate::client::helper::Requests;
 use crate::control::{Changed, Response};
@@ -115,14 +115,14 @@ async fn put_in_force(
     };
     let counts = counts(&next);
     in_force.send_replace(next);
-    let killed = if kill_flows { kill(&rules, orders).await } else { Some(0) };
+    let killed = if kill_flows { kill(rules, orders).await } else { Some(0) };
     killed.map_or_else(ending, |killed| Response::Changed(Changed { rules: counts, killed, note }))
 }
 
 /// Resets captured connections that `rules` wouldn't capture; `None`: the link has ended.
-async fn kill(rules: &[Rule], orders: &Orders) -> Option<u64> {
-    // The helper has compiled the same rules just now.
-    let entries = compile(rules).ok()?;
+async fn kill(rules: Vec<Rule>, orders: &Orders) -> Option<u64> {
+    // The helper has compiled the same rules just now. 100,000 of them take too long for the client's loop.
+    let entries = on_a_thread(move || compile(&rules).ok()).await??;
     let ask = |reply: oneshot::Sender<usize>| Order::ResetOthers(entries, reply);
     Some(orders.ask(ask).await? as u64)
 }

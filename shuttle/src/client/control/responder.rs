@@ -14,7 +14,8 @@ use crate::client::accept::{Losses, Order, Orders};
 use crate::client::helper::Requests;
 use crate::config::Config;
 use crate::control::{
-    Direction, Drops, Flow, Lanes, Name, Protocol, Response, RuleCounts, RuleLine, RuleOrigin, Status, Way,
+    Direction, Drops, Flow, LaneStatus, Name, Protocol, Response, RuleCounts, RuleKind, RuleLine, RuleOrigin,
+    Status,
 };
 use crate::link::{FlowSurvey, Survey};
 use crate::policy::{Origin, RuleSet, SubnetRule};
@@ -127,7 +128,7 @@ fn describe(info: TunnelInfo, rules: RuleCounts, before: &Survey, now: &Survey, 
         capture,
         remote,
         uptime_seconds: now.age.as_secs(),
-        lanes: Lanes { open: now.lanes as u32 },
+        lanes: LaneStatus { open: now.lanes as u32 },
         round_trip_ms: now.round_trips.map(|(of_late, _)| millis(of_late)),
         shortest_round_trip_ms: now.round_trips.map(|(_, shortest)| millis(shortest)),
         up: direction(now.carried.sent, before.carried.sent),
@@ -175,7 +176,7 @@ fn line(rule: &SubnetRule) -> RuleLine {
         Origin::Default => (RuleOrigin::Default, None),
     };
     RuleLine {
-        way: way(*verdict),
+        kind: kind(*verdict),
         subnet: subnet.to_string(),
         networks: networks.iter().map(ToString::to_string).collect(),
         default: origin == RuleOrigin::Default,
@@ -184,9 +185,9 @@ fn line(rule: &SubnetRule) -> RuleLine {
     }
 }
 
-fn way(verdict: Verdict) -> Way {
+fn kind(verdict: Verdict) -> RuleKind {
     match verdict {
-        Verdict::Capture => Way::Include,
-        Verdict::Pass => Way::Exclude,
+        Verdict::Capture => RuleKind::Include,
+        Verdict::Pass => RuleKind::Exclude,
     }
 }
