@@ -88,6 +88,9 @@ pub enum Error {
     /// The helper went away; it has said why on stderr.
     #[error("the firewall helper ended early: {0}")]
     Gone(wire::Error),
+    /// The helper hangs. Its answer may still come, so that this handle is of no use any more.
+    #[error("the firewall helper hasn't answered for {ANSWER_LIMIT:?}")]
+    Silent,
     /// Two versions of the program.
     #[error("the firewall helper speaks version {theirs}, this program {VERSION}: restart shuttle")]
     Version {
@@ -106,9 +109,21 @@ impl Handle {
     /// Starts the helper: as a child when this process is root, else through sudo or doas, which may ask the user
     /// for a password on the terminal. Returns when the helper answers.
     pub fn spawn() -> Result<Self, Error> {
+        Self::connect(spawn_helper)
+    }
+
+    /// Starts the helper with the rights of this process, for [`dry_run`](Self::dry_run): without root it can look at this
+    /// host and change nothing.
+    pub fn spawn_unprivileged() -> Result<Self, Error> {
+        Self::connect(|socket| Ok((spawn_child(socket)?, None)))
+    }
+
+    fn connect(
+        spawn: impl FnOnce(OwnedFd) -> Result<(Child, Option<&'static str>), Error>,
+    ) -> Result<Self, Error> {
         let (stream, theirs) =
             UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
-        let (helper, program) = spawn_helper(theirs.into())?;
+        let (helper, program) = spawn(theirs.into())?;
         let mut handle = Self { stream, helper, owed: None };
         let theirs = match handle.ask(&Request::Hello { version: VERSION }) {
             Ok((Response::Hello { version }, _)) => version,
@@ -201,9 +216,11 @@ impl Handle {
     }
 
     fn receive(&self) -> Result<(Response, Vec<OwnedFd>), Error> {
-        match wire::receive(&self.stream).map_err(Error::Gone)? {
-            (Response::Failed { failure }, _) => Err(Error::Failed(failure)),
-            answer => Ok(answer),
+        match wire::receive(&self.stream) {
+            Ok((Response::Failed { failure }, _)) => Err(Error::Failed(failure)),
+            Ok(answer) => Ok(answer),
+            Err(wire::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Silent),
+            Err(error) => Err(Error::Gone(error)),
         }
     }
 
@@ -233,6 +250,14 @@ impl Drop for Handle {
     }
 }
 
+/// Runs the helper with `socket` as its stdin and with the rights of this process.
+#[expect(clippy::disallowed_methods, reason = "this is where the helper is started")]
+fn spawn_child(socket: OwnedFd) -> Result<Child, Error> {
+    let this = "/proc/self/exe";
+    let helper = Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn();
+    helper.map_err(|source| Error::Spawn { program: this.to_owned(), source })
+}
+
 /// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on; names the program that runs it.
 #[expect(clippy::disallowed_methods, reason = "it is this program, by itself or by sudo or doas")]
 fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error> {
@@ -241,9 +266,7 @@ fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error>
         move |source| Error::Spawn { program, source }
     };
     if nix::unistd::geteuid().is_root() {
-        let this = "/proc/self/exe";
-        let helper = Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn();
-        return helper.map(|helper| (helper, None)).map_err(failed(this));
+        return Ok((spawn_child(socket)?, None));
     }
     let this = std::env::current_exe().map_err(failed("/proc/self/exe"))?;
     for (program, options) in [("sudo", &["-p", "[local sudo] Password: ", "--"][..]), ("doas", &["--"])] {
