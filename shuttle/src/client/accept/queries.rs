@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::udp::Rewritten;
-use super::udp::waiting::{Total, Waiting};
+use super::waiting::{Total, Waiting};
 use crate::capture::datagrams::Datagram;
 use crate::capture::replies::{Error, Outlet, Question, Way};
 use crate::dns::resolv_conf::PORT;
@@ -79,14 +79,13 @@ impl Queries {
         }
     }
 
-    /// Who answers in the place of this destination, if it is a nameserver.
-    pub(in crate::client) fn target(&self, destination: SocketAddr) -> Option<Target> {
-        self.nameservers.target(destination)
+    pub(super) fn nameservers(&self) -> &Nameservers {
+        &self.nameservers
     }
 
     /// Whether datagrams to this destination are queries.
     pub(in crate::client) fn are_for(&self, destination: SocketAddr) -> bool {
-        self.target(destination).is_some()
+        self.nameservers.target(destination).is_some()
     }
 
     /// Sends a query on.

@@ -3,9 +3,6 @@
 //! The socket for a reply is asked of the helper when the first one comes, by a thread of its own, since the link's must
 //! not wait. Sockets are shared by flows of a host with the same peer.
 
-mod flows;
-pub(in crate::client) mod waiting;
-
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -17,16 +14,15 @@ use std::time::Instant;
 use mio::Token;
 use mio::unix::SourceFd;
 
-use super::queries::{Answered, Queries};
-use super::{Order, Orders};
+use super::flows::{Flows, Key, Source, Timeouts};
+use super::orders::{Order, Orders};
+use super::queries::{Answered, Nameservers, Queries};
+use super::waiting::{Total, Waiting};
 use crate::capture::DatagramArrival;
 use crate::capture::datagrams::{Datagrams, Token as AddressToken};
 use crate::capture::replies::{self, Errand, Notice, Outlet, Question, Replies, Unreachable};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
 use crate::mux::{AssociationId, Peer, Reason};
-pub(in crate::client) use flows::Timeouts;
-use flows::{Flows, Key, Source};
-use waiting::{Total, Waiting};
 
 /// The tokens of the listeners are this and the next.
 pub(in crate::client) const FIRST_LISTENER: usize = 1;
@@ -58,7 +54,7 @@ pub(in crate::client) struct Udp {
     /// The outlets in use, by the address that they send from and the host that they may be good for alone.
     outlets: HashMap<(SocketAddr, IpAddr), Weak<Outlet>>,
     waiting: Total,
-    pub(in crate::client) queries: Queries,
+    queries: Queries,
 }
 
 /// How replies of a flow get to its program.
@@ -135,6 +131,10 @@ impl Udp {
             waiting: Total::default(),
             queries,
         }
+    }
+
+    pub(super) fn nameservers(&self) -> &Nameservers {
+        self.queries.nameservers()
     }
 
     pub(in crate::client) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
