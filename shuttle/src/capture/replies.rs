@@ -100,7 +100,15 @@ pub enum Outlet {
 pub type RelayHeader = [u8; 16 + 2 + 8];
 
 impl Outlet {
-    /// Sends a reply, which may be lost, as datagrams may.
+    /// Which kind it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Direct(_) => Kind::Direct,
+            Self::Relay(_) => Kind::Relay,
+        }
+    }
+
+    /// Sends a reply to the program's socket at `to`. It may be lost, as datagrams may.
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Direct(socket) => socket.send_to(bytes, to),

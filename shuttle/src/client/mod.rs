@@ -28,7 +28,9 @@ use crate::mux::Side;
 use crate::say::say;
 use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings, Stderr};
 use crate::sys;
-use accept::{Captures, Nameservers, ORDERS, Order, Orders, Report, Timeouts, udp};
+use accept::{
+    Captures, Nameservers, ORDERS, Order, Orders, Report, StartDatagrams, Timeouts, spawn_requests,
+};
 use control::{Control, Desk, Facts};
 use identity::Identity;
 use lanes::{Opener, Wanted};
@@ -115,13 +117,11 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         let (streams, datagrams) = captured.listeners.by_protocol();
         tunnel.orders.send(Order::Listen(streams, captured.arrival.streams));
         let arrival = captured.arrival.datagrams;
-        let errands = match arrival {
-            DatagramArrival::ControlMessage => {
-                Some(udp::spawn_asker(captured.replies, tunnel.orders.clone())?)
-            }
+        let requests = match arrival {
+            DatagramArrival::ControlMessage => Some(spawn_requests(captured.replies, tunnel.orders.clone())?),
             DatagramArrival::Token => None,
         };
-        let start = udp::Start { listeners: datagrams, arrival, errands };
+        let start = StartDatagrams { listeners: datagrams, arrival, requests };
         tunnel.orders.send(Order::Datagrams(start));
         let name = control.name().map_or_else(String::new, |name| name.as_str().to_owned());
         let called = if name.is_empty() { String::new() } else { format!(" as {name}") };

@@ -216,6 +216,7 @@ pub(crate) fn answer_captured(captured: Captured) -> Shared {
     for socket in datagrams {
         socket.set_nonblocking(false).expect("a listener");
         let mut datagrams = Datagrams::new(socket, arrival.datagrams).expect("a listener");
+        let token_outlet = datagrams.token_outlet().expect("a descriptor");
         let answerer = answerer.clone();
         thread::spawn(move || {
             loop {
@@ -225,7 +226,7 @@ pub(crate) fn answer_captured(captured: Captured) -> Shared {
                     if echo { it.bytes.to_vec() } else { format!("proxy {}", it.destination).into() };
                 let (source, destination) = (it.source, it.destination);
                 match it.token {
-                    Some(token) => drop(datagrams.reply(token, source, &answer)),
+                    Some(token) => drop(token_outlet.send(token, source, &answer)),
                     None => answerer.lock().expect("a proxy").answer(source, destination, &answer),
                 }
             }

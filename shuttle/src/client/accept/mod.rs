@@ -3,9 +3,9 @@
 mod flows;
 mod orders;
 mod queries;
+mod replies;
 mod tcp;
-pub(super) mod udp;
-mod waiting;
+mod udp;
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -19,8 +19,9 @@ use tokio::sync::mpsc::UnboundedSender;
 pub(super) use self::flows::Timeouts;
 pub(super) use self::orders::{Losses, ORDERS, Order, Orders, Report};
 pub(super) use self::queries::Nameservers;
-use self::queries::Queries;
+pub(super) use self::replies::spawn_requests;
 use self::tcp::Tcp;
+pub(super) use self::udp::Start as StartDatagrams;
 use self::udp::Udp;
 use crate::control::Protocol;
 use crate::link::{FlowSurvey, Link, Role, role_token};
@@ -44,7 +45,7 @@ impl Captures {
         timeouts: Timeouts,
         nameservers: Nameservers,
     ) -> Self {
-        Self { orders, reports, tcp: Tcp::new(), udp: Udp::new(timeouts, Queries::new(nameservers)) }
+        Self { orders, reports, tcp: Tcp::new(), udp: Udp::new(timeouts, nameservers) }
     }
 
     /// Keeps the listeners open until the client has stopped capturing. Programs whose connections were reset connect
@@ -84,7 +85,7 @@ impl Captures {
                     return ControlFlow::Break(());
                 }
             }
-            Order::Answer(answer) => self.udp.answered(answer),
+            Order::Answer(answer) => self.udp.resolve(answer),
             Order::Join(lane, pipes) => {
                 if let Err(error) = link.join(lane, pipes) {
                     tracing::info!("no lane {}: {error}", lane.0);
@@ -97,7 +98,7 @@ impl Captures {
                 // Connections that the earlier rules captured may still wait here.
                 self.tcp.accept_all(link, self.udp.nameservers());
                 let is_other = |target: SocketAddr| !rules.captures(target.ip(), target.port());
-                let ended = self.udp.end_those(link, is_other);
+                let ended = self.udp.end_matching(link, is_other);
                 reply.send(ended + link.reset_flows(is_other)).ok();
             }
             Order::Stop => return ControlFlow::Break(()),

@@ -7,7 +7,7 @@ use mio::{Token, Waker};
 use shuttle_common::compile::Entries;
 use tokio::sync::oneshot;
 
-use super::udp;
+use super::{replies, udp};
 use crate::capture::StreamArrival;
 use crate::control::Protocol;
 use crate::link::{FlowSurvey, Pipes, Survey, role_token};
@@ -25,7 +25,7 @@ pub(in crate::client) enum Order {
     /// Take captured datagrams.
     Datagrams(udp::Start),
     /// The helper's response to a request about a reply.
-    Answer(udp::Answer),
+    Answer(replies::Answer),
     /// Report the link's counters.
     Survey(oneshot::Sender<(Survey, Losses)>),
     /// List the captured connections and the UDP flows.
