@@ -21,7 +21,7 @@ use shuttle::{
     capture::{
         datagrams::Datagrams,
         handle::{Captured, Handle},
-        replies::{Outlet, Question, Replies, Way},
+        replies::{Outlet, Question, ReplyChannel, ReplyPath},
     },
     helper::cleanup,
     policy::Plan,
@@ -175,7 +175,7 @@ pub(crate) fn world() -> World {
 
 /// Sends the answers of the capturing side.
 pub(crate) struct Answerer {
-    replies: Replies,
+    replies: ReplyChannel,
     outlets: HashMap<SocketAddr, Outlet>,
     /// Without them, rewriting takes its client for dead.
     _listeners: Vec<TcpListener>,
@@ -184,8 +184,8 @@ pub(crate) struct Answerer {
 impl Answerer {
     fn answer(&mut self, source: SocketAddr, peer: SocketAddr, bytes: &[u8]) {
         let socket = !self.outlets.contains_key(&peer);
-        match self.replies.ask(&Question { source, peer, socket }) {
-            Ok(Way { to, outlet }) => {
+        match self.replies.reply_path(&Question { source, peer, socket }) {
+            Ok(ReplyPath { to, outlet }) => {
                 if let Some(outlet) = outlet {
                     self.outlets.insert(peer, outlet);
                 }
@@ -466,7 +466,7 @@ pub(crate) fn replies_are_confined() {
         ),
     ] {
         let question = Question { source: address(source), peer: address(peer), socket: true };
-        let error = proxy.replies.ask(&question).expect_err("refused").to_string();
+        let error = proxy.replies.reply_path(&question).expect_err("refused").to_string();
         assert_eq!(error, want);
     }
     let (heard, all) = std::sync::mpsc::channel();
@@ -486,7 +486,8 @@ pub(crate) fn replies_are_confined() {
         ("[fd99::1]:53", "[fd77::1]:1000", ["[fd88::1]:99", "[fd88::1]:99"]),
     ] {
         let question = Question { source: address(source), peer: address(peer), socket: true };
-        let Ok(Way { outlet: Some(Outlet::Direct(socket)), .. }) = proxy.replies.ask(&question) else {
+        let Ok(ReplyPath { outlet: Some(Outlet::Direct(socket)), .. }) = proxy.replies.reply_path(&question)
+        else {
             panic!("{peer}: no socket")
         };
         for out in out {

@@ -63,7 +63,7 @@ impl Captures {
                     | Order::Flows(_)
                     | Order::ResetOthers(..)
                     | Order::Datagrams(_)
-                    | Order::Answer(_),
+                    | Order::Resolve(_),
                 ) => {}
             }
         }
@@ -85,7 +85,7 @@ impl Captures {
                     return ControlFlow::Break(());
                 }
             }
-            Order::Answer(answer) => self.udp.resolve(answer),
+            Order::Resolve(resolution) => self.udp.resolve(resolution),
             Order::Join(lane, pipes) => {
                 if let Err(error) = link.join(lane, pipes) {
                     tracing::info!("no lane {}: {error}", lane.0);

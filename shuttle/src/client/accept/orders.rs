@@ -25,7 +25,7 @@ pub(in crate::client) enum Order {
     /// Take captured datagrams.
     Datagrams(udp::Start),
     /// The helper's response to a request about a reply.
-    Answer(replies::Answer),
+    Resolve(replies::Resolution),
     /// Report the link's counters.
     Survey(oneshot::Sender<(Survey, Losses)>),
     /// List the captured connections and the UDP flows.

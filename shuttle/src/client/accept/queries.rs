@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::flows::Conversation;
-use super::replies::ReplyPath;
+use super::replies::PathState;
 use crate::dns::pending::Pending;
 use crate::dns::resolv_conf::PORT;
 use crate::link::{Link, now};
@@ -37,7 +37,7 @@ impl Nameservers {
 /// The queries that wait for an answer: who asked whom, and how the answer gets back.
 pub(super) struct Queries {
     nameservers: Nameservers,
-    pending: Pending<AssociationId, (Conversation, ReplyPath)>,
+    pending: Pending<AssociationId, (Conversation, PathState)>,
 }
 
 impl Queries {
@@ -55,7 +55,7 @@ impl Queries {
     }
 
     /// Sends a query to the agent.
-    pub(super) fn ask(&mut self, link: &mut Link, conversation: Conversation, path: ReplyPath, query: &[u8]) {
+    pub(super) fn ask(&mut self, link: &mut Link, conversation: Conversation, path: PathState, query: &[u8]) {
         let id = link.associate();
         if let Some(evicted) = self.pending.insert(id, (conversation, path), now()) {
             link.dissociate(evicted);
@@ -68,7 +68,7 @@ impl Queries {
         &mut self,
         link: &mut Link,
         id: AssociationId,
-    ) -> Option<(Conversation, ReplyPath)> {
+    ) -> Option<(Conversation, PathState)> {
         let asked = self.pending.remove(id)?;
         link.dissociate(id);
         Some(asked)

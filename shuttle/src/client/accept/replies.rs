@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use super::flows::{Conversation, Source};
 use crate::capture::datagrams::{Token, TokenOutlet};
-use crate::capture::replies::{Errand, Error, Notice, Question, Unreachable, Way};
+use crate::capture::replies::{Errand, Error, Notice, Question, ReplyPath, Unreachable};
 use crate::mux::Peer;
 use outlets::{CachedOutlet, Limits, OutletKey, Outlets};
 pub(in crate::client) use requests::spawn as spawn_requests;
@@ -33,7 +33,7 @@ const MAX_HELD: usize = 8 << 20;
 const HELD_OVERHEAD: usize = 64;
 
 /// The helper's response to a request.
-pub(in crate::client) type Answer = (Question, Result<Way, Error>);
+pub(in crate::client) type Resolution = (Question, Result<ReplyPath, Error>);
 
 /// Delivers replies.
 pub(super) struct Replies {
@@ -50,7 +50,7 @@ pub(super) struct Replies {
 
 /// What is known of how replies of a conversation get to its program.
 #[derive(Debug, Default)]
-pub(super) enum ReplyPath {
+pub(super) enum PathState {
     /// Nothing: the first reply has the helper asked.
     #[default]
     Unknown,
@@ -73,7 +73,7 @@ struct Pending {
     outlet: Option<Rc<CachedOutlet>>,
 }
 
-impl ReplyPath {
+impl PathState {
     /// Whether replies leave from this token.
     pub(super) fn is_from(&self, token: Token) -> bool {
         matches!(self, Self::Token { token: own, .. } if *own == token)
@@ -96,7 +96,7 @@ impl Replies {
         self.requests = requests;
     }
 
-    /// Adds what sends out of the next listener: see [`ReplyPath::Token`].
+    /// Adds what sends out of the next listener: see [`PathState::Token`].
     pub(super) fn add_listener(&mut self, listener: TokenOutlet) {
         self.listeners.push(listener);
     }
@@ -105,18 +105,18 @@ impl Replies {
     pub(super) fn deliver(
         &mut self,
         conversation: Conversation,
-        path: &ReplyPath,
+        path: &PathState,
         bytes: &[u8],
         now: Instant,
     ) {
         let sent = match path {
-            ReplyPath::Unknown => return self.hold(conversation, bytes, now),
-            ReplyPath::Refused => return,
-            ReplyPath::Token { listener, token } => match self.listeners.get(*listener) {
+            PathState::Unknown => return self.hold(conversation, bytes, now),
+            PathState::Refused => return,
+            PathState::Token { listener, token } => match self.listeners.get(*listener) {
                 Some(listener) => listener.send(*token, conversation.0.0, bytes),
                 None => return,
             },
-            ReplyPath::Outlet(outlet, to) => match outlet.upgrade() {
+            PathState::Outlet(outlet, to) => match outlet.upgrade() {
                 Some(outlet) => outlet.send(*to, bytes, now),
                 None => return self.hold(conversation, bytes, now),
             },
@@ -149,22 +149,26 @@ impl Replies {
     }
 
     /// The helper has responded: sends what was held. Returns the path of the conversation's further replies.
-    pub(super) fn resolve(&mut self, (question, answer): Answer, now: Instant) -> (Conversation, ReplyPath) {
+    pub(super) fn resolve(
+        &mut self,
+        (question, result): Resolution,
+        now: Instant,
+    ) -> (Conversation, PathState) {
         let Question { source, peer, .. } = question;
         let conversation = (Source(source), Peer(peer));
         let pending = self.pending.remove(&conversation).unwrap_or_default();
         self.held -= pending.cost;
-        let Way { to, outlet } = match answer {
-            Ok(way) => way,
+        let ReplyPath { to, outlet } = match result {
+            Ok(path) => path,
             Err(error) => {
                 tracing::debug!("replies from {peer} to {source} are lost: {error}");
-                return (conversation, ReplyPath::Refused);
+                return (conversation, PathState::Refused);
             }
         };
         let key = OutletKey { peer, host: source.ip() };
         let outlet = outlet.map(|outlet| self.outlets.insert(key, outlet, now)).or(pending.outlet);
         let path =
-            outlet.as_ref().map_or(ReplyPath::Unknown, |outlet| ReplyPath::Outlet(Rc::downgrade(outlet), to));
+            outlet.as_ref().map_or(PathState::Unknown, |outlet| PathState::Outlet(Rc::downgrade(outlet), to));
         for bytes in &pending.replies {
             self.deliver(conversation, &path, bytes, now);
         }

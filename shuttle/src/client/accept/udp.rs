@@ -12,7 +12,7 @@ use mio::unix::SourceFd;
 
 use super::flows::{Conversation, Flows, Source, Timeouts};
 use super::queries::{Nameservers, Queries};
-use super::replies::{Answer, Replies, ReplyPath};
+use super::replies::{PathState, Replies, Resolution};
 use crate::capture::DatagramArrival;
 use crate::capture::datagrams::{Datagram, Datagrams};
 use crate::capture::replies::{Errand, Unreachable};
@@ -39,7 +39,7 @@ pub(in crate::client) struct Start {
 /// The UDP side of the role.
 pub(super) struct Udp {
     listeners: Vec<Datagrams>,
-    flows: Flows<ReplyPath>,
+    flows: Flows<PathState>,
     queries: Queries,
     replies: Replies,
 }
@@ -80,7 +80,7 @@ impl Udp {
                 Ok(Some(datagram)) => {
                     let path = datagram
                         .token
-                        .map_or(ReplyPath::Unknown, |token| ReplyPath::Token { listener: index, token });
+                        .map_or(PathState::Unknown, |token| PathState::Token { listener: index, token });
                     if self.queries.are_for(datagram.destination) {
                         let conversation = (Source(datagram.source), Peer(datagram.destination));
                         self.queries.ask(link, conversation, path, datagram.bytes);
@@ -119,8 +119,8 @@ impl Udp {
     }
 
     /// The helper has responded about replies of a conversation.
-    pub(super) fn resolve(&mut self, answer: Answer) {
-        let (conversation, path) = self.replies.resolve(answer, now());
+    pub(super) fn resolve(&mut self, resolution: Resolution) {
+        let (conversation, path) = self.replies.resolve(resolution, now());
         // There is no flow if it has ended, or if the conversation is a query.
         if let Some(kept) = self.flows.path(conversation) {
             *kept = path;
@@ -179,10 +179,10 @@ impl Udp {
 /// Sends on a datagram of a flow, which begins if it is not there yet. `path` is how its replies get back, as far as the
 /// datagram tells.
 fn send(
-    flows: &mut Flows<ReplyPath>,
+    flows: &mut Flows<PathState>,
     link: &mut Link,
     datagram: Datagram<'_>,
-    path: ReplyPath,
+    path: PathState,
     now: Instant,
 ) {
     let conversation: Conversation = (Source(datagram.source), Peer(datagram.destination));

@@ -47,7 +47,7 @@ struct World {
     replies: Replies,
     requests: Receiver<Errand>,
     programs: Vec<UdpSocket>,
-    paths: HashMap<Who, ReplyPath>,
+    paths: HashMap<Who, PathState>,
     now: Instant,
 }
 
@@ -77,14 +77,14 @@ impl World {
     fn respond(&mut self, who: Who, response: Response) {
         let conversation = self.conversation(who);
         let (Source(source), Peer(peer)) = conversation;
-        let way = |outlet| Ok(Way { to: source, outlet });
+        let path = |outlet| Ok(ReplyPath { to: source, outlet });
         let result = match response {
-            Response::Direct => way(Some(Outlet::Direct(socket("127.0.0.1:0")))),
+            Response::Direct => path(Some(Outlet::Direct(socket("127.0.0.1:0")))),
             Response::Relay => {
                 let (near, _far) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-                way(Some(Outlet::Relay(near)))
+                path(Some(Outlet::Relay(near)))
             }
-            Response::Cached => way(None),
+            Response::Cached => path(None),
             Response::Refused => Err(Error::Refused("it is not captured".into())),
         };
         let socket = matches!(response, Response::Direct | Response::Relay);
@@ -103,7 +103,7 @@ impl World {
             }
             Step::Query(who, bytes) => {
                 let conversation = self.conversation(who);
-                self.replies.deliver(conversation, &ReplyPath::Unknown, bytes.as_bytes(), self.now);
+                self.replies.deliver(conversation, &PathState::Unknown, bytes.as_bytes(), self.now);
             }
             Step::Asked(want) => {
                 let want: Vec<_> =
@@ -348,7 +348,7 @@ fn what_is_held_is_bounded() {
     for (who, count, held) in [(A, 5, 5), (C, 5, 3), (A, 1, 5)] {
         let conversation = world.conversation(who);
         for _ in 0..count {
-            world.replies.deliver(conversation, &ReplyPath::Unknown, &reply, world.now);
+            world.replies.deliver(conversation, &PathState::Unknown, &reply, world.now);
         }
         assert_eq!(world.replies.pending[&conversation].replies.len(), held);
     }
@@ -371,17 +371,17 @@ fn replies_with_a_token_leave_by_the_listener() {
     let to_v6 = (Source("[::1]:9".parse().unwrap()), to_program.1);
     let token = Token([127, 0, 0, 9].into());
     for (conversation, path, arrives) in [
-        (to_program, ReplyPath::Token { listener: 0, token }, true),
+        (to_program, PathState::Token { listener: 0, token }, true),
         // Each of these is lost.
-        (to_program, ReplyPath::Token { listener: 1, token }, false),
-        (to_v6, ReplyPath::Token { listener: 0, token }, false),
-        (to_program, ReplyPath::Unknown, false),
+        (to_program, PathState::Token { listener: 1, token }, false),
+        (to_v6, PathState::Token { listener: 0, token }, false),
+        (to_program, PathState::Unknown, false),
     ] {
         world.replies.deliver(conversation, &path, b"reply", world.now);
         let from = world.programs[0].recv_from(&mut [0; 8]).ok().map(|(_, from)| from);
         assert_eq!(from, arrives.then_some(SocketAddr::from(([127, 0, 0, 9], port))), "{path:?}");
     }
-    let path = ReplyPath::Token { listener: 0, token };
+    let path = PathState::Token { listener: 0, token };
     assert!(path.is_from(token) && !path.is_from(Token([127, 0, 0, 8].into())));
 }
 
