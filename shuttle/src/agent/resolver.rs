@@ -249,8 +249,8 @@ impl Query {
     }
 }
 
-/// Sends a query from a socket of its own. The socket gets its port from connect, not from bind: by that, the capture tells
-/// the sockets of a local agent from those of programs (`shuttle-ebpf/src/resolvers.rs`).
+/// Sends a query from a socket of its own. The socket gets its port from connect, not from bind: by that, the capture
+/// tells the sockets of a local agent from those of programs (`shuttle-ebpf/src/resolvers.rs`).
 fn send(server: SocketAddr, query: &[u8]) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;

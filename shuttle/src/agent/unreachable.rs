@@ -20,7 +20,8 @@ pub(super) fn listen(socket: &impl AsFd, peer: Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the next error from the queue: the peer, and why it is unreachable; no reason if it is an error of another kind.
+/// Takes the next error from the queue: the peer, and why it is unreachable; no reason if it is an error of another
+/// kind.
 #[cfg(target_os = "linux")]
 #[allow(clippy::wildcard_enum_match_arm, reason = "control messages are an open set")]
 pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {

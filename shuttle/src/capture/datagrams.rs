@@ -38,7 +38,8 @@ pub struct Datagram<'a> {
     pub bytes: &'a [u8],
 }
 
-/// The address that replaced a rewritten destination. Programs see replies that leave from it come from that destination.
+/// The address that replaced a rewritten destination. Programs see replies that leave from it come from that
+/// destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub(crate) IpAddr);
 

@@ -1,6 +1,6 @@
 //! How the client learns how replies to captured datagrams get to programs, and gets the sockets for that. It asks the
-//! helper over a socket pair of its own, so that many new flows don't delay requests such as a change of rules. Messages
-//! are framed as in [`super::wire`].
+//! helper over a socket pair of its own, so that many new flows don't delay requests such as a change of rules.
+//! Messages are framed as in [`super::wire`].
 
 use std::{
     io::{self, IoSlice},
@@ -98,8 +98,8 @@ pub enum Outlet {
     Relay(Socket),
 }
 
-/// Precedes a reply to a relay: the IPv6 address to send it to (v4-mapped for IPv4), the port in network order, and room
-/// for a UDP header.
+/// Precedes a reply to a relay: the IPv6 address to send it to (v4-mapped for IPv4), the port in network order, and
+/// room for a UDP header.
 pub type RelayHeader = [u8; 16 + 2 + 8];
 
 impl Outlet {

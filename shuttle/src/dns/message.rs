@@ -2,9 +2,9 @@
 //! beyond the question section is read.
 //!
 //! No library is used: those that are small enough for the agent parse whole messages, and so refuse some that are to
-//! pass. Compared with this module, simple-dns 0.13 makes the packed agent (474 KB) larger by 17 KB, and refuses question
-//! types and classes that it doesn't know; dns-protocol 0.1.2 makes it larger by 5 KB, and refuses unknown types of
-//! questions and records. Both refuse truncated answers that end within a record.
+//! pass. Compared with this module, simple-dns 0.13 makes the packed agent (474 KB) larger by 17 KB, and refuses
+//! question types and classes that it doesn't know; dns-protocol 0.1.2 makes it larger by 5 KB, and refuses unknown
+//! types of questions and records. Both refuse truncated answers that end within a record.
 
 /// Bytes of the header.
 const HEADER: usize = 12;
@@ -27,8 +27,8 @@ pub(crate) enum Verdict {
     Unrelated,
 }
 
-/// Whether `message` answers `query`: whether it is a response with the same id and the same questions. A server may change
-/// the case of letters in the questions. With an error code, it may leave the questions out.
+/// Whether `message` answers `query`: whether it is a response with the same id and the same questions. A server may
+/// change the case of letters in the questions. With an error code, it may leave the questions out.
 pub(crate) fn judge(query: &[u8], message: &[u8]) -> Verdict {
     let (Some(asked), Some(head)) = (query.first_chunk::<HEADER>(), message.first_chunk::<HEADER>()) else {
         return Verdict::Unrelated;

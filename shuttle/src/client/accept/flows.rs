@@ -125,8 +125,8 @@ impl<P: Default> Flows<P> {
         Some((key, &flow.path, ended))
     }
 
-    /// The program to notify that the peer is unreachable. `None` if it was notified since it last sent something there,
-    /// however often the far side says so.
+    /// The program to notify that the peer is unreachable. `None` if it was notified since it last sent something
+    /// there, however often the far side says so.
     pub(super) fn unreachable(&mut self, id: AssociationId, peer: Peer) -> Option<Source> {
         let source = *self.by_id.get(&id)?;
         let flow = self.flows.get_mut(&(source, peer))?;

@@ -1,5 +1,5 @@
-//! Captured DNS queries by UDP. Each is sent on as an association of its own, so that answers can't be swapped, whatever
-//! ids programs choose. Nothing is kept of a query once it has been answered.
+//! Captured DNS queries by UDP. Each is sent on as an association of its own, so that answers can't be swapped,
+//! whatever ids programs choose. Nothing is kept of a query once it has been answered.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};

@@ -2,9 +2,9 @@
 //! queries share it; this module calls either's datagram a reply.
 //!
 //! How a reply travels depends on how the program's datagram [arrived](crate::capture::DatagramArrival). With a token,
-//! the reply leaves by the listener, from the token's address. Without one, it leaves by an [`Outlet`], which the helper
-//! makes: the first reply of a [`Conversation`] is held until the helper has responded. A thread of its own asks the
-//! helper, since the link's thread must not wait.
+//! the reply leaves by the listener, from the token's address. Without one, it leaves by an
+//! [`Outlet`](crate::capture::replies::Outlet), which the helper makes: the first reply of a [`Conversation`] is held
+//! until the helper has responded. A thread of its own asks the helper, since the link's thread must not wait.
 //!
 //! Replies are datagrams: those that can't be sent, held or asked for are lost, and nobody is told.
 
@@ -56,7 +56,7 @@ pub(super) enum PathState {
     Unknown,
     /// Out of this listener, from this token.
     Token { listener: usize, token: Token },
-    /// By an outlet, to this address, as the helper has said. When the cache has let go of the outlet, the helper is
+    /// By an outlet, to this address, as the helper has said. When the cache has closed the outlet, the helper is
     /// asked again.
     Outlet(Weak<CachedOutlet>, SocketAddr),
     /// The helper refuses. Replies are lost.

@@ -176,8 +176,8 @@ impl Udp {
     }
 }
 
-/// Sends on a datagram of a flow, which begins if it is not there yet. `path` is how its replies get back, as far as the
-/// datagram tells.
+/// Sends on a datagram of a flow, which begins if it is not there yet. `path` is how its replies get back, as far as
+/// the datagram tells.
 fn send(
     flows: &mut Flows<PathState>,
     link: &mut Link,
