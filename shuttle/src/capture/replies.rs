@@ -15,13 +15,13 @@ use super::wire;
 
 /// Client to helper: how does a reply from `peer` get to the program that sends from `source`? The helper responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Question {
+pub struct PathRequest {
     /// Where the program's datagrams come from, as the listener sees it.
     pub source: SocketAddr,
     /// Where they go to, and replies come from.
     pub peer: SocketAddr,
     /// Whether the client needs an outlet: it has none for this peer.
-    pub socket: bool,
+    pub wants_outlet: bool,
 }
 
 /// Client to helper: notify the program at `source` that `peer` is unreachable. The helper does not respond.
@@ -46,22 +46,22 @@ pub enum Unreachable {
 
 /// Client to helper.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub enum Errand {
+pub enum ReplyRequest {
     /// How replies get to a program.
-    Question(Question),
+    Path(PathRequest),
     /// A peer is unreachable.
-    Notice(Notice),
+    Unreachable(Notice),
 }
 
-/// Helper to client.
+/// Helper to client: the response to a [`PathRequest`].
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
+pub enum PathResponse {
     /// How replies get to the program.
-    Way {
+    Found {
         /// The address to send replies to.
         to: SocketAddr,
         /// The kind of the outlet, whose descriptor comes along; `None` if the client asked for none.
-        outlet: Option<Kind>,
+        outlet: Option<OutletKind>,
     },
     /// The helper refuses.
     Refused {
@@ -72,7 +72,7 @@ pub enum Answer {
 
 /// The kinds of [`Outlet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum OutletKind {
     /// A socket bound to the peer's address.
     Direct,
     /// A socket to the helper, which sends by a raw socket: for a peer whose port a program of this host holds, or may
@@ -92,7 +92,7 @@ pub struct ReplyPath {
 /// Sends replies from a peer's address, to any program of this host or behind one LAN interface.
 #[derive(Debug)]
 pub enum Outlet {
-    /// See [`Kind::Direct`].
+    /// See [`OutletKind::Direct`].
     Direct(UdpSocket),
     /// A sequenced-packet socket to the helper. Each message is a [`RelayHeader`] and a reply.
     Relay(Socket),
@@ -104,10 +104,10 @@ pub type RelayHeader = [u8; 16 + 2 + 8];
 
 impl Outlet {
     /// Which kind it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> OutletKind {
         match self {
-            Self::Direct(_) => Kind::Direct,
-            Self::Relay(_) => Kind::Relay,
+            Self::Direct(_) => OutletKind::Direct,
+            Self::Relay(_) => OutletKind::Relay,
         }
     }
 
@@ -160,31 +160,31 @@ pub enum Error {
 
 impl ReplyChannel {
     /// Asks the helper, and waits for its response: some tenths of a millisecond.
-    pub fn reply_path(&self, question: &Question) -> Result<ReplyPath, Error> {
-        wire::send(&self.0, &Errand::Question(*question), &[])?;
-        let (answer, descriptors) = wire::receive(&self.0)?;
+    pub fn reply_path(&self, request: &PathRequest) -> Result<ReplyPath, Error> {
+        wire::send(&self.0, &ReplyRequest::Path(*request), &[])?;
+        let (response, descriptors) = wire::receive(&self.0)?;
         let socket = descriptors.into_iter().next();
-        match answer {
-            Answer::Way { to, outlet } => {
+        match response {
+            PathResponse::Found { to, outlet } => {
                 let outlet = match (outlet, socket) {
-                    (Some(Kind::Direct), Some(socket)) => Some(Outlet::Direct(socket.into())),
-                    (Some(Kind::Relay), Some(socket)) => Some(Outlet::Relay(socket.into())),
+                    (Some(OutletKind::Direct), Some(socket)) => Some(Outlet::Direct(socket.into())),
+                    (Some(OutletKind::Relay), Some(socket)) => Some(Outlet::Relay(socket.into())),
                     (None, None) => None,
                     (Some(_), None) | (None, Some(_)) => return Err(Error::Mismatch),
                 };
-                if outlet.is_some() == question.socket {
+                if outlet.is_some() == request.wants_outlet {
                     Ok(ReplyPath { to, outlet })
                 } else {
                     Err(Error::Mismatch)
                 }
             }
-            Answer::Refused { message } => Err(Error::Refused(message)),
+            PathResponse::Refused { message } => Err(Error::Refused(message)),
         }
     }
 
     /// Has the helper notify a program, if it is one whose datagrams are captured. Doesn't wait for that.
     pub fn notify(&self, notice: &Notice) -> Result<(), Error> {
-        Ok(wire::send(&self.0, &Errand::Notice(*notice), &[])?)
+        Ok(wire::send(&self.0, &ReplyRequest::Unreachable(*notice), &[])?)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Both ends are one program, but an upgrade can come between their starts.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Above a plan of 200,000 rules, below what would trouble the machine.
 const MAX_LENGTH: u32 = 32 << 20;

@@ -21,7 +21,7 @@ use shuttle::{
     capture::{
         datagrams::Datagrams,
         handle::{Captured, Handle},
-        replies::{Outlet, Question, ReplyChannel, ReplyPath},
+        replies::{Outlet, PathRequest, ReplyChannel, ReplyPath},
     },
     helper::cleanup,
     policy::Plan,
@@ -183,8 +183,8 @@ pub(crate) struct Answerer {
 
 impl Answerer {
     fn answer(&mut self, source: SocketAddr, peer: SocketAddr, bytes: &[u8]) {
-        let socket = !self.outlets.contains_key(&peer);
-        match self.replies.reply_path(&Question { source, peer, socket }) {
+        let wants_outlet = !self.outlets.contains_key(&peer);
+        match self.replies.reply_path(&PathRequest { source, peer, wants_outlet }) {
             Ok(ReplyPath { to, outlet }) => {
                 if let Some(outlet) = outlet {
                     self.outlets.insert(peer, outlet);
@@ -465,8 +465,8 @@ pub(crate) fn replies_are_confined() {
             "[fd77::2]:1000 is neither an address of this host nor behind a LAN interface",
         ),
     ] {
-        let question = Question { source: address(source), peer: address(peer), socket: true };
-        let error = proxy.replies.reply_path(&question).expect_err("refused").to_string();
+        let request = PathRequest { source: address(source), peer: address(peer), wants_outlet: true };
+        let error = proxy.replies.reply_path(&request).expect_err("refused").to_string();
         assert_eq!(error, want);
     }
     let (heard, all) = std::sync::mpsc::channel();
@@ -485,8 +485,8 @@ pub(crate) fn replies_are_confined() {
         ("10.99.0.1:53", "10.77.0.1:1000", ["10.77.0.2:99", "10.88.0.1:99"]),
         ("[fd99::1]:53", "[fd77::1]:1000", ["[fd88::1]:99", "[fd88::1]:99"]),
     ] {
-        let question = Question { source: address(source), peer: address(peer), socket: true };
-        let Ok(ReplyPath { outlet: Some(Outlet::Direct(socket)), .. }) = proxy.replies.reply_path(&question)
+        let request = PathRequest { source: address(source), peer: address(peer), wants_outlet: true };
+        let Ok(ReplyPath { outlet: Some(Outlet::Direct(socket)), .. }) = proxy.replies.reply_path(&request)
         else {
             panic!("{peer}: no socket")
         };

@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use super::flows::{Conversation, Source};
 use crate::capture::datagrams::{Token, TokenOutlet};
-use crate::capture::replies::{Errand, Error, Notice, Question, ReplyPath, Unreachable};
+use crate::capture::replies::{Error, Notice, PathRequest, ReplyPath, ReplyRequest, Unreachable};
 use crate::mux::Peer;
 use outlets::{CachedOutlet, Limits, OutletKey, Outlets};
 pub(in crate::client) use requests::spawn as spawn_requests;
@@ -33,14 +33,14 @@ const MAX_HELD: usize = 8 << 20;
 const HELD_OVERHEAD: usize = 64;
 
 /// The helper's response to a request.
-pub(in crate::client) type Resolution = (Question, Result<ReplyPath, Error>);
+pub(in crate::client) type Resolution = (PathRequest, Result<ReplyPath, Error>);
 
 /// Delivers replies.
 pub(super) struct Replies {
     /// One for each UDP listener, in their order.
     listeners: Vec<TokenOutlet>,
     /// To the thread that asks the helper; `None` where replies leave by the listeners.
-    requests: Option<SyncSender<Errand>>,
+    requests: Option<SyncSender<ReplyRequest>>,
     /// The conversations that the helper was asked about and has not responded to.
     pending: HashMap<Conversation, Pending>,
     /// What those hold together: [`Pending::cost`].
@@ -92,7 +92,7 @@ impl Replies {
     }
 
     /// Says by what to ask the helper.
-    pub(super) fn ask_by(&mut self, requests: Option<SyncSender<Errand>>) {
+    pub(super) fn ask_by(&mut self, requests: Option<SyncSender<ReplyRequest>>) {
         self.requests = requests;
     }
 
@@ -132,8 +132,8 @@ impl Replies {
         if !self.pending.contains_key(&conversation) {
             let (Source(source), Peer(peer)) = conversation;
             let outlet = self.outlets.get(OutletKey { peer, host: source.ip() }, now);
-            let question = Question { source, peer, socket: outlet.is_none() };
-            if !self.request(Errand::Question(question)) {
+            let request = PathRequest { source, peer, wants_outlet: outlet.is_none() };
+            if !self.request(ReplyRequest::Path(request)) {
                 return;
             }
             self.pending.insert(conversation, Pending { outlet, ..Pending::default() });
@@ -151,10 +151,10 @@ impl Replies {
     /// The helper has responded: sends what was held. Returns the path of the conversation's further replies.
     pub(super) fn resolve(
         &mut self,
-        (question, result): Resolution,
+        (request, result): Resolution,
         now: Instant,
     ) -> (Conversation, PathState) {
-        let Question { source, peer, .. } = question;
+        let PathRequest { source, peer, .. } = request;
         let conversation = (Source(source), Peer(peer));
         let pending = self.pending.remove(&conversation).unwrap_or_default();
         self.held -= pending.cost;
@@ -177,11 +177,11 @@ impl Replies {
 
     /// Has the helper tell a program that its datagram did not get to the peer.
     pub(super) fn notify(&self, (Source(source), Peer(peer)): Conversation, what: Unreachable) {
-        self.request(Errand::Notice(Notice { source, peer, what }));
+        self.request(ReplyRequest::Unreachable(Notice { source, peer, what }));
     }
 
     /// Returns `false` if the helper can't be asked, or has too many requests.
-    fn request(&self, request: Errand) -> bool {
+    fn request(&self, request: ReplyRequest) -> bool {
         self.requests.as_ref().is_some_and(|requests| requests.try_send(request).is_ok())
     }
 

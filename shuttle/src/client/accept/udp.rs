@@ -15,7 +15,7 @@ use super::queries::{Nameservers, Queries};
 use super::replies::{PathState, Replies, Resolution};
 use crate::capture::DatagramArrival;
 use crate::capture::datagrams::{Datagram, Datagrams};
-use crate::capture::replies::{Errand, Unreachable};
+use crate::capture::replies::{ReplyRequest, Unreachable};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
 use crate::mux::{AssociationId, Peer, Reason};
 
@@ -33,7 +33,7 @@ pub(in crate::client) struct Start {
     pub(in crate::client) listeners: Vec<UdpSocket>,
     pub(in crate::client) arrival: DatagramArrival,
     /// To the thread that asks the helper: [`spawn_requests`](super::spawn_requests). `None` if the arrival needs none.
-    pub(in crate::client) requests: Option<SyncSender<Errand>>,
+    pub(in crate::client) requests: Option<SyncSender<ReplyRequest>>,
 }
 
 /// The UDP side of the role.

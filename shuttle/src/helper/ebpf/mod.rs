@@ -39,7 +39,7 @@ use super::parts::{
 use crate::{
     capture::{
         Arrival, DatagramArrival, Listeners, StreamArrival,
-        replies::{Kind, Notice, Question},
+        replies::{Notice, OutletKind, PathRequest},
     },
     policy::Families,
     sys::capture::wait_for_programs,
@@ -105,7 +105,7 @@ pub(super) struct Reply {
     /// Where replies are to be sent to.
     pub(super) to: SocketAddr,
     /// By what, where that was asked for.
-    pub(super) outlet: Option<(Kind, OwnedFd)>,
+    pub(super) outlet: Option<(OutletKind, OwnedFd)>,
 }
 
 impl Prepared {
@@ -170,10 +170,10 @@ impl Capture {
     }
 
     /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
-    pub(super) async fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
-        let Question { source, peer, socket } = *question;
+    pub(super) async fn reply(&mut self, request: &PathRequest) -> Result<Reply, ReplyError> {
+        let PathRequest { source, peer, wants_outlet } = *request;
         let (slot, to, reach) = self.program_of(source, peer).await?;
-        let outlet = if socket { Some(self.outlet(slot, peer, &reach)?) } else { None };
+        let outlet = if wants_outlet { Some(self.outlet(slot, peer, &reach)?) } else { None };
         Ok(Reply { to, outlet })
     }
 
@@ -211,13 +211,13 @@ impl Capture {
         Ok(icmp::send(slot, to, peer, &reach, what)?)
     }
 
-    fn outlet(&self, slot: Slot, peer: SocketAddr, reach: &Reach) -> io::Result<(Kind, OwnedFd)> {
-        let relay = || self.relays.start(slot, peer, reach).map(|relay| (Kind::Relay, relay));
+    fn outlet(&self, slot: Slot, peer: SocketAddr, reach: &Reach) -> io::Result<(OutletKind, OwnedFd)> {
+        let relay = || self.relays.start(slot, peer, reach).map(|relay| (OutletKind::Relay, relay));
         if self.programs.is_local(peer.ip()) {
             return relay();
         }
         match reply_socket(slot, peer, reach) {
-            Ok(socket) => Ok((Kind::Direct, socket.into())),
+            Ok(socket) => Ok((OutletKind::Direct, socket.into())),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => relay(),
             Err(error) => Err(error),
         }

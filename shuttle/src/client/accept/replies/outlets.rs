@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::capture::replies::{Kind, Outlet};
+use crate::capture::replies::{Outlet, OutletKind};
 
 /// How many outlets there may be, and for how long one is kept that nothing is sent by.
 #[derive(Clone, Copy, Debug)]
@@ -80,8 +80,8 @@ impl Outlets {
         }
         let kind = outlet.kind();
         let limit = match kind {
-            Kind::Direct => self.limits.direct,
-            Kind::Relay => self.limits.relays,
+            OutletKind::Direct => self.limits.direct,
+            OutletKind::Relay => self.limits.relays,
         };
         // A pass over all of them costs less than having the helper make one.
         let same_kind = self.open.iter().filter(|(_, cached)| cached.outlet.kind() == kind);

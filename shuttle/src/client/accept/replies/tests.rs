@@ -45,7 +45,7 @@ enum Step {
 
 struct World {
     replies: Replies,
-    requests: Receiver<Errand>,
+    requests: Receiver<ReplyRequest>,
     programs: Vec<UdpSocket>,
     paths: HashMap<Who, PathState>,
     now: Instant,
@@ -67,11 +67,11 @@ impl World {
     }
 
     fn asked(&self) -> Vec<(Conversation, bool)> {
-        let questions = self.requests.try_iter().map(|request| match request {
-            Errand::Question(it) => ((Source(it.source), Peer(it.peer)), it.socket),
-            Errand::Notice(notice) => panic!("{notice:?}"),
+        let requests = self.requests.try_iter().map(|request| match request {
+            ReplyRequest::Path(it) => ((Source(it.source), Peer(it.peer)), it.wants_outlet),
+            ReplyRequest::Unreachable(notice) => panic!("{notice:?}"),
         });
-        questions.collect()
+        requests.collect()
     }
 
     fn respond(&mut self, who: Who, response: Response) {
@@ -87,8 +87,9 @@ impl World {
             Response::Cached => path(None),
             Response::Refused => Err(Error::Refused("it is not captured".into())),
         };
-        let socket = matches!(response, Response::Direct | Response::Relay);
-        let (resolved, path) = self.replies.resolve((Question { source, peer, socket }, result), self.now);
+        let wants_outlet = matches!(response, Response::Direct | Response::Relay);
+        let (resolved, path) =
+            self.replies.resolve((PathRequest { source, peer, wants_outlet }, result), self.now);
         assert_eq!(resolved, conversation);
         // As with a flow; a query has none.
         self.paths.entry(who).and_modify(|kept| *kept = path);
@@ -394,8 +395,8 @@ fn programs_are_notified_by_the_helper() {
         world.replies.notify(conversation, what);
     }
     let notices = world.requests.try_iter().map(|request| match request {
-        Errand::Notice(notice) => notice,
-        Errand::Question(question) => panic!("{question:?}"),
+        ReplyRequest::Unreachable(notice) => notice,
+        ReplyRequest::Path(request) => panic!("{request:?}"),
     });
     assert_eq!(notices.collect::<Vec<_>>(), [Notice { source, peer, what: Unreachable::Port }]);
 }
