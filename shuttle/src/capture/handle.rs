@@ -13,7 +13,7 @@ use std::{
 use shuttle_common::rule::Rule;
 
 use super::{
-    Arrival, Listener, Listeners, Mechanism, MethodName,
+    Arrival, Failure, Listener, Listeners, Mechanism, MethodName, Missing,
     replies::ReplyChannel,
     wire::{self, Request, Response, VERSION},
 };
@@ -55,6 +55,8 @@ pub struct Captured {
     pub replies: ReplyChannel,
     /// One line for the user: the method, and what of the plan this host cannot do.
     pub description: String,
+    /// The methods that were passed over, with what each lacks.
+    pub passed_over: Vec<(MethodName, Vec<Missing>)>,
 }
 
 /// Why the helper did not do it.
@@ -91,8 +93,8 @@ pub enum Error {
         theirs: u32,
     },
     /// The helper says what failed.
-    #[error("{0}")]
-    Failed(String),
+    #[error(transparent)]
+    Failed(Failure),
     /// The helper answers another question.
     #[error("the firewall helper gave an answer that does not fit the question")]
     Confused,
@@ -140,10 +142,20 @@ impl Handle {
         self.begin(&request, |response| matches!(response, Response::Prepared))
     }
 
+    /// What would be set up for the plan, one step a line, and lines with a `#` that are remarks. Nothing is changed.
+    pub fn dry_run(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<String, Error> {
+        match self.ask(&Request::DryRun { plan: plan.clone(), mechanism })? {
+            (Response::DryRun { text }, _) => Ok(text),
+            _ => Err(Error::Confused),
+        }
+    }
+
     /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
     pub fn capture(&mut self) -> Result<Captured, Error> {
         let answer = self.ask(&Request::Capture)?;
-        let (Response::Captured { method, arrival, families, description }, descriptors) = answer else {
+        let (Response::Captured { method, arrival, families, description, passed_over }, descriptors) =
+            answer
+        else {
             return Err(Error::Confused);
         };
         let mut descriptors = descriptors.into_iter();
@@ -152,7 +164,7 @@ impl Handle {
         let v4 = families.v4.then(&mut pair).transpose()?;
         let v6 = families.v6.then(&mut pair).transpose()?;
         let replies = ReplyChannel(next()?.into());
-        Ok(Captured { method, arrival, listeners: Listeners { v4, v6 }, replies, description })
+        Ok(Captured { method, arrival, listeners: Listeners { v4, v6 }, replies, description, passed_over })
     }
 
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist
@@ -187,7 +199,7 @@ impl Handle {
 
     fn receive(&self) -> Result<(Response, Vec<OwnedFd>), Error> {
         match wire::receive(&self.stream).map_err(Error::Gone)? {
-            (Response::Failed { message }, _) => Err(Error::Failed(message)),
+            (Response::Failed { failure }, _) => Err(Error::Failed(failure)),
             answer => Ok(answer),
         }
     }
@@ -219,6 +231,7 @@ impl Drop for Handle {
 }
 
 /// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on; names the program that runs it.
+#[expect(clippy::disallowed_methods, reason = "it is this program, by itself or by sudo or doas")]
 fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error> {
     let failed = |program: &str| {
         let program = program.to_owned();

@@ -5,10 +5,13 @@
 
 mod arrival;
 pub mod datagrams;
+mod failure;
 pub mod handle;
 mod method;
 pub mod replies;
 pub mod wire;
 
 pub use arrival::{Arrival, DatagramArrival, Listener, Listeners, StreamArrival};
+pub(crate) use failure::joined;
+pub use failure::{Failure, LanFault, Missing, ScopeKind};
 pub use method::{EbpfOptions, IngressHook, Mechanism, MethodChoice, MethodName, Steering};

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shuttle_common::rule::Rule;
 
-use super::{Arrival, Mechanism, MethodName};
+use super::{Arrival, Failure, Mechanism, MethodName, Missing};
 use crate::{
     policy::{Families, Plan},
     sys::descriptors::{receive_with_descriptors, send_with_descriptors},
@@ -41,6 +41,13 @@ pub enum Request {
         /// How to capture.
         mechanism: Mechanism,
     },
+    /// Tell what would be set up, and set nothing up.
+    DryRun {
+        /// What to capture.
+        plan: Plan,
+        /// How to capture.
+        mechanism: Mechanism,
+    },
     /// Start capturing what was prepared.
     Capture,
     /// Replace the rules of the running capture at one stroke.
@@ -62,6 +69,11 @@ pub enum Response {
     Enclosed,
     /// Answers `Prepare`.
     Prepared,
+    /// Answers `DryRun`.
+    DryRun {
+        /// One step a line; lines with a `#` are remarks.
+        text: String,
+    },
     /// Answers `Capture`; descriptors come along: the TCP and the UDP listener of IPv4, then of IPv6, then the client's end
     /// of the socket pair for [`replies`](super::replies).
     Captured {
@@ -73,6 +85,8 @@ pub enum Response {
         families: Families,
         /// One line for the user.
         description: String,
+        /// The methods that were passed over, with what each lacks.
+        passed_over: Vec<(MethodName, Vec<Missing>)>,
     },
     /// Answers `Replace`.
     Replaced {
@@ -81,8 +95,8 @@ pub enum Response {
     },
     /// The request failed and changed nothing.
     Failed {
-        /// One line for the user that names thing and remedy.
-        message: String,
+        /// Why.
+        failure: Failure,
     },
 }
 

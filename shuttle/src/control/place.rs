@@ -114,7 +114,8 @@ pub struct Claim {
 pub enum ClaimError {
     /// The name that was asked for is another's.
     #[error(
-        "an instance called {0} runs already: give this one another --name, or end that one by `shuttle stop --name {0}`"
+        "an instance called {0} runs already: give this one another --name, or end that one by \
+         `shuttle stop --name {0}`"
     )]
     Taken(String),
     /// There is no place for a socket.

@@ -5,9 +5,11 @@ use std::{fmt, io};
 
 use super::{
     bypass::sweep,
-    ebpf::purge,
     parts::{self, netlink::Netlink},
+    undo,
 };
+
+use crate::capture::Failure;
 
 /// What was removed, one line each.
 #[derive(Debug, Default)]
@@ -34,7 +36,10 @@ pub enum Error {
     Io(#[from] io::Error),
     /// A step failed.
     #[error(transparent)]
-    Step(#[from] parts::Error),
+    Network(#[from] Failure),
+    /// The cgroups can't be looked at.
+    #[error(transparent)]
+    Cgroups(#[from] parts::Error),
 }
 
 /// Removes the leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Live instances
@@ -44,7 +49,11 @@ pub fn run() -> Result<Report, Error> {
         return Err(Error::NotRoot);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut removed = runtime.block_on(async { purge(&Netlink::open()?).await })?;
+    let mut removed = runtime.block_on(remove())?;
     removed.extend(sweep()?);
     Ok(Report(removed))
+}
+
+async fn remove() -> Result<Vec<String>, Failure> {
+    Ok(undo::leftovers(&Netlink::open()?).await?)
 }

@@ -23,10 +23,12 @@ use tokio::{
 
 use super::{
     bypass::Enclosure,
-    ebpf::{Capture, Loader, Prepared, Reply, Started},
+    capture::{Capture, Prepared, ReturnPath, Started},
+    dry_run,
+    method::Loader,
 };
 use crate::capture::{
-    Listeners, Mechanism, MethodName,
+    Failure, Listeners, Mechanism,
     replies::{Notice, PathRequest, PathResponse, ReplyRequest},
     wire::{self, Request, Response, VERSION},
 };
@@ -125,7 +127,7 @@ fn receive_requests<T: DeserializeOwned + Send + 'static>(
 
 async fn local_changed(capture: &mut Option<Capture>) {
     match capture {
-        Some(capture) => capture.local_changed().await,
+        Some(capture) => capture.changed().await,
         None => std::future::pending().await,
     }
 }
@@ -169,9 +171,12 @@ impl Helper {
                 self.greeted = version == VERSION;
                 Ok(Response::Hello { version: VERSION })
             }
-            _ if !self.greeted => Err("the client did not say hello".to_owned()),
+            _ if !self.greeted => Err(Failure::OutOfOrder("the client did not say hello".to_owned())),
             Request::Enclose => self.enclose(),
-            Request::Prepare { plan, mechanism } => self.prepare(&plan, mechanism).await,
+            Request::Prepare { plan, mechanism } => self.prepare(plan, mechanism).await,
+            Request::DryRun { plan, mechanism } => {
+                dry_run::text(&plan, &mechanism).await.map(|text| Response::DryRun { text })
+            }
             Request::Capture => {
                 let result = self.start().await;
                 result.map(|(it, stream)| {
@@ -181,37 +186,39 @@ impl Helper {
             }
             Request::Replace { rules } => self.replace(&rules),
         };
-        let response = answer.unwrap_or_else(|message| Response::Failed { message });
+        let response = answer.unwrap_or_else(|failure| Response::Failed { failure });
         let listeners = started.iter().flat_map(|started| started.listeners.iter());
         let listeners = listeners.flat_map(|listener| [listener.tcp.as_fd(), listener.udp.as_fd()]);
         let descriptors: Vec<_> = listeners.chain(replies.iter().map(AsFd::as_fd)).collect();
         Ok(wire::send(stream, &response, &descriptors)?)
     }
 
-    fn enclose(&mut self) -> Result<Response, String> {
+    fn enclose(&mut self) -> Result<Response, Failure> {
         if self.enclosure.is_some() {
-            return Err("the client is enclosed already".to_owned());
+            return Err(Failure::OutOfOrder("the client is enclosed already".to_owned()));
         }
-        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
+        let enclosure = Enclosure::new(self.client);
+        self.enclosure = Some(enclosure.map_err(|error| Failure::system("entering the bypass", &error))?);
         Ok(Response::Enclosed)
     }
 
-    async fn prepare(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<Response, String> {
+    async fn prepare(&mut self, plan: Plan, mechanism: Mechanism) -> Result<Response, Failure> {
         if self.prepared.is_some() || self.capture.is_some() {
-            return Err("a capture is prepared already".to_owned());
+            return Err(Failure::OutOfOrder("a capture is prepared already".to_owned()));
         }
         // Nothing is loaded after this, and what the loader knows is many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
-        let prepared = Capture::prepare(&mut loader, plan, mechanism.ebpf).await;
-        self.prepared = Some(prepared.map_err(|error| error.to_string())?);
+        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism).await?);
         Ok(Response::Prepared)
     }
 
-    async fn start(&mut self) -> Result<(Started, UnixStream), String> {
-        let prepared = self.prepared.take().ok_or("no capture is prepared")?;
-        let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
-        let receiver = ours.try_clone().map(receive_requests).map_err(|error| error.to_string())?;
-        let (capture, started) = prepared.start().await.map_err(|error| error.to_string())?;
+    async fn start(&mut self) -> Result<(Started, UnixStream), Failure> {
+        let prepared = self.prepared.take();
+        let prepared = prepared.ok_or_else(|| Failure::OutOfOrder("no capture is prepared".to_owned()))?;
+        let failed = |error: io::Error| Failure::system("making the socket pair for replies", &error);
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let receiver = ours.try_clone().map(receive_requests).map_err(failed)?;
+        let (capture, started) = prepared.start().await?;
         self.capture = Some(capture);
         self.questions = Some(Questions { stream: ours, receiver });
         Ok((started, theirs))
@@ -219,10 +226,10 @@ impl Helper {
 
     async fn reply(&mut self, request: PathRequest) {
         let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
-        let (answer, socket) = match capture.reply(&request).await {
-            Ok(Reply { to, outlet }) => {
+        let (answer, socket) = match capture.answer(&request).await {
+            Ok(ReturnPath { sender, outlet }) => {
                 let (kind, socket) = outlet.unzip();
-                (PathResponse::Found { to, outlet: kind }, socket)
+                (PathResponse::Found { to: sender.address, outlet: kind }, socket)
             }
             Err(error) => (PathResponse::Refused { message: error.to_string() }, None),
         };
@@ -242,21 +249,24 @@ impl Helper {
         }
     }
 
-    fn replace(&mut self, rules: &[Rule]) -> Result<Response, String> {
-        let capture = self.capture.as_mut().ok_or("it is not capturing")?;
-        let note = capture.replace_rules(rules).map_err(|error| error.to_string())?;
-        Ok(Response::Replaced { note })
+    fn replace(&mut self, rules: &[Rule]) -> Result<Response, Failure> {
+        let capture = self.capture.as_mut();
+        let capture = capture.ok_or_else(|| Failure::OutOfOrder("it is not capturing".to_owned()))?;
+        Ok(Response::Replaced { note: capture.replace_rules(rules)? })
     }
 
     async fn refresh(&mut self) {
         if let Some(capture) = &mut self.capture
-            && let Err(error) = capture.refresh_local().await
+            && let Err(failure) = capture.refresh().await
         {
-            tracing::warn!(%error, "this host's own addresses are not up to date");
+            tracing::warn!(%failure, "this host's own addresses are not up to date");
         }
     }
 
     async fn undo(self) {
+        if let Some(prepared) = self.prepared {
+            prepared.undo().await;
+        }
         if let Some(capture) = self.capture {
             capture.undo().await;
         }
@@ -268,10 +278,11 @@ impl Helper {
 
 fn captured(started: &Started) -> Response {
     Response::Captured {
-        method: MethodName::Ebpf,
+        method: started.method,
         arrival: started.arrival,
         families: families(&started.listeners),
         description: started.description.clone(),
+        passed_over: started.passed_over.clone(),
     }
 }
 

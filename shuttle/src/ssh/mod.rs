@@ -93,6 +93,7 @@ impl CommandLine {
     }
 
     /// ssh with the user's options, which yield to those `before` them: of two values ssh takes the first.
+    #[expect(clippy::disallowed_methods, reason = "it is ssh")]
     fn command(&self, before: &[String], settings: &Settings) -> Command {
         let mut command = Command::new(&self.program);
         command.args(before).args(&self.options).envs(settings.environment.iter().cloned());
@@ -193,6 +194,7 @@ pub async fn connect(
 }
 
 /// Starts the agent on this machine.
+#[expect(clippy::disallowed_methods, reason = "it is this program")]
 pub fn local_agent() -> Result<Session, ConnectError> {
     let program = "/proc/self/exe";
     let mut command = Command::new(program);

@@ -1,5 +1,5 @@
-//! The one eBPF program that is needed before ssh can start, without a loader of objects: aya's reads all of the kernel's
-//! types first, 5 MB of them, while the user waits.
+//! The one eBPF program that is needed before ssh can start, without a loader of objects: aya's reads all of the
+//! kernel's types first, 5 MB of them, while the user waits.
 
 use std::{
     io,

@@ -18,7 +18,9 @@ use crate::{
     app::{How, ask, connect},
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, resolvers, rewrite, router, swaps, udp,
+    lifetime, method, neighbours, notices, resolvers, rewrite,
+    rewrite::our_cgroups,
+    router, swaps, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
@@ -46,6 +48,9 @@ pub(crate) const ALL: &[Case] = &[
     ("without_ipv6", EITHER, without_ipv6),
     ("without_capturing_ipv6", EITHER, without_capturing_ipv6),
     ("errors_are_named", EITHER, errors_are_named),
+    ("dry_run", EITHER, dry_run),
+    ("one_step", EITHER, lifetime::one_step),
+    ("failing_steps", EITHER, lifetime::each_failing_step_leaves_nothing),
     ("udp_steering", EITHER, udp::steering),
     ("udp_of_the_link", EITHER, udp::what_is_for_the_link_stays),
     ("udp_one_socket", EITHER, udp::one_socket),
@@ -352,4 +357,36 @@ pub(crate) fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(5), "{what}: not after 5 s");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// It names what would be set up, and the trial behind it leaves nothing.
+fn dry_run() {
+    let _world = World::new();
+    let before = (network_state(), our_cgroups());
+    let mut handle = Handle::spawn().expect("a helper");
+    let lans = if method() == Method::Rewrite { Lans::None } else { Lans::Named(vec!["v0".into()]) };
+    let text = handle.dry_run(&Plan { lans, ..everything() }, method().mechanism()).expect("a text");
+    assert_eq!((network_state(), our_cgroups()), before, "nothing changes");
+    println!("{text}");
+    let wanted: &[&str] = match method() {
+        Method::Lookup => &[
+            "# by ebpf, by socket lookup",
+            "ip -4 rule add priority 300 fwmark 0x10000000/0x90000000 lookup 2190000 protocol 219",
+            "attach shuttle_router to the ingress of v0 by tcx or clsact",
+            "attach connect4 to the root cgroup",
+            "map RULES4: 0.0.0.0/0 captures all ports",
+            "map RULES6: fd88::/16 captures no port",
+        ],
+        Method::Rewrite => {
+            &["# by ebpf, by rewriting destinations", "attach rewrite_connect6 to the root cgroup"]
+        }
+    };
+    for line in wanted {
+        assert!(text.lines().any(|it| it == *line), "{line}: {text}");
+    }
+    // What the method can't do is refused in the same words as without --dry-run.
+    let plan = Plan { lans: Lans::Named(vec!["none".into()]), ..everything() };
+    let dry = handle.dry_run(&plan, method().mechanism()).expect_err("no such interface").to_string();
+    let real = capture(&mut handle, &plan).expect_err("no such interface").to_string();
+    assert_eq!(dry, real);
 }

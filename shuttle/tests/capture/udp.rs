@@ -200,8 +200,8 @@ impl Answerer {
 
 pub(crate) type Shared = Arc<Mutex<Answerer>>;
 
-/// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it was
-/// sent to.
+/// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it
+/// was sent to.
 pub(crate) fn start(plan: &Plan) -> (Handle, Shared) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
