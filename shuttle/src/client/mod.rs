@@ -118,7 +118,11 @@ pub fn run(tunnel: &Tunnel) -> anyhow::Result<ExitCode> {
         tunnel.orders.send(Order::Listen(streams, captured.arrival.streams));
         let arrival = captured.arrival.datagrams;
         let requests = match arrival {
-            DatagramArrival::ControlMessage => Some(spawn_requests(captured.replies, tunnel.orders.clone())?),
+            DatagramArrival::ControlMessage => {
+                let orders = tunnel.orders.clone();
+                let resolve = move |resolution| orders.send(Order::Resolve(resolution));
+                Some(spawn_requests(captured.replies, resolve)?)
+            }
             DatagramArrival::Token => None,
         };
         let start = StartDatagrams { listeners: datagrams, arrival, requests };
