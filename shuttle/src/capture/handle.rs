@@ -14,7 +14,7 @@ use shuttle_common::rule::Rule;
 
 use super::{
     Arrival, BypassKind, BypassOptions, Failure, Listener, Listeners, Mechanism, MethodName, Missing,
-    replies::Replies,
+    replies::ReplyChannel,
     wire::{self, Request, Response, VERSION},
 };
 use crate::policy::Plan;
@@ -54,7 +54,7 @@ pub struct Captured {
     /// What captured traffic arrives at.
     pub listeners: Listeners,
     /// By what replies to datagrams get to programs, where [`Arrival`] says that it takes the helper.
-    pub replies: Replies,
+    pub replies: ReplyChannel,
     /// One line for the user: the method, and what of the plan this host cannot do.
     pub description: String,
     /// The methods that were passed over, with what each lacks.
@@ -180,7 +180,7 @@ impl Handle {
         let mut pair = || Ok(Listener { tcp: next()?.into(), udp: next()?.into() });
         let v4 = families.v4.then(&mut pair).transpose()?;
         let v6 = families.v6.then(&mut pair).transpose()?;
-        let replies = Replies(next()?.into());
+        let replies = ReplyChannel(next()?.into());
         let listeners = Listeners { v4, v6 };
         Ok(Captured { method, arrival, bypass, listeners, replies, description, passed_over })
     }

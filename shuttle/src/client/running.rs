@@ -9,13 +9,15 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::GREETING_TIMEOUT;
-use super::accept::{Captures, Nameservers, ORDERS, Order, Orders, Report, Timeouts, udp};
+use super::accept::{
+    Captures, Nameservers, ORDERS, Order, Orders, Report, StartDatagrams, Timeouts, spawn_requests,
+};
 use super::control::{Control, Responder};
 use super::end::{Cause, Ended, SessionEnd};
 use super::helper::Helper;
 use super::lanes::{Opener, Wanted};
 use super::signals::Signals;
-use crate::capture::replies::Replies;
+use crate::capture::replies::ReplyChannel;
 use crate::capture::{Arrival, DatagramArrival, Listeners};
 use crate::config::Config;
 use crate::link::{End, Link, Pipes};
@@ -69,14 +71,23 @@ impl Running {
     }
 
     /// Has the link take what is captured.
-    pub(super) fn accept(&self, listeners: Listeners, arrival: Arrival, replies: Replies) -> io::Result<()> {
+    pub(super) fn accept(
+        &self,
+        listeners: Listeners,
+        arrival: Arrival,
+        replies: ReplyChannel,
+    ) -> io::Result<()> {
         let (streams, datagrams) = listeners.by_protocol();
         self.orders.send(Order::Listen(streams, arrival.streams));
-        let errands = match arrival.datagrams {
-            DatagramArrival::ControlMessage => Some(udp::spawn_asker(replies, self.orders.clone())?),
+        let requests = match arrival.datagrams {
+            DatagramArrival::ControlMessage => {
+                let orders = self.orders.clone();
+                let resolve = move |resolution| orders.send(Order::Resolve(resolution));
+                Some(spawn_requests(replies, resolve)?)
+            }
             DatagramArrival::Token => None,
         };
-        let start = udp::Start { listeners: datagrams, arrival: arrival.datagrams, errands };
+        let start = StartDatagrams { listeners: datagrams, arrival: arrival.datagrams, requests };
         self.orders.send(Order::Datagrams(start));
         Ok(())
     }

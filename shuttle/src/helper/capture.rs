@@ -18,7 +18,7 @@ use super::{
 use crate::{
     capture::{
         Arrival, BypassKind, Failure, Listeners, Mechanism, MethodChoice, MethodName, Missing,
-        replies::{Kind, Notice, Question},
+        replies::{Notice, OutletKind, PathRequest},
     },
     policy::Plan,
 };
@@ -70,7 +70,7 @@ pub(super) struct ReturnPath {
     /// The address of the program's socket.
     pub(super) sender: Sender,
     /// By what, where that was asked for.
-    pub(super) outlet: Option<(Kind, OwnedFd)>,
+    pub(super) outlet: Option<(OutletKind, OwnedFd)>,
 }
 
 impl Prepared {
@@ -250,10 +250,10 @@ impl Capture {
     }
 
     /// How replies get to the program that has sent something to the peer, if it can be that it has.
-    pub(super) async fn answer(&mut self, question: &Question) -> Result<ReturnPath, answer::Error> {
-        let Question { source, peer, socket } = *question;
+    pub(super) async fn answer(&mut self, request: &PathRequest) -> Result<ReturnPath, answer::Error> {
+        let PathRequest { source, peer, wants_outlet } = *request;
         let (sender, reach) = self.sender(source, peer).await?;
-        let outlet = if socket { Some(self.parts.outlet(sender, peer, &reach)?) } else { None };
+        let outlet = if wants_outlet { Some(self.parts.outlet(sender, peer, &reach)?) } else { None };
         Ok(ReturnPath { sender, outlet })
     }
 

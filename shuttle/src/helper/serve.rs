@@ -31,7 +31,7 @@ use super::{
 };
 use crate::capture::{
     BypassKind, BypassOptions, Failure, Listeners, Mechanism,
-    replies::{Answer, Errand, Notice, Question},
+    replies::{Notice, PathRequest, PathResponse, ReplyRequest},
     wire::{self, Request, Response, VERSION},
 };
 use crate::policy::{Families, Plan};
@@ -99,9 +99,9 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
             _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass(),
-            errand = asked(&mut helper.questions) => match errand {
-                Errand::Question(question) => helper.reply(question).await,
-                Errand::Notice(notice) => helper.notify(notice).await,
+            request = asked(&mut helper.questions) => match request {
+                ReplyRequest::Path(request) => helper.reply(request).await,
+                ReplyRequest::Unreachable(notice) => helper.notify(notice).await,
             },
         }
     };
@@ -141,14 +141,14 @@ async fn local_changed(capture: &mut Option<Capture>) {
 /// The helper's end of the socket pair for replies.
 struct Questions {
     stream: UnixStream,
-    receiver: mpsc::Receiver<Result<Errand, wire::Error>>,
+    receiver: mpsc::Receiver<Result<ReplyRequest, wire::Error>>,
 }
 
-/// The next errand. After the last there are none.
-async fn asked(questions: &mut Option<Questions>) -> Errand {
+/// The next request. After the last there are none.
+async fn asked(questions: &mut Option<Questions>) -> ReplyRequest {
     match questions.as_mut().map(|questions| questions.receiver.recv()) {
         Some(next) => match next.await {
-            Some(Ok(errand)) => return errand,
+            Some(Ok(request)) => return request,
             Some(Err(error)) => tracing::warn!(%error, "no more replies to datagrams"),
             None => {}
         },
@@ -244,14 +244,14 @@ impl Helper {
         Ok((started, theirs))
     }
 
-    async fn reply(&mut self, question: Question) {
+    async fn reply(&mut self, request: PathRequest) {
         let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
-        let (answer, socket) = match capture.answer(&question).await {
+        let (answer, socket) = match capture.answer(&request).await {
             Ok(ReturnPath { sender, outlet }) => {
                 let (kind, socket) = outlet.unzip();
-                (Answer::Way { to: sender.address, outlet: kind }, socket)
+                (PathResponse::Found { to: sender.address, outlet: kind }, socket)
             }
-            Err(error) => (Answer::Refused { message: error.to_string() }, None),
+            Err(error) => (PathResponse::Refused { message: error.to_string() }, None),
         };
         let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
         if let Err(error) = wire::send(&questions.stream, &answer, &descriptors) {

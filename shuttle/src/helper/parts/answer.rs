@@ -7,7 +7,7 @@ use super::{
     reply_sockets::{Reach, is_pair, reply_socket},
     slot::Slot,
 };
-use crate::capture::replies::{Kind, Unreachable};
+use crate::capture::replies::{OutletKind, Unreachable};
 
 /// The program that sends captured datagrams, as a method knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,13 +80,13 @@ impl Parts {
         sender: Sender,
         peer: SocketAddr,
         reach: &Reach,
-    ) -> Result<(Kind, OwnedFd), Error> {
-        let relay = || Ok((Kind::Relay, self.relays.start(sender.slot, peer, reach)?));
+    ) -> Result<(OutletKind, OwnedFd), Error> {
+        let relay = || Ok((OutletKind::Relay, self.relays.start(sender.slot, peer, reach)?));
         if self.own.has(peer.ip()) {
             return relay();
         }
         match reply_socket(sender.slot, peer, reach) {
-            Ok(socket) => Ok((Kind::Direct, socket.into())),
+            Ok(socket) => Ok((OutletKind::Direct, socket.into())),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => relay(),
             Err(error) => Err(error.into()),
         }
