@@ -176,8 +176,8 @@ impl Lab {
         &self.dir
     }
 
-    /// What is there now and was not when the lab was made: rules, routes, links, cgroups, files. Must be empty
-    /// after a test.
+    /// What is there now and was not when the lab was made, and what is gone: rules, routes, links, packet filters,
+    /// cgroups, files. Must be empty after a test.
     pub fn leftovers(&self) -> Result<Vec<String>> {
         Ok(Snapshot::take(self)?.beyond(&self.before))
     }

@@ -462,7 +462,8 @@ fn a_dead_instances_socket_is_replaced() -> Result<()> {
 fn without_a_private_place_there_is_no_socket() -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let (runtime, user) = (lab.dir().join("client/run/user"), lab.users.local.id);
-    fs::remove_dir(runtime.join(user.to_string()))?;
+    let runtime = runtime.join(user.to_string());
+    fs::remove_dir(&runtime)?;
     let temporary = lab.dir().join("client/tmp").join(format!("shuttle-{user}"));
     // Without a runtime directory, it is in /tmp …
     let mut shuttle = Shuttle::connect(&lab, RUN)?;
@@ -480,6 +481,7 @@ fn without_a_private_place_there_is_no_socket() -> Result<()> {
     shuttle.signal(Signal::SIGINT)?;
     shuttle.wait(END)?;
     fs::remove_dir(&temporary)?;
+    fs::create_dir(&runtime)?;
     nothing_stays(&lab)
 }
 

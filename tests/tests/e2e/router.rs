@@ -367,7 +367,15 @@ fn a_firewall_that_drops_is_named() -> Result<()> {
                 of_iptables.replace("iptables ", remedy)
             };
             lab.client.script(&rule)?;
-            expect(lab, lab.lan()?, TARGET, &[], Outcome::Captured)
+            let works = expect(lab, lab.lan()?, TARGET, &[], Outcome::Captured);
+            let undo = if remedy.starts_with("nft") {
+                let added = "nft --handle list chain inet filter input | sed -n 's/.* mark .* handle //p'";
+                format!("nft delete rule inet filter input handle $({added})")
+            } else {
+                rule.replace(" -I ", " -D ")
+            };
+            lab.client.script(&undo)?;
+            works
         })
         .context(firewall)?;
     }
