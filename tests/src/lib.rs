@@ -22,6 +22,7 @@ pub mod shuttle;
 mod sshd;
 mod sys;
 pub mod traffic;
+mod turn;
 pub mod wire;
 
 pub use accounts::User;

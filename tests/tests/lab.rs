@@ -134,7 +134,7 @@ fn leftovers_name_what_is_left() -> Result<()> {
 fn emulated_links_have_their_nominal_delay_and_rate() -> Result<()> {
     for link in [Link::Wan, Link::Slow] {
         let shape = link.shape().expect("it is emulated");
-        let lab = Lab::new(link)?;
+        let lab = Lab::with(Options { link, alone: true, ..Options::default() })?;
         let rtt: Spread = lab.measure(&["rtt", "10.78.0.2:7000", "--seconds", "1"])?;
         let nominal = shape.delay.as_micros() as u64 * 2;
         ensure!((nominal..nominal + 3_000).contains(&rtt.p50_us), "{link:?}: {rtt:?}");

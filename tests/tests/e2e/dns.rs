@@ -210,7 +210,7 @@ fn nameservers_are_captured_as_named_and_asked_as_named() -> Result<()> {
 
 #[test]
 fn of_500_queries_at_once_none_is_lost_or_swapped() -> Result<()> {
-    let lab = Lab::with(Options::default())?;
+    let lab = Lab::with(Options { alone: true, ..Options::default() })?;
     let _server = Nameserver::of_manner(&lab, &lab.server, "127.0.0.1:53", "honest")?;
     let _stub = Nameserver::of_manner(&lab, &lab.client, "127.0.0.53:53", "mute")?;
     ResolvConf::new(&lab, &lab.client, &[NS, NS6, "127.0.0.53"])?;

@@ -53,7 +53,7 @@ fn lanes_carry_one_stream_together_unharmed() -> Result<()> {
 #[test]
 fn lanes_are_opened_where_a_window_holds_the_tunnel_back_and_only_there() -> Result<()> {
     for (link, opens) in [(Link::Fat, true), (Link::Slow, false)] {
-        let options = Options { link, ..Options::default() };
+        let options = Options { link, alone: true, ..Options::default() };
         with_tunnel(options, Run::remote(&["--method=ebpf", "-v", "10.78.0.0/24"]), |lab, shuttle| {
             lab.measure::<Rate>(&["bulk", "10.78.0.2", "down", "--seconds", "4"])?;
             let lanes = shuttle.stderr().matches("carries data").count();

@@ -178,7 +178,7 @@ fn forwarded_datagrams_are_captured() -> Result<()> {
     let every: [&[&str]; 3] = [&LAN, &["-l", "0.0.0.0"], &["--lan", "lan", "--ebpf-ingress=clsact"]];
     for args in every {
         // The router's own service on that port must not answer, nor keep the replies from being sent.
-        let lab = lab()?;
+        let lab = Lab::with(Options { lan: true, alone: true, ..Options::default() })?;
         let tool = lab.program("lab-tool")?;
         let mut served = lab.client.command(tool).arg("serve").spawn()?;
         let checked = with_router(lab, args, |lab, _| {
