@@ -16,6 +16,7 @@ mod lab;
 pub mod leftovers;
 pub mod link;
 mod load;
+mod method;
 pub mod nameserver;
 pub mod process;
 pub mod shuttle;
@@ -30,6 +31,7 @@ pub use host::{Host, Network};
 pub use lab::{Lab, Options};
 pub use link::Link;
 pub use load::Load;
+pub use method::{Method, Row};
 pub use shuttle::{CONNECTED, Identity, Role, Run, Shuttle};
 pub use sshd::Server;
 

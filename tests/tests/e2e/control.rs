@@ -23,7 +23,8 @@ use crate::{END, TARGET, TARGET6, expect, nothing_stays, with_tunnel};
 
 const OTHER: &str = "10.78.0.3:7004";
 const ECHO: &str = "10.78.0.2:7000";
-const RUN: Run = Run { identity: Identity::Sudo, remote: true, args: &["10.78.0.0/24"] };
+/// By the method that shuttle chooses.
+const RUN: Run = Run { method: None, ..Run::remote(&["10.78.0.0/24"]) };
 
 fn verb(lab: &Lab, user: &User, args: &[&str]) -> Result<Output> {
     let mut command = lab.client.command_as(user, lab.program("shuttle")?);

@@ -11,7 +11,7 @@ use shuttle_tests::{Host, Lab, Link, Load, Options, Run};
 
 use crate::with_tunnel;
 
-const NET: &[&str] = &["--method=ebpf", "10.78.0.0/24"];
+const NET: &[&str] = &["10.78.0.0/24"];
 const ECHO: &str = "10.78.0.2:7000";
 const SOURCE: &str = "10.78.0.2:7002";
 
