@@ -156,12 +156,11 @@ impl Outgoing {
         Some(newly)
     }
 
-    /// The frames that may not have arrived whole, each with its header, but for those that only concern this lane, and
-    /// datagrams, which would come late.
+    /// The frames that may not have arrived whole and are to be sent again, each with its header.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
         let frames = self.segments.iter().flat_map(Segment::frames);
-        let is_lost = |kind| matches!(kind, Some(Kind::Hello | Kind::Ack | Kind::Datagram));
-        frames.filter(move |(kind, end, _)| *end > self.acked && !is_lost(*kind)).map(|(.., frame)| frame)
+        let again = |kind: Option<Kind>| kind.is_some_and(Kind::outlives_its_lane);
+        frames.filter(move |(kind, end, _)| *end > self.acked && again(*kind)).map(|(.., frame)| frame)
     }
 
     /// Uses the only segment from its beginning again once nothing in it is needed.

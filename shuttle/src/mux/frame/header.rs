@@ -82,6 +82,17 @@ impl Kind {
             _ => return None,
         })
     }
+
+    /// Whether a frame that was lost with its lane is sent again by another. HELLO, ACK, PING and PONG concern their lane
+    /// alone. Datagrams, queries and what is said of them would come late, or twice.
+    pub(in crate::mux) fn outlives_its_lane(self) -> bool {
+        match self {
+            Self::Hello | Self::Ack | Self::Ping | Self::Pong => false,
+            Self::Datagram | Self::Query | Self::Unreachable => false,
+            Self::Goaway | Self::Door | Self::Narrow | Self::Close => true,
+            Self::Open | Self::Opened | Self::Data | Self::Fin | Self::Reset | Self::Credit => true,
+        }
+    }
 }
 
 /// A type of this number or above may be skipped by who doesn't know it.
