@@ -55,7 +55,7 @@ pub(super) enum Report {
     Door(Door),
     /// More lanes would carry more.
     Narrow,
-    /// A lane other than the first has ended.
+    /// A lane has ended, and others carry on.
     Lost(LaneId),
 }
 

@@ -185,7 +185,7 @@ fn a_lost_lane_takes_its_datagrams_and_queries_along() {
         assert!(pair.client.mux.unwritten(lane).windows(4).any(|bytes| bytes == payload));
     }
     pair.client.mux.writable(LaneId::FIRST, true);
-    pair.client.mux.lose(lane);
+    assert!(pair.client.mux.lose(lane, now) && pair.agent.mux.lose(lane, now));
     pair.exchange(usize::MAX);
     assert_eq!((pair.agent.datagrams, pair.agent.queries), (vec![], vec![]));
 }
