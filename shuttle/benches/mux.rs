@@ -102,13 +102,14 @@ fn receive(mux: &mut Mux, lane: &[u8], now: Instant) -> u64 {
             | Event::Door(_)
             | Event::Opened { .. }
             | Event::Arrived { .. } => {}
-            Event::Datagram { .. }
+            Event::Lost { .. }
+            | Event::Datagram { .. }
             | Event::Query { .. }
             | Event::Closed { .. }
             | Event::Unreachable { .. }
             | Event::Reset { .. }
             | Event::Goaway { .. } => {
-                unreachable!("nobody resets, nor sends datagrams")
+                unreachable!("nobody resets, sends datagrams, or loses a lane")
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Frame, MAX_DATAGRAM, encode_datagram, encode_query};
 use super::schedule::{Sender, Turn};
-use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Reason, Side, Target};
+use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Reason, Target};
 
 /// A datagram that has waited longer is of no use: whoever needs it has sent it again, or speaks of something else.
 const STALE: Duration = Duration::from_millis(200);
@@ -214,7 +214,7 @@ impl Mux {
         if association.0 == 0 || association > AssociationId::MOST {
             return Err(ProtocolError::Association);
         }
-        if self.side == Side::Agent || self.associations.contains(association) {
+        if !self.side.opens() || self.associations.contains(association) {
             self.associations.received(bytes);
             return Ok(true);
         }
@@ -230,7 +230,9 @@ impl Mux {
 
     /// Told once in a while is enough, and what the far side makes this one queue must be bounded.
     fn answer(&mut self, frame: Frame) {
-        if self.control.len() < MOST_ANSWERS && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
+        let unwritten =
+            self.lanes.any().and_then(|lane| self.lanes.get(lane)).map(|lane| lane.out.unwritten_len());
+        if self.control.len() < MOST_ANSWERS && unwritten.is_some_and(|bytes| bytes < MOST_OF_ONE as u64) {
             self.tell(frame);
         }
     }

@@ -80,6 +80,26 @@ fn a_lost_lane_loses_nothing() -> Result<()> {
     })
 }
 
+/// Over two ssh connections, the one that the tunnel began with is killed.
+#[test]
+fn the_first_ssh_may_end_while_another_lives() -> Result<()> {
+    let run = Run::remote(&["--method=ebpf", "-v", "--connections", "2", "10.78.0.0/24"]);
+    with_tunnel(Options::default(), run, |lab, shuttle| {
+        wait_for_lanes(shuttle, 1)?;
+        let is_lane = |process: &Process| process.arguments().iter().any(|word| word.contains("--lane "));
+        let first: Vec<_> = shuttle.find(Role::Ssh).into_iter().filter(|process| !is_lane(process)).collect();
+        ensure!(first.len() == 1, "{} ssh processes are the first", first.len());
+        let mut load = Load::start(lab, &["exchange", "10.78.0.2:7003", "100663296"])?;
+        sleep(Duration::from_millis(300));
+        for process in first {
+            send(process, Signal::SIGKILL)?;
+        }
+        load.answer::<Exchanged>().context("the exchange broke")?;
+        ensure!(shuttle.stderr().contains("lane 0 has ended; the others carry on"), "{}", shuttle.stderr());
+        exchange(lab)
+    })
+}
+
 #[test]
 fn a_server_that_gives_one_session_costs_nothing_but_the_speed() -> Result<()> {
     // Nor does an ssh that isn't known to be OpenSSH's.

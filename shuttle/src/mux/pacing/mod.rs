@@ -161,6 +161,11 @@ impl Pacing {
         }
     }
 
+    /// The path may be another one: nothing is known of it. What departed before can still be acknowledged.
+    pub(super) fn forget_path(&mut self, now: Instant) {
+        *self = Self { delivered: self.delivered, round_end: self.delivered, ..Self::new(now) };
+    }
+
     /// Bytes are written while `in_flight` others are on their way.
     pub(super) fn depart(&mut self, in_flight: u64, now: Instant) -> Departure {
         if in_flight == 0 {
