@@ -75,7 +75,7 @@ impl Lanes {
 
     /// Adds a lane; a number that is or was in use or is too high is refused.
     pub(super) fn add(&mut self, id: LaneId, now: Instant) -> Result<(), ProtocolError> {
-        if id > LaneId::MOST || self.get(id).is_some() || self.over.contains(&id) {
+        if id > LaneId::MAX || self.get(id).is_some() || self.over.contains(&id) {
             return Err(ProtocolError::Lane);
         }
         let place = self.live.partition_point(|(other, _)| *other < id);
