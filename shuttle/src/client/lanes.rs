@@ -80,7 +80,7 @@ impl Opener {
         for _ in 0..count {
             let (lane, lanes) = (LaneId(self.next), lanes.clone());
             self.next += 1;
-            if lane > LaneId::MOST {
+            if lane > LaneId::MAX {
                 return;
             }
             self.opening.spawn(async move { (lane, lanes.open(way, door, lane).await) });

@@ -13,7 +13,7 @@ use crate::mux::{DATA_HEADER, Event, Grant, LaneId, ProtocolError, StreamId};
 /// Reads of a lane before others have a turn.
 const READS_PER_TURN: usize = 8;
 /// Bytes of a payload that are worth a splice(2) of their own.
-const LEAST_SPLICED: usize = 32 * 1024;
+const MIN_SPLICED: usize = 32 * 1024;
 
 impl Link {
     /// Takes in the readiness of one end of a lane: of lane `token / 2` its input, or its output where `token` is odd.
@@ -87,7 +87,7 @@ impl Link {
 
     /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were moved.
     fn pass(&mut self, lane: LaneId) -> bool {
-        let long = |(_, length): &(StreamId, usize)| *length >= LEAST_SPLICED;
+        let long = |(_, length): &(StreamId, usize)| *length >= MIN_SPLICED;
         let Some((stream, length)) = self.mux.passing(lane).filter(long) else { return false };
         let connection = self.connections.get(&stream).filter(|connection| connection.takes_bytes());
         let (Some(pipes), Some(connection)) = (self.lanes.get_mut(&lane), connection) else { return false };

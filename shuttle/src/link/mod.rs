@@ -31,8 +31,8 @@ pub use survey::{Ends, FlowSurvey, Survey};
 const READ_BUFFER: usize = 512 * 1024;
 
 /// Tokens below are stream numbers; from here on each lane has two.
-const FIRST_LANE_TOKEN: usize = StreamId::MOST.0 as usize + 1;
-const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MOST.0 as usize + 1);
+const FIRST_LANE_TOKEN: usize = StreamId::MAX.0 as usize + 1;
+const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MAX.0 as usize + 1);
 /// From here on each association has one, up to the highest that 32 bits hold.
 const FIRST_ASSOCIATION_TOKEN: usize = 3 << 30;
 

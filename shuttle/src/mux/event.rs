@@ -13,7 +13,7 @@ pub struct StreamId(pub u32);
 
 impl StreamId {
     /// The highest number: its driver has other uses for those above.
-    pub const MOST: Self = Self((1 << 31) - 1);
+    pub const MAX: Self = Self((1 << 31) - 1);
 }
 
 /// The number of an association, given by the client: all that one of its programs' UDP sockets exchanges with whomever.
@@ -22,7 +22,7 @@ pub struct AssociationId(pub u32);
 
 impl AssociationId {
     /// The highest number: its driver has other uses for those above.
-    pub const MOST: Self = Self((1 << 30) - 1);
+    pub const MAX: Self = Self((1 << 30) - 1);
 }
 
 /// The far end of a datagram: where the agent sends it to, or had it from.
@@ -37,7 +37,7 @@ impl LaneId {
     /// The lane with which the session begins.
     pub const FIRST: Self = Self(0);
     /// The highest number. None is used twice in a session.
-    pub const MOST: Self = Self(65_535);
+    pub const MAX: Self = Self(65_535);
 }
 
 /// How a further lane reaches an agent: by the number of its process and a secret of its making.
@@ -263,5 +263,5 @@ pub struct Grant {
     /// The stream whose turn it is.
     pub stream: StreamId,
     /// Bytes it may send at most, never 0.
-    pub most: usize,
+    pub max: usize,
 }

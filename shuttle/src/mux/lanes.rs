@@ -4,7 +4,7 @@
 //! everything else goes by any. A lane that is lost is kept, with what it had not got acknowledged, until the far side has
 //! said how much of it arrived (see [`super::loss`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::frame::{Frame, HEADER, Header, Kind};
@@ -22,9 +22,10 @@ const BATCH: u64 = 256 * 1024;
 /// The lanes of a session.
 #[derive(Debug)]
 pub(super) struct Lanes {
-    live: BTreeMap<LaneId, Lane>,
+    /// In the order of their numbers. There are few, and they are gone through for each frame.
+    live: Vec<(LaneId, Lane)>,
     /// Those that are over, until the far side has said what it has of them.
-    lost: BTreeMap<LaneId, Outgoing>,
+    lost: Vec<(LaneId, Outgoing)>,
     /// The numbers of those that are over, for this side or the far one: none comes again.
     over: BTreeSet<LaneId>,
     reviewed: Instant,
@@ -65,8 +66,8 @@ impl Lanes {
     /// With the lane that a session begins with.
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            live: BTreeMap::from([(LaneId::FIRST, Lane::new(now))]),
-            lost: BTreeMap::new(),
+            live: vec![(LaneId::FIRST, Lane::new(now))],
+            lost: Vec::new(),
             over: BTreeSet::new(),
             reviewed: now,
         }
@@ -74,28 +75,30 @@ impl Lanes {
 
     /// Adds a lane; a number that is or was in use or is too high is refused.
     pub(super) fn add(&mut self, id: LaneId, now: Instant) -> Result<(), ProtocolError> {
-        if id > LaneId::MOST || self.live.contains_key(&id) || self.over.contains(&id) {
+        if id > LaneId::MAX || self.get(id).is_some() || self.over.contains(&id) {
             return Err(ProtocolError::Lane);
         }
-        self.live.insert(id, Lane::new(now));
+        let place = self.live.partition_point(|(other, _)| *other < id);
+        self.live.insert(place, (id, Lane::new(now)));
         Ok(())
     }
 
     /// A lane is over: returns what is to be said of it, and what it may not have brought of that about others. `None`: there is
     /// no such lane.
     pub(super) fn lose(&mut self, id: LaneId) -> Option<Vec<Arrived>> {
-        let Lane { greeted, mut out, received, .. } = self.live.remove(&id)?;
+        let place = self.live.iter().position(|(live, _)| *live == id)?;
+        let (_, Lane { greeted, mut out, received, .. }) = self.live.remove(place);
         self.over.insert(id);
         let reports = out.unacknowledged_of(|kind| kind == Kind::Lost).filter_map(Arrived::decode);
         let reports = reports.chain([Arrived { lane: id, received }]).collect();
         // One that never greeted was given no more than a greeting.
         if greeted {
             out.retire();
-            self.lost.insert(id, out);
+            self.lost.push((id, out));
         }
         // Where none is left that is better, the suspect ones must do.
-        if !self.live.values().any(Lane::is_trusted) {
-            self.live.values_mut().for_each(|lane| lane.life.trust());
+        if !self.iter().any(|(_, lane)| lane.is_trusted()) {
+            self.iter_mut().for_each(|(_, lane)| lane.life.trust());
         }
         Some(reports)
     }
@@ -103,24 +106,31 @@ impl Lanes {
     /// The far side takes no more of this lane: gives what was kept of it.
     pub(super) fn resolve(&mut self, id: LaneId) -> Option<Outgoing> {
         self.over.insert(id);
-        self.lost.remove(&id)
+        let place = self.lost.iter().position(|(lost, _)| *lost == id)?;
+        Some(self.lost.remove(place).1)
     }
 
     pub(super) fn get(&self, id: LaneId) -> Option<&Lane> {
-        self.live.get(&id)
+        self.iter().find(|(live, _)| *live == id).map(|(_, lane)| lane)
     }
 
     pub(super) fn get_mut(&mut self, id: LaneId) -> Option<&mut Lane> {
-        self.live.get_mut(&id)
+        self.iter_mut().find(|(live, _)| *live == id).map(|(_, lane)| lane)
     }
 
     /// Where frames for the lane are put: a lost one takes them too, and they go out with the rest that it has kept.
     pub(super) fn out(&mut self, id: LaneId) -> Option<&mut Outgoing> {
-        self.live.get_mut(&id).map(|lane| &mut lane.out).or_else(|| self.lost.get_mut(&id))
+        let live = self.live.iter_mut().map(|(live, lane)| (*live, &mut lane.out));
+        let lost = self.lost.iter_mut().map(|(lost, out)| (*lost, out));
+        live.chain(lost).find(|(lane, _)| *lane == id).map(|(_, out)| out)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (LaneId, &Lane)> {
         self.live.iter().map(|(id, lane)| (*id, lane))
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Lane> {
+        self.live.iter().map(|(_, lane)| lane)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (LaneId, &mut Lane)> {
@@ -130,7 +140,11 @@ impl Lanes {
     /// Bytes of memory that what is kept takes.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        self.live.values().map(|lane| &lane.out).chain(self.lost.values()).map(Outgoing::held).sum()
+        self.each()
+            .map(|lane| &lane.out)
+            .chain(self.lost.iter().map(|(_, out)| out))
+            .map(Outgoing::held)
+            .sum()
     }
 
     /// Lost lanes of which the far side has yet to say what it has.
@@ -146,33 +160,33 @@ impl Lanes {
 
     /// Lanes that carry data.
     pub(super) fn count(&self) -> usize {
-        self.live.values().filter(|lane| lane.greeted).count()
+        self.each().filter(|lane| lane.greeted).count()
     }
 
     /// Bytes given to any lane and not yet acknowledged, but for those of suspect lanes, which would hold up the others.
     pub(super) fn in_flight(&self) -> u64 {
-        let live = self.live.values().filter(|lane| !lane.life.is_suspect()).map(|lane| lane.out.in_flight());
-        live.sum::<u64>() + self.lost.values().map(Outgoing::in_flight).sum::<u64>()
+        let live = self.each().filter(|lane| !lane.life.is_suspect()).map(|lane| lane.out.in_flight());
+        live.sum::<u64>() + self.lost.iter().map(|(_, out)| out).map(Outgoing::in_flight).sum::<u64>()
     }
 
     /// Bytes written to any lane and not yet acknowledged, likewise.
     pub(super) fn written_in_flight(&self) -> u64 {
-        let live = self.live.values().filter(|lane| !lane.life.is_suspect());
+        let live = self.each().filter(|lane| !lane.life.is_suspect());
         live.map(|lane| lane.out.written_in_flight()).sum()
     }
 
     /// Bytes of control frames that are kept until they are acknowledged.
     pub(super) fn control(&self) -> u64 {
-        let live = self.live.values().map(|lane| &lane.out);
-        live.chain(self.lost.values()).map(Outgoing::control).sum()
+        let live = self.each().map(|lane| &lane.out);
+        live.chain(self.lost.iter().map(|(_, out)| out)).map(Outgoing::control).sum()
     }
 
     /// The lane for what may go by any: the first that is not clearly fuller than another. Where none carries data it is one
     /// that does not yet, at the beginning of a session, or one that was lost.
     pub(super) fn any(&self) -> Option<LaneId> {
         self.any_live()
-            .or_else(|| self.lost.keys().next_back().copied())
-            .or_else(|| self.live.keys().next().copied())
+            .or_else(|| self.lost.last().map(|(id, _)| *id))
+            .or_else(|| self.live.first().map(|(id, _)| *id))
     }
 
     /// The same of those that carry data.
@@ -216,18 +230,17 @@ impl Lanes {
         self.reviewed = now;
         let patience = suspect_after(round_trip);
         let punctual = |lane: &&Lane| lane.greeted && !lane.life.is_late(patience, now);
-        let beside = self.live.values().any(|lane| punctual(&lane));
-        let lively = self.live.values().filter(punctual).any(|lane| lane.life.was_heard_lately());
-        for lane in self.live.values_mut() {
+        let beside = self.each().any(|lane| punctual(&lane));
+        let lively = self.each().filter(punctual).any(|lane| lane.life.was_heard_lately());
+        for lane in self.iter_mut().map(|(_, lane)| lane) {
             lane.life.review(lane.life.is_late(patience, now), beside, lively);
         }
-        self.live.values().any(|lane| lane.life.is_suspect())
+        self.each().any(|lane| lane.life.is_suspect())
     }
 
     /// When [`Self::review`] is due.
     pub(super) fn review_at(&self, round_trip: Duration) -> Option<Instant> {
-        let late =
-            self.live.values().filter_map(|lane| lane.life.late_at(suspect_after(round_trip))).min()?;
+        let late = self.each().filter_map(|lane| lane.life.late_at(suspect_after(round_trip))).min()?;
         (self.live.len() > 1).then(|| late.max(self.reviewed + REVIEW))
     }
 }

@@ -26,11 +26,11 @@ impl Mux {
         stream
     }
 
-    /// The next number that is not in use. Numbers come round again after [`StreamId::MOST`]; 0 is none.
+    /// The next number that is not in use. Numbers come round again after [`StreamId::MAX`]; 0 is none.
     fn free_id(&mut self) -> StreamId {
         loop {
             let id = StreamId(self.next_stream);
-            self.next_stream = if id == StreamId::MOST { 1 } else { id.0 + 1 };
+            self.next_stream = if id == StreamId::MAX { 1 } else { id.0 + 1 };
             if !self.contains(id) {
                 return id;
             }

@@ -64,7 +64,7 @@ impl Mux {
         received: u64,
         now: Instant,
     ) -> Result<Option<Event<'a>>, ProtocolError> {
-        if lane == from || lane > LaneId::MOST {
+        if lane == from || lane > LaneId::MAX {
             return Err(ProtocolError::Lane);
         }
         let is_news = self.lanes.get(lane).is_some();

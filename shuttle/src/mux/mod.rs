@@ -62,7 +62,7 @@ use stream::Stream;
 /// unacknowledged ends the session.
 const MAX_CONTROL: u64 = 4 * 1024 * 1024;
 /// A DATA frame shorter than this isn't begun in the rest of a segment.
-const LEAST_CHUNK: usize = 16 * 1024;
+const MIN_CHUNK: usize = 16 * 1024;
 
 /// One end of a session.
 #[derive(Debug)]

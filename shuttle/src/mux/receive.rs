@@ -170,7 +170,7 @@ impl Mux {
         (stream, target, credit): (StreamId, Target, u64),
         now: Instant,
     ) -> Result<Event<'a>, ProtocolError> {
-        if self.side.opens() || self.contains(stream) || stream > StreamId::MOST {
+        if self.side.opens() || self.contains(stream) || stream > StreamId::MAX {
             return Err(ProtocolError::Open);
         }
         // What it may be sent beyond the first credit of HELLO, OPENED says.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::frame::{self, DATA_HEADER, Frame};
 use super::schedule::{Listed, Sender, Senders};
-use super::{AssociationId, Grant, LEAST_CHUNK, LaneId, Mux, Route, StreamId};
+use super::{AssociationId, Grant, LaneId, MIN_CHUNK, Mux, Route, StreamId};
 
 impl Mux {
     /// Puts everything but DATA that is due onto the lanes.
@@ -88,19 +88,19 @@ impl Mux {
 
     fn grant_stream(&mut self, stream: StreamId, room: u64) -> Option<Grant> {
         let state = self.streams.get(&stream)?;
-        let Some(on_lane) = self.lanes.choose(state.lane, state.known, self.pacing.most_on_lane()) else {
+        let Some(on_lane) = self.lanes.choose(state.lane, state.known, self.pacing.max_on_lane()) else {
             self.notice_narrow();
             return None;
         };
         let credit = state.send_limit - state.sent;
-        let most = room.min(on_lane.bytes).min(credit).min(self.pacing.chunk() as u64) as usize;
-        Some(Grant { lane: on_lane.lane, stream, most })
+        let max = room.min(on_lane.bytes).min(credit).min(self.pacing.chunk() as u64) as usize;
+        Some(Grant { lane: on_lane.lane, stream, max })
     }
 
     /// Lets others pass a stream whose OPEN's lane takes nothing, if another lane does.
     fn park(&mut self, stream: StreamId) -> bool {
         let Some(state) = self.streams.get_mut(&stream) else { return false };
-        if state.known || self.lanes.choose(state.lane, true, self.pacing.most_on_lane()).is_none() {
+        if state.known || self.lanes.choose(state.lane, true, self.pacing.max_on_lane()).is_none() {
             return false;
         }
         state.parked = true;
@@ -112,7 +112,7 @@ impl Mux {
     /// lane takes it.
     fn send_datagram(&mut self, id: AssociationId) -> Option<()> {
         let association = self.associations.get_mut(id)?;
-        let Some(on_lane) = self.lanes.choose(association.lane, true, self.pacing.most_on_lane()) else {
+        let Some(on_lane) = self.lanes.choose(association.lane, true, self.pacing.max_on_lane()) else {
             self.notice_narrow();
             return None;
         };
@@ -137,16 +137,16 @@ impl Mux {
 
     /// Where the granted stream's payload goes: at most as long as granted, never empty.
     pub fn space(&mut self, grant: Grant) -> &mut [u8] {
-        let least = DATA_HEADER + grant.most.min(LEAST_CHUNK);
+        let least = DATA_HEADER + grant.max.min(MIN_CHUNK);
         let out = self.lanes.out(grant.lane);
-        out.map_or(&mut [], |out| &mut out.space(least, DATA_HEADER + grant.most)[DATA_HEADER..])
+        out.map_or(&mut [], |out| &mut out.space(least, DATA_HEADER + grant.max)[DATA_HEADER..])
     }
 
     /// The first `length` bytes of [`Self::space`] are the stream's next bytes; `length` isn't 0.
     pub fn send(&mut self, grant: Grant, length: usize) {
         let Some(state) = self.streams.get_mut(&grant.stream) else { return };
         let Some(out) = self.lanes.out(grant.lane) else { return };
-        let space = out.space(DATA_HEADER + length, DATA_HEADER + grant.most);
+        let space = out.space(DATA_HEADER + length, DATA_HEADER + grant.max);
         if let Some(header) = space.first_chunk_mut() {
             frame::encode_data_header(header, grant.stream, state.sent, length);
         }

@@ -86,13 +86,13 @@ impl End {
     }
 
     fn fill(&mut self, grant: Grant) {
-        assert!(grant.most > 0);
+        assert!(grant.max > 0);
         let pending = self.to_send.entry(grant.stream).or_default();
         if pending.is_empty() {
             return self.mux.finish(grant.stream);
         }
         let space = self.mux.space(grant);
-        assert!(!space.is_empty() && space.len() <= grant.most);
+        assert!(!space.is_empty() && space.len() <= grant.max);
         let length = space.len().min(pending.len());
         space[..length].copy_from_slice(&pending[..length]);
         pending.drain(..length);

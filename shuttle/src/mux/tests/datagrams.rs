@@ -144,8 +144,7 @@ fn the_client_hears_of_unreachable_peers_and_the_agent_is_bounded() {
 
 #[test]
 fn numbers_out_of_range_end_the_session() {
-    for (id, fits) in
-        [(0, false), (1, true), (AssociationId::MOST.0, true), (AssociationId::MOST.0 + 1, false)]
+    for (id, fits) in [(0, false), (1, true), (AssociationId::MAX.0, true), (AssociationId::MAX.0 + 1, false)]
     {
         let hello = Frame::Hello { lane: 0, hello: Hello { version: VERSION, initial_credit: 0 } };
         let datagram = Found::Datagram(AssociationId(id), peer(1), vec![1]);

@@ -192,6 +192,6 @@ fn a_number_in_use_or_too_high_is_refused() {
     };
     let refused = Err(ProtocolError::Lane);
     check(&[(LaneId::FIRST, refused), (LaneId(1), Ok(())), (LaneId(1), refused)], None);
-    check(&[(LaneId::MOST, Ok(())), (LaneId(LaneId::MOST.0 + 1), refused)], None);
+    check(&[(LaneId::MAX, Ok(())), (LaneId(LaneId::MAX.0 + 1), refused)], None);
     check(&[(LaneId(1), refused), (LaneId(2), Ok(()))], Some(LaneId(1)));
 }
