@@ -156,7 +156,8 @@ impl Link {
                 wrote |= self.write_lane(id, role)?.is_continue();
                 lane = self.next_lane(id);
             }
-            if !wrote {
+            // A socket that was read to its end has left a FIN and no bytes.
+            if !wrote && !self.mux.has_control() {
                 return Ok(());
             }
         }

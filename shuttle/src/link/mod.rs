@@ -337,3 +337,6 @@ pub fn reason(error: &io::Error) -> Reason {
         Some(_) | None => Reason::Other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,6 +53,11 @@ impl Mux {
         }
     }
 
+    /// Whether frames wait for [`Self::prepare`] to put them onto a lane, as after [`Self::finish`].
+    pub fn has_control(&self) -> bool {
+        !self.control.is_empty()
+    }
+
     /// Which stream may send next, how much, and by which lane. Asking puts the datagrams whose turn it is onto the lanes,
     /// and changes nothing else; [`Self::send`], [`Self::readable`], [`Self::finish`] or [`Self::reset`] must follow, or
     /// the same grant comes again.
