@@ -85,7 +85,8 @@ impl Link {
         Ok(())
     }
 
-    /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were moved.
+    /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were
+    /// moved.
     fn pass(&mut self, lane: LaneId) -> bool {
         let long = |(_, length): &(StreamId, usize)| *length >= MIN_SPLICED;
         let Some((stream, length)) = self.mux.passing(lane).filter(long) else { return false };
@@ -98,8 +99,8 @@ impl Link {
         true
     }
 
-    /// A lane has ended, whichever it is: what it carried goes on over the others. With the last one ends the link, as `end`
-    /// says.
+    /// A lane has ended, whichever it is: what it carried goes on over the others. With the last one ends the link, as
+    /// `end` says.
     fn lose(&mut self, lane: LaneId, role: &mut impl Role, end: End) -> Result<(), End> {
         if let Some(pipes) = self.lanes.remove(&lane) {
             pipes.deregister(self.poll.registry());

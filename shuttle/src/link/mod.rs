@@ -61,8 +61,8 @@ pub trait Role {
     /// A lane has ended, and others carry on.
     fn lost(&mut self, _lane: LaneId) {}
 
-    /// Begins a connection to the target of a stream that the far side opened. Where that fails, it is called again, with
-    /// the number of attempts so far; `None` when there is nothing more to attempt.
+    /// Begins a connection to the target of a stream that the far side opened. Where that fails, it is called again,
+    /// with the number of attempts so far; `None` when there is nothing more to attempt.
     fn dial(&mut self, target: Target, attempt: usize) -> Option<Result<TcpStream, Reason>>;
 
     /// A datagram has arrived. To an agent, one of an association that it doesn't know begins it.
@@ -229,12 +229,14 @@ impl Link {
         self.mux.datagram(association, peer, payload, now());
     }
 
-    /// Sends a query for `target`, all that its association sends; or, of an agent, the answer. As [`Self::send_datagram`].
+    /// Sends a query for `target`, all that its association sends; or, of an agent, the answer. As
+    /// [`Self::send_datagram`].
     pub fn send_query(&mut self, association: AssociationId, target: Target, payload: &[u8]) {
         self.mux.query(association, target, payload, now());
     }
 
-    /// Tells the client that what this agent has sent to `peer` has not reached it, if the reason is one of the network's.
+    /// Tells the client that what this agent has sent to `peer` has not reached it, if the reason is one of the
+    /// network's.
     pub fn tell_unreachable(&mut self, association: AssociationId, peer: Peer, reason: Reason) {
         match reason {
             Reason::Refused | Reason::Unreachable => self.mux.unreachable(association, peer, reason),

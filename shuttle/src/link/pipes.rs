@@ -57,8 +57,8 @@ impl Pipes {
         self.readable = true;
     }
 
-    /// Moves up to `length` bytes of the input to `socket`, without a copy (splice(2)). `None`: none could be moved; a read
-    /// tells why.
+    /// Moves up to `length` bytes of the input to `socket`, without a copy (splice(2)). `None`: none could be moved; a
+    /// read tells why.
     pub(super) fn splice(&mut self, socket: impl AsFd, length: usize) -> Option<usize> {
         if !self.can_splice {
             return None;

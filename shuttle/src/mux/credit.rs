@@ -98,8 +98,8 @@ impl ReceiveWindow {
         self.limit - self.consumed
     }
 
-    /// The reader took `length` bytes of the `received` first ones of the stream. Returns the new limit when it is worth telling the far side: once a quarter of
-    /// the window is used, or less of a long one.
+    /// The reader took `length` bytes of the `received` first ones of the stream. Returns the new limit when it is
+    /// worth telling the far side: once a quarter of the window is used, or less of a long one.
     pub(super) fn consume(
         &mut self,
         length: u64,

@@ -1,7 +1,7 @@
 //! Datagrams: what waits to be sent, for a short while, and what has arrived.
 //!
-//! An association takes turns with the streams (see [`super::schedule`]), and what it sends counts in the pacing. It has
-//! no credit: what can't be sent soon is dropped, as a router drops it, and nothing is sent twice.
+//! An association takes turns with the streams (see [`super::schedule`]), and what it sends counts in the pacing. It
+//! has no credit: what can't be sent soon is dropped, as a router drops it, and nothing is sent twice.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -177,8 +177,8 @@ impl Mux {
         self.queue(association, encode_datagram(association, peer, payload), payload.len(), now);
     }
 
-    /// Queues a DNS message, as [`Self::datagram`] does: a query for `target`, which is the association's only one; or, of
-    /// an agent, the answer to it.
+    /// Queues a DNS message, as [`Self::datagram`] does: a query for `target`, which is the association's only one; or,
+    /// of an agent, the answer to it.
     pub fn query(&mut self, association: AssociationId, target: Target, payload: &[u8], now: Instant) {
         if payload.len() > MAX_DATAGRAM {
             self.associations.dropped += 1;

@@ -16,7 +16,8 @@ impl StreamId {
     pub const MAX: Self = Self((1 << 31) - 1);
 }
 
-/// The number of an association, given by the client: all that one of its programs' UDP sockets exchanges with whomever.
+/// The number of an association, given by the client: all that one of its programs' UDP sockets exchanges with
+/// whomever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssociationId(pub u32);
 
@@ -78,8 +79,8 @@ impl Side {
         self == Self::Client
     }
 
-    /// Whether this side says HELLO on a lane that joins before it has heard the other's. The agent answers, so that nothing
-    /// it says is taken for what a login script prints before.
+    /// Whether this side says HELLO on a lane that joins before it has heard the other's. The agent answers, so that
+    /// nothing it says is taken for what a login script prints before.
     pub(super) fn greets_first(self) -> bool {
         self == Self::Client
     }
@@ -166,7 +167,8 @@ pub enum Event<'a> {
         /// The next bytes of the stream, never empty.
         bytes: &'a [u8],
     },
-    /// The stream's inbox or end has changed: see [`Mux::inbox`](super::Mux::inbox) and [`Mux::at_end`](super::Mux::at_end).
+    /// The stream's inbox or end has changed: see [`Mux::inbox`](super::Mux::inbox) and
+    /// [`Mux::at_end`](super::Mux::at_end).
     Arrived {
         /// The stream.
         stream: StreamId,

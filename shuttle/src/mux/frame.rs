@@ -1,8 +1,8 @@
 //! Frames: their layout, as docs/protocol.md has it, and the checks that every field passes on the way in.
 //!
 //! A frame is an 8-byte header (type, 24-bit length of the body, 32-bit stream or lane) and a body. Integers are
-//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]), those of DATAGRAM and QUERY whole; every
-//! other body is at most [`MAX_CONTROL_BODY`] bytes and parsed whole.
+//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]), those of DATAGRAM and QUERY
+//! whole; every other body is at most [`MAX_CONTROL_BODY`] bytes and parsed whole.
 
 mod body;
 mod header;

@@ -1,8 +1,8 @@
 //! The lanes of a session: which there are, which were lost, and which of them carries what.
 //!
-//! No lane is special. A stream's OPEN and all that follows it keep to one lane until the far side has spoken of the stream;
-//! everything else goes by any. A lane that is lost is kept, with what it had not got acknowledged, until the far side has
-//! said how much of it arrived (see [`super::loss`]).
+//! No lane is special. A stream's OPEN and all that follows it keep to one lane until the far side has spoken of the
+//! stream; everything else goes by any. A lane that is lost is kept, with what it had not got acknowledged, until the
+//! far side has said how much of it arrived (see [`super::loss`]).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -83,8 +83,8 @@ impl Lanes {
         Ok(())
     }
 
-    /// A lane is over: returns what is to be said of it, and what it may not have brought of that about others. `None`: there is
-    /// no such lane.
+    /// A lane is over: returns what is to be said of it, and what it may not have brought of that about others. `None`:
+    /// there is no such lane.
     pub(super) fn lose(&mut self, id: LaneId) -> Option<Vec<Arrived>> {
         let place = self.live.iter().position(|(live, _)| *live == id)?;
         let (_, Lane { greeted, mut out, received, .. }) = self.live.remove(place);
@@ -163,7 +163,8 @@ impl Lanes {
         self.each().filter(|lane| lane.greeted).count()
     }
 
-    /// Bytes given to any lane and not yet acknowledged, but for those of suspect lanes, which would hold up the others.
+    /// Bytes given to any lane and not yet acknowledged, but for those of suspect lanes, which would hold up the
+    /// others.
     pub(super) fn in_flight(&self) -> u64 {
         let live = self.each().filter(|lane| !lane.life.is_suspect()).map(|lane| lane.out.in_flight());
         live.sum::<u64>() + self.lost.iter().map(|(_, out)| out).map(Outgoing::in_flight).sum::<u64>()
@@ -181,8 +182,8 @@ impl Lanes {
         live.chain(self.lost.iter().map(|(_, out)| out)).map(Outgoing::control).sum()
     }
 
-    /// The lane for what may go by any: the first that is not clearly fuller than another. Where none carries data it is one
-    /// that does not yet, at the beginning of a session, or one that was lost.
+    /// The lane for what may go by any: the first that is not clearly fuller than another. Where none carries data it
+    /// is one that does not yet, at the beginning of a session, or one that was lost.
     pub(super) fn any(&self) -> Option<LaneId> {
         self.any_live()
             .or_else(|| self.lost.last().map(|(id, _)| *id))
@@ -201,8 +202,8 @@ impl Lanes {
     }
 
     /// The lane that takes a sender's next bytes, of those that can be written to and have less than `most` in flight:
-    /// the one that took its `last`, or one that has clearly less in flight. A sender that is not `known` to the far side keeps
-    /// to its last.
+    /// the one that took its `last`, or one that has clearly less in flight. A sender that is not `known` to the far
+    /// side keeps to its last.
     pub(super) fn choose(&self, last: LaneId, known: bool, most: u64) -> Option<Room> {
         let takes = |lane: &Lane| {
             lane.greeted && lane.writable && lane.out.unwritten_len() < BATCH && lane.out.in_flight() < most

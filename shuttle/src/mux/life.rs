@@ -1,10 +1,10 @@
 //! Signs of life of one lane, and what their absence means.
 //!
 //! Two rules. A lane on which nothing has arrived for [`PING_AFTER`] is sent a PING, and is dead if nothing has arrived
-//! [`DEAD_AFTER`] later: whatever the other lanes do. And a lane that owes an acknowledgement and makes no progress while
-//! others live is *suspect*: it is passed over for what is new, and dead after [`MAX_MISSED`] reviews, a second apart at the
-//! least, in each of which another lane was heard. Time in which no lane is heard counts for none: then the path or the
-//! far side stands still, and which lane goes on first says nothing of the rest.
+//! [`DEAD_AFTER`] later: whatever the other lanes do. And a lane that owes an acknowledgement and makes no progress
+//! while others live is *suspect*: it is passed over for what is new, and dead after [`MAX_MISSED`] reviews, a second
+//! apart at the least, in each of which another lane was heard. Time in which no lane is heard counts for none: then
+//! the path or the far side stands still, and which lane goes on first says nothing of the rest.
 
 use std::time::{Duration, Instant};
 

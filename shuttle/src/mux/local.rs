@@ -9,7 +9,8 @@ use super::stream::Stream;
 use super::{MAX_CONTROL, Mux, Reason, Route, StreamId, Target};
 
 impl Mux {
-    /// Whether a stream may be opened: not while so much of what was said is unacknowledged that the session may end for it.
+    /// Whether a stream may be opened: not while so much of what was said is unacknowledged that the session may end
+    /// for it.
     pub fn has_room_to_open(&self) -> bool {
         self.lanes.control() < MAX_CONTROL / 2
     }
@@ -73,7 +74,8 @@ impl Mux {
         }
     }
 
-    /// Of [`Event::Data`](super::Event::Data)'s bytes the socket took `bytes[..taken]`; the mux keeps the rest in the inbox.
+    /// Of [`Event::Data`](super::Event::Data)'s bytes the socket took `bytes[..taken]`; the mux keeps the rest in the
+    /// inbox.
     pub fn take(&mut self, stream: StreamId, bytes: &[u8], taken: usize, now: Instant) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.keep(&bytes[taken..]);

@@ -14,8 +14,8 @@ impl Mux {
         self.patience = at_most;
     }
 
-    /// A lane is lost. Returns whether the session lives on: by other lanes, or waiting for one. A lane that has been lost
-    /// before is none.
+    /// A lane is lost. Returns whether the session lives on: by other lanes, or waiting for one. A lane that has been
+    /// lost before is none.
     ///
     /// What the far side has not got goes again by another lane once it has said how much that is.
     pub fn lose(&mut self, lane: LaneId, now: Instant) -> bool {
@@ -48,7 +48,8 @@ impl Mux {
         self.pacing.forget_path(now);
     }
 
-    /// Tells what has arrived of lanes that are lost. It goes by none of those: each side would wait for the other's count.
+    /// Tells what has arrived of lanes that are lost. It goes by none of those: each side would wait for the other's
+    /// count.
     pub(super) fn report_losses(&mut self) {
         let Some(by) = self.lanes.any_live() else { return };
         for arrived in std::mem::take(&mut self.unreported) {
@@ -56,7 +57,8 @@ impl Mux {
         }
     }
 
-    /// The far side has had `received` bytes of a lane, and takes no more. It may say so again, if its first word may be lost.
+    /// The far side has had `received` bytes of a lane, and takes no more. It may say so again, if its first word may
+    /// be lost.
     pub(super) fn on_lost<'a>(
         &mut self,
         from: LaneId,

@@ -5,7 +5,8 @@
 //!
 //! - **Lanes.** One is there from the start; [`Mux::join`] adds one, [`Mux::lose`] takes one out, whichever it is.
 //!   [`Mux::dead_lane`] tells which show no life. [`Mux::wait_for_lanes`] says how long a session lives without any.
-//! - **In.** [`Mux::receive`] for each lane until it returns `None`; each [`Event`] is to be acted on before the next call.
+//! - **In.** [`Mux::receive`] for each lane until it returns `None`; each [`Event`] is to be acted on before the next
+//!   call.
 //! - **Local ends.** [`Mux::open`] or [`Event::Open`] begins a stream; [`Mux::readable`], [`Mux::finish`],
 //!   [`Mux::opened`], [`Mux::reset`] say what its socket did; [`Mux::take`], [`Mux::inbox`], [`Mux::drain`] and
 //!   [`Mux::shut`] move arrived bytes to it.
@@ -105,7 +106,8 @@ enum Route {
     Any,
     /// By this one, after what it has carried of the stream; by any if it is lost.
     After(LaneId),
-    /// By this one, as what goes before it has to arrive before it. If that is lost, by the one that repeats what it had.
+    /// By this one, as what goes before it has to arrive before it. If that is lost, by the one that repeats what it
+    /// had.
     Only(LaneId),
 }
 
@@ -136,8 +138,8 @@ impl Mux {
         mux
     }
 
-    /// A further lane joins: one that the client opened, under the number it gave. It carries data once the far side has
-    /// greeted on it, which is [`Event::Joined`].
+    /// A further lane joins: one that the client opened, under the number it gave. It carries data once the far side
+    /// has greeted on it, which is [`Event::Joined`].
     pub fn join(&mut self, lane: LaneId, now: Instant) -> Result<(), ProtocolError> {
         self.lanes.add(lane, now)?;
         if self.side.greets_first() {
@@ -194,8 +196,8 @@ impl Mux {
         self.streams.contains_key(&stream)
     }
 
-    /// When [`Self::tick`] and [`Self::prepare`] must be called at the latest; never, where nothing happens but by lanes and
-    /// there are none.
+    /// When [`Self::tick`] and [`Self::prepare`] must be called at the latest; never, where nothing happens but by
+    /// lanes and there are none.
     pub fn deadline(&self) -> Option<Instant> {
         let lives = self.lanes.iter().map(|(_, lane)| lane.life.deadline());
         let review = self.lanes.review_at(self.pacing.round_trip());
@@ -205,7 +207,8 @@ impl Mux {
         lives.chain(review).chain(acks).chain(pacing).chain(self.gives_up_at()).min()
     }
 
-    /// Lets time pass. Afterwards [`Self::prepare`] may have something to send, and [`Self::dead_lane`] a lane to be lost.
+    /// Lets time pass. Afterwards [`Self::prepare`] may have something to send, and [`Self::dead_lane`] a lane to be
+    /// lost.
     pub fn tick(&mut self, now: Instant) -> Result<(), ProtocolError> {
         if self.lanes.control() > MAX_CONTROL {
             return Err(ProtocolError::Unacknowledged);

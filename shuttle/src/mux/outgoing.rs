@@ -70,8 +70,8 @@ impl Outgoing {
         self.end - self.written
     }
 
-    /// Bytes of control frames that are kept, those in segments of which a part is acknowledged included. Control frames
-    /// are all but DATA, DATAGRAM and QUERY: those that no limit on what is in flight holds back.
+    /// Bytes of control frames that are kept, those in segments of which a part is acknowledged included. Control
+    /// frames are all but DATA, DATAGRAM and QUERY: those that no limit on what is in flight holds back.
     pub(super) fn control(&self) -> u64 {
         self.control
     }

@@ -12,8 +12,8 @@ use super::stream::Stream;
 use super::{Event, LaneId, Mux, ProtocolError, StreamId, Target};
 
 impl Mux {
-    /// Takes the next event from the front of `input`, bytes of `lane`; `None` once `input` is used up. Bytes of a lane that
-    /// is lost are dropped: the far side sends them again.
+    /// Takes the next event from the front of `input`, bytes of `lane`; `None` once `input` is used up. Bytes of a lane
+    /// that is lost are dropped: the far side sends them again.
     ///
     /// After an error the session is over.
     pub fn receive<'a>(

@@ -58,9 +58,9 @@ impl Mux {
         !self.control.is_empty()
     }
 
-    /// Which stream may send next, how much, and by which lane. Asking puts the datagrams whose turn it is onto the lanes,
-    /// and changes nothing else; [`Self::send`], [`Self::readable`], [`Self::finish`] or [`Self::reset`] must follow, or
-    /// the same grant comes again.
+    /// Which stream may send next, how much, and by which lane. Asking puts the datagrams whose turn it is onto the
+    /// lanes, and changes nothing else; [`Self::send`], [`Self::readable`], [`Self::finish`] or [`Self::reset`] must
+    /// follow, or the same grant comes again.
     pub fn grant(&mut self) -> Option<Grant> {
         self.greeted?;
         loop {
@@ -74,7 +74,8 @@ impl Mux {
                 self.pacing.starve(true);
                 return None;
             };
-            // Before the room is asked for: where there is none, the pacing tells when there will be to who has more to send.
+            // Before the room is asked for: where there is none, the pacing tells when there will be to who has more to
+            // send.
             self.pacing.starve(false);
             let room = self.pacing.room(in_flight, place == Listed::New);
             if room == 0 {

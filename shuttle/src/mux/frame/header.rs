@@ -86,8 +86,8 @@ impl Kind {
         })
     }
 
-    /// Whether a frame that a lost lane had not brought is sent again by another. HELLO, ACK, PING and PONG concern their lane
-    /// alone. Datagrams, queries and what is said of them would come late, or twice.
+    /// Whether a frame that a lost lane had not brought is sent again by another. HELLO, ACK, PING and PONG concern
+    /// their lane alone. Datagrams, queries and what is said of them would come late, or twice.
     pub(in crate::mux) fn outlives_its_lane(self) -> bool {
         match self {
             Self::Hello | Self::Ack | Self::Ping | Self::Pong => false,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 /// The highest of the samples of late.
 ///
-/// They are kept in falling order, each the highest since it was taken, with the time that the path had worked then: a path
-/// that rests keeps its rate.
+/// They are kept in falling order, each the highest since it was taken, with the time that the path had worked then: a
+/// path that rests keeps its rate.
 #[derive(Debug, Default)]
 pub(super) struct Highest(VecDeque<(Duration, f64)>);
 
@@ -84,8 +84,8 @@ impl Bursts {
         self.mean += share * (burst - self.mean);
     }
 
-    /// The queue has been drained: whatever the bursts came of may be over. What is put in flight for their sake can itself
-    /// fill the network's queue until it spills over, and so keep them coming. Returns what was believed.
+    /// The queue has been drained: whatever the bursts came of may be over. What is put in flight for their sake can
+    /// itself fill the network's queue until it spills over, and so keep them coming. Returns what was believed.
     pub(super) fn doubt(&mut self) -> f64 {
         let believed = self.mean;
         self.mean *= DOUBT;

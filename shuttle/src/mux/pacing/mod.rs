@@ -3,8 +3,8 @@
 //! The model is BBR's (draft-ietf-ccwg-bbr): the path has a rate and a shortest round trip, both measured by what the
 //! far mux acknowledges, and their product is what it holds without a queue. Unlike BBR this control sits above a
 //! transport that paces and retransmits by itself, so it only limits the bytes in flight: to that product and a
-//! reserve, which stands as a short queue, shows that the rate is still all there is, and lasts while the path holds bytes
-//! back.
+//! reserve, which stands as a short queue, shows that the rate is still all there is, and lasts while the path holds
+//! bytes back.
 
 mod drip;
 mod estimate;
@@ -19,11 +19,11 @@ use trial::{Trial, Verdict};
 
 /// Bytes in flight before anything is known of the path, and at the least: ten full TCP segments (RFC 6928).
 const MIN_IN_FLIGHT: u64 = 16 * 1024;
-/// Bytes in flight on one lane at the most: an ssh channel's window of 2 MiB and the pipes at both ends. More would only
-/// queue.
+/// Bytes in flight on one lane at the most: an ssh channel's window of 2 MiB and the pipes at both ends. More would
+/// only queue.
 const MAX_ON_LANE: u64 = 6 * 1024 * 1024;
-/// Where the round trip is longer than [`SHORT`], the window alone (OpenSSH channels.h) without what the far ssh may have
-/// taken out and not yet told of: the pipes would be a standing queue.
+/// Where the round trip is longer than [`SHORT`], the window alone (OpenSSH channels.h) without what the far ssh may
+/// have taken out and not yet told of: the pipes would be a standing queue.
 const MAX_IN_WINDOW: u64 = (2048 - 128) * 1024;
 const SHORT: Duration = Duration::from_millis(5);
 /// What a stream that was idle may add beyond the limit, so that it never waits for an acknowledgement.
@@ -59,14 +59,16 @@ const RECOVERY: f64 = 2.0;
 const RATE_ROUNDS: u32 = 8;
 /// … but at least for this long.
 const MIN_RATE_MEMORY: Duration = Duration::from_millis(300);
-/// … and for so many times as long again where the bursts are as long as a round trip, as samples then vary that much more.
+/// … and for so many times as long again where the bursts are as long as a round trip, as samples then vary that much
+/// more.
 const RATE_NOISE: f64 = 1.0;
 /// How far the limit falls while the queue is drained …
 const DRAIN_GAIN: f64 = 0.5;
 /// … and for how many shortest round trips then: what departs takes one, and what it waits for may take another.
 const DRAIN_ROUND_TRIPS: u32 = 2;
 
-/// What is kept for bursts is not doubted where it is no more than this part of a round trip: it comes of ssh's packets.
+/// What is kept for bursts is not doubted where it is no more than this part of a round trip: it comes of ssh's
+/// packets.
 const SHORT_RESERVE: f64 = 0.25;
 
 /// A payload takes the path at most about this long, so that nothing waits long behind it.
@@ -350,8 +352,8 @@ impl Pacing {
         if self.base_round_trip() > SHORT { MAX_IN_WINDOW } else { MAX_ON_LANE }
     }
 
-    /// Whether `lanes` may be what holds the rate down: what a round trip without a queue carries is about all that their
-    /// windows let through. Not quite all, as ssh refills them in steps.
+    /// Whether `lanes` may be what holds the rate down: what a round trip without a queue carries is about all that
+    /// their windows let through. Not quite all, as ssh refills them in steps.
     pub(super) fn is_narrow(&self, lanes: usize) -> bool {
         let base = self.base_round_trip();
         let carried = self.rate.get() * base.as_secs_f64();

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// A trial fails when it has brought less than this share of the rate, after so many shortest round trips that count: soon
-/// where it shows at once, and else when chance has evened out. A path that loses packets by itself brings half of its rate, one
-/// whose queue had spilt over somewhat more than before.
+/// A trial fails when it has brought less than this share of the rate, after so many shortest round trips that count:
+/// soon where it shows at once, and else when chance has evened out. A path that loses packets by itself brings half of
+/// its rate, one whose queue had spilt over somewhat more than before.
 const MIN_SHARES: [(u32, f64); 2] = [(2, 0.6), (LENGTH, 0.93)];
 /// It ends after so many that count …
 const LENGTH: u32 = 5;
@@ -73,8 +73,8 @@ impl Trial {
 mod tests {
     use super::*;
 
-    /// Acknowledgements every millisecond bring a share of the rate of before; the trial has no more to send from one to
-    /// another time. Times are in ms, the round trip is 50 ms.
+    /// Acknowledgements every millisecond bring a share of the rate of before; the trial has no more to send from one
+    /// to another time. Times are in ms, the round trip is 50 ms.
     #[test]
     fn a_trial_tells_by_what_it_brings() {
         const RATE: f64 = 1e6;

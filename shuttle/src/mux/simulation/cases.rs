@@ -125,8 +125,8 @@ fn a_path_that_loses_is_kept_full() {
     }
 }
 
-/// The same where TCP paces what it sends: then little waits in the network, and what is in flight for the holes keeps the
-/// path full.
+/// The same where TCP paces what it sends: then little waits in the network, and what is in flight for the holes keeps
+/// the path full.
 #[test]
 fn a_path_that_loses_is_kept_full_under_tcp_that_paces() {
     const RUNS: u32 = 6;

@@ -16,7 +16,8 @@ fn a_lane_that_brings_nothing_is_found_while_others_live() {
             world.run(2 * SECOND);
             world.holes.insert(lane);
             let since = world.now;
-            // Until the lane is suspect, what is in flight there leaves no room; and the streams that it carried wait for that.
+            // Until the lane is suspect, what is in flight there leaves no room; and the streams that it carried wait
+            // for that.
             world.run(4 * SECOND);
             let late: Vec<_> = (0..4).map(|_| world.open()).collect();
             world.client.bulk.extend(&late);

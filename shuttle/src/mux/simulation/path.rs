@@ -24,8 +24,8 @@ pub(super) struct Wire {
     pub(super) seed: u64,
     /// What may wait for the wire, as the time that it takes to send. What doesn't fit is lost.
     pub(super) queue: Duration,
-    /// How much of that TCP itself lets stand: all that it can, or little where it paces what it sends, as BBR does once it
-    /// has found the rate.
+    /// How much of that TCP itself lets stand: all that it can, or little where it paces what it sends, as BBR does
+    /// once it has found the rate.
     pub(super) standing: Duration,
 }
 

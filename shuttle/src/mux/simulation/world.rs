@@ -305,8 +305,8 @@ impl World {
         times[count / 2]
     }
 
-    /// Has a new association send `length` bytes for `time`, at the path's whole rate, and gives the share of the path that
-    /// the bulk streams get meanwhile.
+    /// Has a new association send `length` bytes for `time`, at the path's whole rate, and gives the share of the path
+    /// that the bulk streams get meanwhile.
     pub(super) fn share_beside_flood(&mut self, length: usize, time: Duration) -> f64 {
         let association = self.client.mux.associate();
         let peer = Peer(SocketAddr::from(([10, 0, 0, 1], 9)));
