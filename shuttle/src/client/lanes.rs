@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::link::Pipes;
 use crate::mux::{Door, LaneId};
-use crate::ssh::{self, Lane, LaneCount, LaneError, Process, Way};
+use crate::ssh::{self, Lane, LaneConnection, LaneCount, LaneError, Process};
 
 /// The most lanes that are opened without `--lanes`: OpenSSH's server allows ten sessions a connection (MaxSessions in
 /// sshd_config(5)).
@@ -24,7 +24,7 @@ pub(super) struct Wanted {
 /// The lanes beside the first one: those being opened, and the ssh processes of those that are.
 pub(super) struct Opener {
     /// `None` once there is no use in asking for more.
-    lanes: Option<Arc<ssh::Lanes>>,
+    lanes: Option<Arc<ssh::LaneSpawner>>,
     wanted: Wanted,
     door: Option<Door>,
     next: u32,
@@ -33,7 +33,7 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    pub(super) fn new(lanes: Option<ssh::Lanes>, wanted: Wanted) -> Self {
+    pub(super) fn new(lanes: Option<ssh::LaneSpawner>, wanted: Wanted) -> Self {
         Self {
             lanes: lanes.map(Arc::new),
             wanted,
@@ -47,9 +47,9 @@ impl Opener {
     /// The agent takes further lanes: opens those that were asked for.
     pub(super) fn found_door(&mut self, door: Door) {
         self.door = Some(door);
-        self.open(Way::Connection, self.wanted.connections.saturating_sub(1).into());
+        self.open(LaneConnection::Separate, self.wanted.connections.saturating_sub(1).into());
         if let LaneCount::Exactly(count) = self.wanted.lanes {
-            self.open(Way::Shared, usize::from(count.get()) - 1);
+            self.open(LaneConnection::Shared, usize::from(count.get()) - 1);
         }
     }
 
@@ -58,7 +58,7 @@ impl Opener {
         let there = 1 + self.processes.len() + self.opening.len();
         if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
             let step = if there < MAX_AUTOMATIC / 2 { MAX_AUTOMATIC / 2 } else { MAX_AUTOMATIC };
-            self.open(Way::Shared, step.saturating_sub(there));
+            self.open(LaneConnection::Shared, step.saturating_sub(there));
         }
     }
 
@@ -68,9 +68,9 @@ impl Opener {
         self.processes.remove(&lane);
     }
 
-    fn open(&mut self, way: Way, count: usize) {
+    fn open(&mut self, connection: LaneConnection, count: usize) {
         let (Some(lanes), Some(door)) = (&self.lanes, self.door) else { return };
-        if way == Way::Shared && count > 0 && !lanes.can_share() {
+        if connection == LaneConnection::Shared && count > 0 && !lanes.can_share() {
             return self.failed(LaneId(self.next), &LaneError::Unshared);
         }
         for _ in 0..count {
@@ -79,7 +79,7 @@ impl Opener {
             if lane > LaneId::MOST {
                 return;
             }
-            self.opening.spawn(async move { (lane, lanes.open(way, door, lane).await) });
+            self.opening.spawn(async move { (lane, lanes.open(connection, door, lane).await) });
         }
     }
 

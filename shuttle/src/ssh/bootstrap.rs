@@ -28,9 +28,9 @@ use crate::link::Pipes;
 use crate::say::printable;
 
 /// What a login script may print before the remote shell gets to our command, bytes.
-const MOST_NOISE: usize = 1024 * 1024;
+const MAX_NOISE: usize = 1024 * 1024;
 /// The longest line of the dialogue, bytes.
-const MOST_LINE: usize = 256;
+const MAX_LINE: usize = 256;
 
 const HELLO: &str = "\nshuttle-hello 1 ";
 const START: &str = "shuttle-start";
@@ -52,7 +52,7 @@ pub enum BootstrapError {
     },
     /// More noise than any login script makes.
     #[error(
-        "the remote shell printed {MOST_NOISE} bytes and didn't run the command: is its login script waiting for input?"
+        "the remote shell printed {MAX_NOISE} bytes and didn't run the command: is its login script waiting for input?"
     )]
     Noise,
     /// No agent for that machine.
@@ -173,7 +173,7 @@ pub(super) async fn listen<T>(
         if let Some(found) = find(&heard) {
             return Ok(found);
         }
-        if heard.len() > MOST_NOISE {
+        if heard.len() > MAX_NOISE {
             return Err(BootstrapError::Noise);
         }
         if stdout.read_buf(&mut heard).await? == 0 {
@@ -192,7 +192,7 @@ fn find_machine(heard: &[u8]) -> Option<String> {
 /// One line and not a byte more: what follows is the agent's.
 async fn line(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, BootstrapError> {
     let mut line = Vec::new();
-    while line.len() < MOST_LINE {
+    while line.len() < MAX_LINE {
         let mut byte = [0];
         if stdout.read(&mut byte).await? == 0 {
             return Err(BootstrapError::Ended { noise: last_line(&line) });

@@ -11,15 +11,15 @@ use crate::private::{is_private, purge, runtime_directory};
 const PREFIX: &str = "shuttle-ssh.";
 /// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17
 /// longer.
-const MOST_PATH: usize = 90;
+const MAX_PATH: usize = 90;
 
 /// By which socket a connection is shared.
 #[derive(Debug)]
 pub(super) enum Control {
     /// The user's configuration names one.
-    Theirs,
+    Configured,
     /// One of our own, for this connection alone.
-    Ours(Socket),
+    Own(Socket),
 }
 
 /// A path for a socket that ssh makes, and removes when it ends, by SIGTERM too; and we if it couldn't.
@@ -36,7 +36,7 @@ impl Drop for Socket {
 impl Control {
     /// A place for a socket of our own, after those that killed processes left are cleared away. `None`: there is no
     /// private directory for it, or none with a name that ssh reads as it is.
-    pub(super) fn ours(home: Option<&Path>) -> Option<Self> {
+    pub(super) fn own(home: Option<&Path>) -> Option<Self> {
         let runtime = runtime_directory(geteuid());
         let keys = home.map(|home| home.join(".ssh"));
         let directory = [Some(runtime), keys].into_iter().flatten().find(|path| is_private(path))?;
@@ -47,23 +47,23 @@ impl Control {
         let path = directory.join(format!("{PREFIX}{}.{:x}", std::process::id(), now.as_nanos()));
         // ssh takes the words of a setting apart.
         let fits = path.to_str().is_some_and(|text| {
-            text.len() <= MOST_PATH && text.chars().all(|c| c.is_ascii_graphic() && !"\"'\\".contains(c))
+            text.len() <= MAX_PATH && text.chars().all(|c| c.is_ascii_graphic() && !"\"'\\".contains(c))
         });
-        fits.then(|| Self::Ours(Socket(path)))
+        fits.then(|| Self::Own(Socket(path)))
     }
 
     /// The options that make the first session's ssh share its connection.
     pub(super) fn master_options(&self) -> Vec<String> {
         match self {
-            Self::Theirs => Vec::new(),
-            Self::Ours(socket) => options(["ControlMaster=yes", "ControlPersist=no", &socket.setting()]),
+            Self::Configured => Vec::new(),
+            Self::Own(socket) => options(["ControlMaster=yes", "ControlPersist=no", &socket.setting()]),
         }
     }
 
     /// The options of a session that uses the shared connection, and ends rather than make one of its own.
     pub(super) fn session_options(&self) -> Vec<String> {
         let mut all = options(["ControlMaster=no", "ProxyCommand=false", "BatchMode=yes"]);
-        if let Self::Ours(socket) = self {
+        if let Self::Own(socket) = self {
             all.extend(options([&socket.setting()]));
         }
         all

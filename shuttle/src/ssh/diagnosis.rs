@@ -17,7 +17,7 @@ use crate::say::{printable, say};
 /// Lines that are remembered for the diagnosis.
 const REMEMBERED: usize = 50;
 /// The longest line, bytes; what goes on counts as the next one.
-const MOST_LINE: u64 = 1024;
+const MAX_LINE: u64 = 1024;
 /// How long stderr may stay open once ssh has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -102,7 +102,7 @@ async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines)
 /// The next line, or as much of it as a line may be.
 async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
     let mut line = Vec::new();
-    input.take(MOST_LINE).read_until(b'\n', &mut line).await.ok().filter(|length| *length > 0)?;
+    input.take(MAX_LINE).read_until(b'\n', &mut line).await.ok().filter(|length| *length > 0)?;
     Some(printable(String::from_utf8_lossy(&line).trim_end()))
 }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU8;
 use std::str::FromStr;
 
 /// Lanes at the most.
-const MOST: u8 = 64;
+const MAX: u8 = 64;
 
 /// How many lanes share an ssh connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum LaneCount {
 
 /// Neither `auto` nor a number in reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be auto or a number from 1 to {MOST}")]
+#[error("must be auto or a number from 1 to {MAX}")]
 pub struct LaneCountError;
 
 impl FromStr for LaneCount {
@@ -29,7 +29,7 @@ impl FromStr for LaneCount {
             return Ok(Self::Auto);
         }
         let count: NonZeroU8 = typed.parse().map_err(|_| LaneCountError)?;
-        if count.get() > MOST { Err(LaneCountError) } else { Ok(Self::Exactly(count)) }
+        if count.get() > MAX { Err(LaneCountError) } else { Ok(Self::Exactly(count)) }
     }
 }
 

@@ -12,7 +12,7 @@ const SHARED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What it takes to open lanes beside a session's own.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct LaneSpawner {
     pub(super) line: CommandLine,
     pub(super) extras: Extras,
     pub(super) settings: Settings,
@@ -20,11 +20,11 @@ pub struct Lanes {
 
 /// How a lane gets there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum LaneConnection {
     /// As a further session over the connection that there is.
     Shared,
     /// Over an ssh connection of its own.
-    Connection,
+    Separate,
 }
 
 /// A lane that the agent has taken.
@@ -56,21 +56,26 @@ pub enum LaneError {
     Io(#[from] io::Error),
 }
 
-impl Lanes {
-    /// Whether [`Way::Shared`] may work.
+impl LaneSpawner {
+    /// Whether [`LaneConnection::Shared`] may work.
     pub fn can_share(&self) -> bool {
         self.extras.control.is_some()
     }
 
     /// Opens lane `lane` to the agent behind `door`. Dropping the future gives it up.
-    pub async fn open(&self, way: Way, door: Door, lane: LaneId) -> Result<Lane, LaneError> {
+    pub async fn open(
+        &self,
+        connection: LaneConnection,
+        door: Door,
+        lane: LaneId,
+    ) -> Result<Lane, LaneError> {
         let Self { line, extras, settings } = self;
-        let mut command = match way {
-            Way::Shared => {
+        let mut command = match connection {
+            LaneConnection::Shared => {
                 let control = extras.control.as_ref().ok_or(LaneError::Unshared)?;
                 line.command(&control.session_options(), settings)
             }
-            Way::Connection => line.command(&extras.options, settings),
+            LaneConnection::Separate => line.command(&extras.options, settings),
         };
         command.arg(&line.destination).arg(enter_command(door, lane));
         let mut process = spawn(command, &line.program)?;
@@ -81,11 +86,11 @@ impl Lanes {
         // Nothing follows that line before this side has greeted.
         let begins = |heard: &[u8]| heard.ends_with(Door::ENTERING.as_bytes()).then_some(());
         let entered = bootstrap::listen(stdout, Vec::new(), begins);
-        let entered = match way {
-            Way::Shared => {
+        let entered = match connection {
+            LaneConnection::Shared => {
                 tokio::time::timeout(SHARED_TIMEOUT, entered).await.map_err(|_| LaneError::Silent)?
             }
-            Way::Connection => entered.await,
+            LaneConnection::Separate => entered.await,
         };
         match entered {
             Ok(()) => Ok(Lane { pipes: bootstrap::pipes(process.child())?, process }),

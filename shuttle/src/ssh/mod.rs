@@ -19,7 +19,7 @@ use tokio::process::Command;
 pub use bootstrap::BootstrapError;
 pub use diagnosis::{Diagnosis, Stderr};
 pub use lane_count::{LaneCount, LaneCountError};
-pub use lanes::{Lane, LaneError, Lanes, Way};
+pub use lanes::{Lane, LaneConnection, LaneError, LaneSpawner};
 pub use process::Process;
 pub use remote::{Remote, RemoteError};
 
@@ -37,7 +37,7 @@ pub struct Session {
     /// What ssh and the agent say on stderr, relayed and remembered.
     pub stderr: Stderr,
     /// What opens further lanes beside it; a local agent has none.
-    pub lanes: Option<Lanes>,
+    pub lanes: Option<LaneSpawner>,
     /// What to call it to the user.
     pub name: &'static str,
 }
@@ -160,8 +160,8 @@ impl Extras {
             async { if prefer_cipher { Config::read(line, &["-F", "none"], settings).await } else { None } };
         let (in_effect, default) = tokio::join!(Config::read(line, &[], settings), default);
         let control = match &in_effect {
-            Some(config) if settings.share && config.has_control_path => Some(Control::Theirs),
-            Some(_) if settings.share => Control::ours(settings.home().as_deref()),
+            Some(config) if settings.share && config.has_control_path => Some(Control::Configured),
+            Some(_) if settings.share => Control::own(settings.home().as_deref()),
             Some(_) | None => None,
         };
         Self { options: cipher::preference(in_effect.as_ref(), default.as_ref()), control }
@@ -188,7 +188,7 @@ pub async fn connect(
     match bootstrap::run(process.child()).await {
         Ok(pipes) => {
             stderr.connected();
-            let lanes = Lanes { line: line.clone(), extras, settings: settings.clone() };
+            let lanes = LaneSpawner { line: line.clone(), extras, settings: settings.clone() };
             Ok(Session { pipes, process, stderr, lanes: Some(lanes), name: "the ssh connection" })
         }
         Err(BootstrapError::Ended { noise }) => {
