@@ -78,7 +78,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
         rules: Vec::new(),
         prepared: None,
         capture: None,
-        questions: None,
+        reply_requests: None,
     };
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,7 +99,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
             _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass(),
-            request = asked(&mut helper.questions) => match request {
+            request = next_reply_request(&mut helper.reply_requests) => match request {
                 ReplyRequest::Path(request) => helper.reply(request).await,
                 ReplyRequest::Unreachable(notice) => helper.notify(notice).await,
             },
@@ -139,14 +139,14 @@ async fn local_changed(capture: &mut Option<Capture>) {
 }
 
 /// The helper's end of the socket pair for replies.
-struct Questions {
+struct ReplyRequests {
     stream: UnixStream,
     receiver: mpsc::Receiver<Result<ReplyRequest, wire::Error>>,
 }
 
 /// The next request. After the last there are none.
-async fn asked(questions: &mut Option<Questions>) -> ReplyRequest {
-    match questions.as_mut().map(|questions| questions.receiver.recv()) {
+async fn next_reply_request(reply_requests: &mut Option<ReplyRequests>) -> ReplyRequest {
+    match reply_requests.as_mut().map(|reply_requests| reply_requests.receiver.recv()) {
         Some(next) => match next.await {
             Some(Ok(request)) => return request,
             Some(Err(error)) => tracing::warn!(%error, "no more replies to datagrams"),
@@ -154,7 +154,7 @@ async fn asked(questions: &mut Option<Questions>) -> ReplyRequest {
         },
         None => return std::future::pending().await,
     }
-    *questions = None;
+    *reply_requests = None;
     std::future::pending().await
 }
 
@@ -167,7 +167,7 @@ struct Helper {
     rules: Vec<Rule>,
     prepared: Option<Prepared>,
     capture: Option<Capture>,
-    questions: Option<Questions>,
+    reply_requests: Option<ReplyRequests>,
 }
 
 impl Helper {
@@ -240,12 +240,12 @@ impl Helper {
         let receiver = ours.try_clone().map(receive_requests).map_err(failed)?;
         let (capture, started) = prepared.start().await?;
         self.capture = Some(capture);
-        self.questions = Some(Questions { stream: ours, receiver });
+        self.reply_requests = Some(ReplyRequests { stream: ours, receiver });
         Ok((started, theirs))
     }
 
     async fn reply(&mut self, request: PathRequest) {
-        let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
+        let (Some(capture), Some(reply_requests)) = (&mut self.capture, &self.reply_requests) else { return };
         let (answer, socket) = match capture.answer(&request).await {
             Ok(ReturnPath { sender, outlet }) => {
                 let (kind, socket) = outlet.unzip();
@@ -254,9 +254,9 @@ impl Helper {
             Err(error) => (PathResponse::Refused { message: error.to_string() }, None),
         };
         let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = wire::send(&questions.stream, &answer, &descriptors) {
+        if let Err(error) = wire::send(&reply_requests.stream, &answer, &descriptors) {
             tracing::debug!(%error, "the client asks for no more replies");
-            self.questions = None;
+            self.reply_requests = None;
         }
     }
 

@@ -168,7 +168,7 @@ impl TrialCgroup {
     fn enter() -> Result<Self, bypass::Error> {
         let pid = nix::unistd::getpid().as_raw();
         let parent = Cgroup::root()?.of_process(pid)?;
-        let child = parent.make_bypass(pid)?;
+        let child = parent.make_child(pid)?;
         let trial = Self { parent, child, pid };
         let remedy = "needs root, and a cgroup2 hierarchy that can be written to";
         trial.child.add(pid).map_err(bypass::Error::step("moving into", "the trial's cgroup", remedy))?;
@@ -179,7 +179,7 @@ impl TrialCgroup {
 impl Drop for TrialCgroup {
     /// What remains, if anything, is empty and removed by the next start.
     fn drop(&mut self) {
-        let left = self.parent.add(self.pid).and_then(|()| self.parent.remove_bypass(self.pid));
+        let left = self.parent.add(self.pid).and_then(|()| self.parent.remove_child(self.pid));
         if let Err(error) = left {
             tracing::debug!(%error, "the trial's cgroup remains");
         }

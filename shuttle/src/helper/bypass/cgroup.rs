@@ -89,8 +89,8 @@ impl Cgroup {
     }
 
     /// The bypass cgroup of the client `pid`, made unless it is there.
-    pub(crate) fn make_bypass(&self, pid: i32) -> Result<Self, Error> {
-        let name = Self::bypass_name(pid);
+    pub(crate) fn make_child(&self, pid: i32) -> Result<Self, Error> {
+        let name = Self::child_name(pid);
         match mkdirat(&self.directory, name.as_str(), Mode::from_bits_truncate(0o755)) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => {
@@ -105,11 +105,11 @@ impl Cgroup {
         self.open(&name).map_err(Error::step("opening the cgroup", name, "run shuttle again"))
     }
 
-    pub(crate) fn remove_bypass(&self, pid: i32) -> io::Result<()> {
-        Ok(unlinkat(&self.directory, Self::bypass_name(pid).as_str(), UnlinkatFlags::RemoveDir)?)
+    pub(crate) fn remove_child(&self, pid: i32) -> io::Result<()> {
+        Ok(unlinkat(&self.directory, Self::child_name(pid).as_str(), UnlinkatFlags::RemoveDir)?)
     }
 
-    pub(super) fn bypass_name(pid: i32) -> String {
+    pub(super) fn child_name(pid: i32) -> String {
         format!("{PREFIX}{pid}")
     }
 
@@ -174,7 +174,7 @@ fn sweep_below(parent: &Cgroup, depth: usize, removed: &mut Vec<String>) {
     for name in parent.children().unwrap_or_default() {
         let dead = name.strip_prefix(PREFIX).and_then(|pid| pid.parse().ok()).filter(|pid| !is_alive(*pid));
         match dead {
-            Some(pid) if parent.remove_bypass(pid).is_ok() => removed.push(format!("cgroup {name}")),
+            Some(pid) if parent.remove_child(pid).is_ok() => removed.push(format!("cgroup {name}")),
             Some(_) => {}
             None if depth == 0 => {}
             None => {

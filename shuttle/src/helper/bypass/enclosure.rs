@@ -33,11 +33,11 @@ impl Enclosure {
         let root = Cgroup::root()?;
         let above = Cgroup::path_of_process(client)?;
         let parent = root.open_path(&above)?;
-        let cgroup = parent.make_bypass(client)?;
+        let cgroup = parent.make_child(client)?;
         let found = fstat(cgroup.as_fd()).map_err(std::io::Error::from);
         let id =
             found.map_err(Error::step("asking for the number of", cgroup.to_string(), "report this"))?.st_ino;
-        let place = place(&above, &Cgroup::bypass_name(client), id);
+        let place = place(&above, &Cgroup::child_name(client), id);
         Ok(Self { client, parent, cgroup, place })
     }
 
@@ -69,7 +69,7 @@ impl Drop for Enclosure {
                     tracing::debug!(member, %error, "not moved; it may have ended");
                 }
             }
-            if self.parent.remove_bypass(self.client).is_ok() {
+            if self.parent.remove_child(self.client).is_ok() {
                 return;
             }
         }

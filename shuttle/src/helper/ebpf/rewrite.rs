@@ -178,7 +178,7 @@ impl ListenerCgroup {
     fn enter() -> Result<Self, Error> {
         let pid = nix::unistd::getpid().as_raw();
         let parent = Cgroup::root()?.of_process(pid)?;
-        let cgroup = parent.make_bypass(pid)?;
+        let cgroup = parent.make_child(pid)?;
         let home = Self { parent, cgroup, pid };
         home.cgroup.add(pid).map_err(listener_cgroup("moving into it"))?;
         Ok(home)
@@ -198,7 +198,7 @@ impl ListenerCgroup {
 impl Drop for ListenerCgroup {
     /// What remains, if anything, is empty and removed by the next start.
     fn drop(&mut self) {
-        if let Err(error) = self.parent.remove_bypass(self.pid) {
+        if let Err(error) = self.parent.remove_child(self.pid) {
             tracing::debug!(%error, "the listeners' cgroup remains");
         }
     }

@@ -28,7 +28,7 @@ use crate::{
 
 const MAP: &str = "LANS";
 /// How often it is looked whether captured connections come to be.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection that is not answered asks a second time within a second or three.
 const UNANSWERED: u32 = 2;
 
@@ -36,14 +36,14 @@ const UNANSWERED: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Router {
     lans: Vec<Lan>,
-    look: Interval,
+    ticks: Interval,
     /// What is not yet known to work.
-    doubts: Vec<Doubt>,
+    unproven: Vec<ArrivalCheck>,
 }
 
 /// Whether connections that come in by one interface arrive.
 #[derive(Debug)]
-struct Doubt {
+struct ArrivalCheck {
     lan: Lan,
     family: Family,
     /// That they don't was seen once; the answer may have been on its way.
@@ -52,12 +52,12 @@ struct Doubt {
 
 impl Router {
     pub(super) fn new(lans: Vec<Lan>, families: Families) -> Self {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let doubt = |lan: &Lan, family| Doubt { lan: lan.clone(), family, suspected: false };
-        let doubts = lans.iter().flat_map(|lan| Family::of(families).map(|family| doubt(lan, family)));
-        let doubts = doubts.collect();
-        Self { lans, look, doubts }
+        let mut ticks = interval(CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let check = |lan: &Lan, family| ArrivalCheck { lan: lan.clone(), family, suspected: false };
+        let unproven = lans.iter().flat_map(|lan| Family::of(families).map(|family| check(lan, family)));
+        let unproven = unproven.collect();
+        Self { lans, ticks, unproven }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -77,8 +77,8 @@ impl Router {
         }
         program(object)?.load().map_err(failed)?;
         let mut map = counts(object)?;
-        for doubt in &self.doubts {
-            map.insert(doubt.key(), RawLan::default(), 0).map_err(|error| map_failed(MAP, error))?;
+        for check in &self.unproven {
+            map.insert(check.key(), RawLan::default(), 0).map_err(|error| map_failed(MAP, error))?;
         }
         Ok(())
     }
@@ -102,19 +102,19 @@ impl Router {
     /// Warns of interfaces whose connections are captured and then come to nothing. Never ends; may be dropped and
     /// called again.
     pub(super) async fn watch(&mut self, object: &mut Ebpf, slot: Slot) {
-        while !self.doubts.is_empty() {
-            self.look.tick().await;
+        while !self.unproven.is_empty() {
+            self.ticks.tick().await;
             let Ok(map) = counts(object) else { break };
-            self.doubts.retain_mut(|doubt| {
-                let counts = map.get(&doubt.key(), 0).unwrap_or_default();
-                doubt.remains(lan::Lan::from_raw(counts), slot)
+            self.unproven.retain_mut(|check| {
+                let counts = map.get(&check.key(), 0).unwrap_or_default();
+                check.is_open(lan::Lan::from_raw(counts), slot)
             });
         }
         std::future::pending().await
     }
 }
 
-impl Doubt {
+impl ArrivalCheck {
     fn key(&self) -> LanKey {
         let family = match self.family {
             Family::V4 => lan::Family::V4,
@@ -123,7 +123,7 @@ impl Doubt {
         [self.lan.index, family as u32]
     }
 
-    fn remains(&mut self, counts: lan::Lan, slot: Slot) -> bool {
+    fn is_open(&mut self, counts: lan::Lan, slot: Slot) -> bool {
         if counts.followed > 0 {
             return false;
         }
@@ -131,12 +131,12 @@ impl Doubt {
         let certain = unanswered && self.suspected;
         self.suspected = unanswered;
         if certain {
-            tracing::warn!("{}", self.words(slot));
+            tracing::warn!("{}", self.warning(slot));
         }
         !certain
     }
 
-    fn words(&self, slot: Slot) -> String {
+    fn warning(&self, slot: Slot) -> String {
         let (family, iptables) = match self.family {
             Family::V4 => ("IPv4", "iptables"),
             Family::V6 => ("IPv6", "ip6tables"),

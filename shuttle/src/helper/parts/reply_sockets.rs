@@ -30,7 +30,7 @@ const UDP_HEADER: usize = 8;
 /// Where in it the checksum is.
 const CHECKSUM: u8 = 6;
 /// A thread serves each relay.
-const MOST_RELAYS: usize = 256;
+const MAX_RELAYS: usize = 256;
 
 /// Whom a reply socket can reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Relays {
     /// The near end of a relay from `source`, for [`Outlet::Relay`](crate::capture::replies::Outlet::Relay). It lasts until that
     /// end is closed.
     pub(crate) fn start(&self, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<OwnedFd> {
-        if self.0.load(Ordering::Relaxed) >= MOST_RELAYS {
+        if self.0.load(Ordering::Relaxed) >= MAX_RELAYS {
             return Err(io::Error::other("too many relays of replies"));
         }
         let raw = raw_socket(slot, source, reach)?;
