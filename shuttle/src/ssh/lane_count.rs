@@ -4,19 +4,19 @@ use std::fmt;
 use std::num::NonZeroU8;
 use std::str::FromStr;
 
-/// Lanes at the most.
+/// The most lanes.
 const MAX: u8 = 64;
 
 /// How many lanes share an ssh connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneCount {
-    /// As many as it takes.
+    /// As many as the link needs.
     Auto,
-    /// So many from the start.
+    /// This many, from the start.
     Exactly(NonZeroU8),
 }
 
-/// Neither `auto` nor a number in reach.
+/// The text is neither `auto` nor a number from 1 to [`MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be auto or a number from 1 to {MAX}")]
 pub struct LaneCountError;
