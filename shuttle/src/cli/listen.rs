@@ -20,7 +20,7 @@ pub enum ListenError {
     Form(String),
     /// An address of one interface.
     #[error(
-        "shuttle listens on no address of its own choice: in place of {0}, name the interface by --lan, or all by -l 0.0.0.0"
+        "shuttle can't listen on one address: in place of {0}, name the interface by --lan, or all by -l 0.0.0.0"
     )]
     Concrete(IpAddr),
 }

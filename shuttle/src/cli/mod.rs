@@ -88,7 +88,8 @@ pub struct Tunnel {
     /// Seconds after which a flow of datagrams ends that has gone both ways [default: 120]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub udp_stream_timeout: Option<u32>,
-    /// Print what would be set up to capture, and by which method; change nothing. Without root some checks are left out
+    /// Print what would be set up to capture, and by which method; change nothing. Without root some checks are left
+    /// out
     #[arg(long)]
     pub dry_run: bool,
     /// Explain what happens: -v steps, -vv connections, -vvv everything

@@ -1,5 +1,5 @@
-//! The tunnel's end of the control socket: who may connect, and limits on size and time. [`responder`] answers, [`changes`]
-//! changes the rules.
+//! The tunnel's end of the control socket: who may connect, and limits on size and time. [`responder`] answers,
+//! [`changes`] changes the rules.
 //!
 //! Nothing here touches the tunnel itself: a request that was understood goes to the client's loop. A connection that
 //! sends nonsense, or nothing, holds one of a few places for a few seconds.

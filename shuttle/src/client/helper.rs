@@ -1,4 +1,5 @@
-//! The firewall helper, as the client's loop sees it: a thread asks it and waits for its answers, so that the loop goes on.
+//! The firewall helper, as the client's loop sees it: a thread asks it and waits for its answers, so that the loop goes
+//! on.
 
 use std::io;
 use std::net::Shutdown;

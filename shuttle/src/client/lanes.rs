@@ -83,7 +83,8 @@ impl Opener {
         }
     }
 
-    /// The next lane that the agent has taken. Never ready while none is being opened; dropping the future loses nothing.
+    /// The next lane that the agent has taken. Never ready while none is being opened; dropping the future loses
+    /// nothing.
     pub(super) async fn opened(&mut self) -> (LaneId, Pipes) {
         loop {
             match self.opening.join_next().await {

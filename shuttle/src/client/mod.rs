@@ -94,7 +94,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     runtime.block_on(run_tunnel(config, ssh, rules, handle))
 }
 
-/// What [`run`] would have the helper set up, one step a line. Changes nothing, starts no ssh, and asks for no password.
+/// What [`run`] would have the helper set up, one step a line. Changes nothing, starts no ssh, and asks for no
+/// password.
 pub fn dry_run(config: &Config) -> Result<String, Error> {
     let identity = Identity::of_invoker()?;
     let mut handle = Handle::spawn_unprivileged()?;
@@ -162,8 +163,8 @@ struct Ssh {
     settings: Settings,
 }
 
-/// Asks ssh for its configuration, while the helper encloses this process. Nothing is connected to yet. `None` where the
-/// agent is to run on this machine.
+/// Asks ssh for its configuration, while the helper encloses this process. Nothing is connected to yet. `None` where
+/// the agent is to run on this machine.
 async fn ask_ssh(config: &Config, identity: &Identity) -> Option<Ssh> {
     let line = config.ssh.clone()?;
     let settings = Settings {
@@ -176,8 +177,8 @@ async fn ask_ssh(config: &Config, identity: &Identity) -> Option<Ssh> {
     Some(Ssh { line, extras, settings })
 }
 
-/// Waits until this process bypasses the capture; then reads the files of subnets and looks up names, and has the helper
-/// prepare, which it does while ssh connects.
+/// Waits until this process bypasses the capture; then reads the files of subnets and looks up names, and has the
+/// helper prepare, which it does while ssh connects.
 ///
 /// A signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
 fn resolve_rules(config: &Config, handle: &mut Handle) -> Result<RuleSet, Error> {

@@ -1,5 +1,6 @@
 //! The arguments → [`Config`], resolved once: the only place for defaults. Where its rules are to be read from files or
-//! looked up as names, [`Sources::resolve`] does so later, without privilege, and makes the [`RuleSet`](crate::policy::RuleSet).
+//! looked up as names, [`Sources::resolve`] does so later, without privilege, and makes the
+//! [`RuleSet`](crate::policy::RuleSet).
 
 mod lists;
 mod nameservers;

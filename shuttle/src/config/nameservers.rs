@@ -9,7 +9,8 @@ use crate::policy::Nameserver;
 /// The servers that systemd-resolved asks, where it runs.
 const UPSTREAM_FILE: &str = "/run/systemd/resolve/resolv.conf";
 
-/// The nameservers of this machine and of its local resolver. Warns of those that lack an interface, and leaves them out.
+/// The nameservers of this machine and of its local resolver. Warns of those that lack an interface, and leaves them
+/// out.
 pub(super) fn of_this_machine() -> Vec<Nameserver> {
     let own = resolv_conf::nameservers(Path::new(FILE));
     let upstream = std::fs::read_to_string(UPSTREAM_FILE).unwrap_or_default();

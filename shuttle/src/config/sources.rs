@@ -51,8 +51,8 @@ impl Sources {
         }
     }
 
-    /// Reads the files and looks up the names. Takes as long as the resolver does, and nothing but a signal that ends the
-    /// process interrupts that. To be called as the user for whom the tunnel runs.
+    /// Reads the files and looks up the names. Takes as long as the resolver does, and nothing but a signal that ends
+    /// the process interrupts that. To be called as the user for whom the tunnel runs.
     pub fn resolve(&self) -> Result<RuleSet, Error> {
         let (include, exclude) = (self.include.read()?, self.exclude.read()?);
         let nameservers = match &self.nameservers {

@@ -6,8 +6,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
-/// The upper limit on rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and a message to the
-/// helper can carry.
+/// The upper limit on rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and a message to
+/// the helper can carry.
 pub const MAX_RULES: usize = 262_144;
 
 /// What one running shuttle captures. The only input of a firewall method.

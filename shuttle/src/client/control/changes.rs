@@ -1,5 +1,5 @@
-//! The rules in force, and the task that changes them: one change at a time, in the order in which they come. It waits for
-//! the helper, so that the client's loop needn't.
+//! The rules in force, and the task that changes them: one change at a time, in the order in which they come. It waits
+//! for the helper, so that the client's loop needn't.
 
 use shuttle_common::compile::compile;
 use shuttle_common::rule::Rule;
@@ -40,7 +40,8 @@ struct Change {
     reply: Reply,
 }
 
-/// The rules in force, and the queue to the task that changes them. Dropping it ends the task: no change begins any more.
+/// The rules in force, and the queue to the task that changes them. Dropping it ends the task: no change begins any
+/// more.
 pub(super) struct Changes {
     in_force: watch::Receiver<RuleSet>,
     queue: mpsc::Sender<Change>,

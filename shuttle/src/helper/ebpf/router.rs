@@ -1,4 +1,4 @@
-//! Capture of what comes in by LAN interfaces: the ingress program there, and its policy rules.
+//! Capture of packets that come in by LAN interfaces, by the ingress program.
 
 use std::time::Duration;
 
@@ -27,9 +27,9 @@ use crate::{
 };
 
 const MAP: &str = "LANS";
-/// How often it is looked whether captured connections come to be.
+/// How often to check whether captured connections arrive.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A connection that is not answered asks a second time within a second or three.
+/// A connection that gets no answer sends its second SYN within one to three seconds.
 const UNANSWERED: u32 = 2;
 
 /// The LAN interfaces of a capture.
@@ -37,16 +37,16 @@ const UNANSWERED: u32 = 2;
 pub(super) struct Router {
     lans: Vec<Lan>,
     ticks: Interval,
-    /// What is not yet known to work.
+    /// The interfaces and families whose connections are not yet known to arrive.
     unproven: Vec<ArrivalCheck>,
 }
 
-/// Whether connections that come in by one interface arrive.
+/// Checks whether connections that come in by one interface arrive.
 #[derive(Debug)]
 struct ArrivalCheck {
     lan: Lan,
     family: Family,
-    /// That they don't was seen once; the answer may have been on its way.
+    /// Whether the last check found none. One such check is no proof: the answer may have been on its way.
     suspected: bool,
 }
 
@@ -83,7 +83,7 @@ impl Router {
         Ok(())
     }
 
-    /// Attaches the program to an interface. The policy rules that its mark leads to must be there.
+    /// Attaches the program to an interface. The policy rules for its mark must exist.
     pub(super) async fn attach(
         &self,
         object: &mut Ebpf,
@@ -99,8 +99,8 @@ impl Router {
         }
     }
 
-    /// Warns of interfaces whose connections are captured and then come to nothing. Never ends; may be dropped and
-    /// called again.
+    /// Warns of interfaces whose connections are captured and don't arrive. Never returns; may be dropped and called
+    /// again.
     pub(super) async fn watch(&mut self, object: &mut Ebpf, slot: Slot) {
         while !self.unproven.is_empty() {
             self.ticks.tick().await;
@@ -143,9 +143,9 @@ impl ArrivalCheck {
         };
         let (name, mark) = (&self.lan.name, slot.forwarded());
         format!(
-            "{family} connections that come in by {name} are captured, but do not arrive: this machine's firewall drops \
-             them on INPUT; let them in by `{iptables} -I INPUT -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT`, or where \
-             it is nftables', by `nft insert rule FAMILY TABLE CHAIN meta mark and {mark:#x} == {mark:#x} accept`"
+            "{family} connections that come in by {name} are captured, but do not arrive: this machine's firewall \
+             drops them on INPUT; let them in by `{iptables} -I INPUT -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT`, \
+             or with nftables by `nft insert rule FAMILY TABLE CHAIN meta mark and {mark:#x} == {mark:#x} accept`"
         )
     }
 }

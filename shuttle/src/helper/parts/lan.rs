@@ -1,4 +1,4 @@
-//! Which interfaces are LAN interfaces: those whose forwarded traffic is captured.
+//! Finds the LAN interfaces: those whose forwarded traffic is captured.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
 use std::collections::BTreeSet;
@@ -22,18 +22,18 @@ pub(crate) struct Lan {
     pub(crate) name: String,
 }
 
-/// Why no LAN interface is found.
+/// Why the LAN interfaces can't be found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// One that is named can't be a LAN's.
+    /// An interface can't be a LAN interface.
     #[error(transparent)]
     Fault(#[from] LanFault),
-    /// The kernel doesn't say.
+    /// The kernel doesn't list the interfaces or routes.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
 }
 
-/// The interfaces that `wanted` means.
+/// The interfaces that `wanted` selects.
 pub(crate) async fn find(netlink: &Netlink, wanted: &Lans) -> Result<Vec<Lan>, Error> {
     if *wanted == Lans::None {
         return Ok(Vec::new());
@@ -48,7 +48,7 @@ pub(crate) async fn find(netlink: &Netlink, wanted: &Lans) -> Result<Vec<Lan>, E
     Ok(choose(wanted, &interfaces, &upstream)?)
 }
 
-/// What is known of an interface.
+/// An interface of this host.
 #[derive(Clone, Debug)]
 struct Interface {
     lan: Lan,
@@ -120,7 +120,7 @@ fn named(interface: &Interface, interfaces: &[Interface]) -> Result<Lan, LanFaul
     if interface.kind == Some(InfoKind::Tun) && is_ours(&name) {
         return Err(LanFault::Ours(name));
     }
-    // A VRF leaves packets with the interface that they came in by.
+    // Packets of a VRF's port come in by the port, not by the VRF.
     let controller = interfaces.iter().find(|other| Some(other.lan.index) == interface.controller);
     match controller {
         Some(controller) if controller.kind != Some(InfoKind::Vrf) => {
@@ -134,7 +134,7 @@ fn is_ours(name: &str) -> bool {
     name.strip_prefix("shuttle").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// The interfaces of a default route. Those of our own tables lead here.
+/// The interfaces of a default route. Those in our own tables lead to this host, and don't count.
 fn leads_everywhere(route: &RouteMessage) -> Vec<u32> {
     let ours = SLOTS.iter().any(|slot| route.attributes.contains(&RouteAttribute::Table(slot.table())));
     if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast || ours {
