@@ -130,8 +130,8 @@ impl Entries {
 }
 
 /// The entry of the longest of the prefix lengths up to `max`.
-fn longest<'a>(most: u8, find: impl Fn(u8) -> Option<&'a PortSet>) -> Option<&'a PortSet> {
-    (0..=most).rev().find_map(find)
+fn longest<'a>(max: u8, find: impl Fn(u8) -> Option<&'a PortSet>) -> Option<&'a PortSet> {
+    (0..=max).rev().find_map(find)
 }
 
 /// A visited prefix that may cover later ones.

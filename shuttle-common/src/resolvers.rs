@@ -4,9 +4,9 @@
 pub const PORT: u16 = 53;
 
 /// The most nameservers that the map holds; a host usually has about three.
-pub const MOST: u32 = 64;
+pub const MAX_RESOLVERS: u32 = 64;
 
 /// The source of exempt sockets that send to a nameserver of this host, in network order. It distinguishes their
 /// queries from others. Every host owns this address. It is a loopback address, as a resolver's stub may refuse other
 /// sources.
-pub const APART: u32 = u32::from_ne_bytes([127, 219, 53, 1]);
+pub const EXEMPT_SOURCE4: u32 = u32::from_ne_bytes([127, 219, 53, 1]);

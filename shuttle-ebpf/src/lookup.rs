@@ -10,7 +10,7 @@
 //! may have been marked.
 
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, programs::SkLookupContext};
-use shuttle_common::{lan::Family, resolvers::APART};
+use shuttle_common::{lan::Family, resolvers::EXEMPT_SOURCE4};
 
 use crate::connect::{IPPROTO_TCP, IPPROTO_UDP};
 use crate::maps::{
@@ -42,7 +42,7 @@ pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
 }
 
 /// How a packet got here.
-enum Way {
+enum Ingress {
     /// By a local route through the TUN device; or unknown, on older kernels.
     Returned,
     /// By a LAN interface whose traffic is captured.
@@ -52,17 +52,17 @@ enum Way {
 }
 
 #[inline(always)]
-fn came_by(lookup: *const bpf_sk_lookup, family: Family) -> Way {
+fn came_by(lookup: *const bpf_sk_lookup, family: Family) -> Ingress {
     let tun = TUN.load();
     if tun == 0 {
-        return Way::Returned;
+        return Ingress::Returned;
     }
     // Kernels differ in the interface of a packet that a local route through the TUN device has returned.
     let ingress = context!(lookup, ingress_ifindex);
     if ingress == tun || ingress == LOOPBACK {
-        return Way::Returned;
+        return Ingress::Returned;
     }
-    if LANS.get_ptr([ingress, family as u32]).is_some() { Way::Forwarded } else { Way::Other }
+    if LANS.get_ptr([ingress, family as u32]).is_some() { Ingress::Forwarded } else { Ingress::Other }
 }
 
 #[inline(always)]
@@ -75,14 +75,14 @@ fn is_captured4(lookup: *const bpf_sk_lookup) -> bool {
     }
     // Queries of this host's programs come in by whatever device has the address.
     if is_own4(destination, port) {
-        return remote != APART && is_local4(remote) && captures4(destination.to_ne_bytes(), port);
+        return remote != EXEMPT_SOURCE4 && is_local4(remote) && captures4(destination.to_ne_bytes(), port);
     }
     let address = destination.to_ne_bytes();
     !is_local4(destination)
         && match came_by(lookup, Family::V4) {
-            Way::Returned => remote == ours || captures4(address, port),
-            Way::Forwarded => captures4(address, port) || captured4(address, port),
-            Way::Other => false,
+            Ingress::Returned => remote == ours || captures4(address, port),
+            Ingress::Forwarded => captures4(address, port) || captured4(address, port),
+            Ingress::Other => false,
         }
 }
 
@@ -115,9 +115,9 @@ fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
     }
     !is_local6(destination)
         && match came_by(lookup, Family::V6) {
-            Way::Returned => same(remote, ours) || captures6(address, port),
-            Way::Forwarded => captures6(address, port) || captured6(address, port),
-            Way::Other => false,
+            Ingress::Returned => same(remote, ours) || captures6(address, port),
+            Ingress::Forwarded => captures6(address, port) || captured6(address, port),
+            Ingress::Other => false,
         }
 }
 

@@ -9,7 +9,7 @@ use shuttle_common::{
     flows::{FlowKey, Words},
     lan::{Lan, LanKey},
     ports::PortSet,
-    resolvers::MOST as MAX_RESOLVERS,
+    resolvers::MAX_RESOLVERS,
 };
 
 /// The bit of a socket's mark that sends its packets to our routing table.

@@ -9,7 +9,7 @@ use core::ffi::c_int;
 use aya_ebpf::{bindings::sockaddr, helpers::bpf_bind, maps::lpm_trie::Key, programs::SockAddrContext};
 use shuttle_common::{
     flows::{Words, mapped},
-    resolvers::{APART, PORT},
+    resolvers::{EXEMPT_SOURCE4, PORT},
 };
 
 use crate::maps::{LOCAL4, LOCAL6, RESOLVERS, SOURCE6, octets};
@@ -76,7 +76,7 @@ pub(crate) fn is_local6(address: Words) -> bool {
 /// Binds an exempt IPv4 socket. Fails if it is already bound.
 #[inline(always)]
 pub(crate) fn set_apart4(ctx: &SockAddrContext) {
-    let mut address = Address4 { family: AF_INET, port: 0, address: APART, zero: [0; 2] };
+    let mut address = Address4 { family: AF_INET, port: 0, address: EXEMPT_SOURCE4, zero: [0; 2] };
     // SAFETY: the address lies on this stack frame and has the length that is told.
     let _error = unsafe {
         bpf_bind(ctx.sock_addr, (&raw mut address).cast::<sockaddr>(), size_of::<Address4>() as c_int)
@@ -86,8 +86,8 @@ pub(crate) fn set_apart4(ctx: &SockAddrContext) {
 /// Binds an exempt IPv6 socket. Fails if it is already bound.
 #[inline(always)]
 pub(crate) fn set_apart6(ctx: &SockAddrContext, destination: Words) {
-    let apart = if destination[2] == u32::to_be(0xffff) { mapped(APART) } else { SOURCE6.load() };
-    let mut address = Address6 { family: AF_INET6, port: 0, flow: 0, address: apart, scope: 0 };
+    let source = if destination[2] == u32::to_be(0xffff) { mapped(EXEMPT_SOURCE4) } else { SOURCE6.load() };
+    let mut address = Address6 { family: AF_INET6, port: 0, flow: 0, address: source, scope: 0 };
     // SAFETY: as above.
     let _error = unsafe {
         bpf_bind(ctx.sock_addr, (&raw mut address).cast::<sockaddr>(), size_of::<Address6>() as c_int)

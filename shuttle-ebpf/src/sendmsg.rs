@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use shuttle_common::{
     flows::{UNCHOSEN, Words, flow_key, mapped},
-    resolvers::APART,
+    resolvers::EXEMPT_SOURCE4,
 };
 
 use crate::connect::{ALLOW, IPPROTO_UDP, destination6, is_exempt, is_ours, port};
@@ -32,7 +32,7 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let chosen = context!(address, msg_src_ip4);
     if is_local4(destination) {
         if chosen == 0 && is_exempt(&ctx) && is_own4(destination, port) {
-            set_source4(address, APART);
+            set_source4(address, EXEMPT_SOURCE4);
         }
         return ALLOW;
     }

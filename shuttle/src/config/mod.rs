@@ -16,7 +16,7 @@ use crate::mux::Target;
 use crate::policy::{Lans, MaskError, Scope, TooManyRules};
 use crate::ssh::{CommandLine, CommandLineError, LaneCount};
 pub use lists::ListError;
-use shuttle_common::resolvers;
+use shuttle_common::resolvers::MAX_RESOLVERS;
 pub use sources::{Sources, changed_subnets, resolve};
 pub use verbosity::Verbosity;
 
@@ -87,7 +87,7 @@ pub enum Error {
     #[error(transparent)]
     Mask(#[from] MaskError),
     /// More nameservers than can be captured.
-    #[error("{0} nameservers are more than can be captured: name at most {max} by --ns-hosts", max = resolvers::MOST)]
+    #[error("{0} nameservers are more than can be captured: name at most {max} by --ns-hosts", max = MAX_RESOLVERS)]
     TooManyNameservers(usize),
     /// A file of subnets can't be used.
     #[error(transparent)]

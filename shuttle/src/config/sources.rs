@@ -63,7 +63,7 @@ impl Sources {
         if include.is_empty() && nameservers.is_empty() {
             return Err(Error::Nothing);
         }
-        if nameservers.len() > resolvers::MOST as usize {
+        if nameservers.len() > resolvers::MAX_RESOLVERS as usize {
             return Err(Error::TooManyNameservers(nameservers.len()));
         }
         let include = include.into_iter().map(|(subnet, origin)| resolve(subnet, Verdict::Capture, origin));
