@@ -18,7 +18,7 @@ pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
         match one(entry, netlink).await {
             Ok(()) => {}
             // The step had failed, or somebody else has removed the object.
-            Err(error) if error.is_absent() => tracing::debug!(%error, words, "gone already"),
+            Err(error) if error.is_absent() => tracing::debug!(%error, words, "already removed"),
             Err(error) => {
                 tracing::warn!(%error, "a {words} remains; it is inert, and `shuttle cleanup` removes it");
             }

@@ -104,7 +104,7 @@ impl Bypass {
             (BypassKind::Cgroup, Some(enclosure)) => Means::Cgroup(enclosure),
             (_, enclosure) => Means::Address(Servers::new(client, enclosure)?),
         };
-        tracing::debug!("bypass by {next}: the method can't go by {from}");
+        tracing::debug!("bypass by {next}: the method doesn't support {from}");
         Ok(Self { options, client, means })
     }
 
@@ -138,7 +138,7 @@ impl Bypass {
         let Means::Address(servers) = &mut self.means else { return Ok(false) };
         let changed = servers.refresh()?;
         if changed {
-            tracing::info!("left alone: {servers}");
+            tracing::info!("excluded, since ssh is connected there: {servers}");
         }
         Ok(changed)
     }
