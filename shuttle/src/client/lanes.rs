@@ -13,7 +13,7 @@ use crate::ssh::{self, Lane, LaneConnection, LaneCount, LaneError, Process};
 /// sshd_config(5)).
 const MAX_AUTOMATIC: usize = 8;
 
-/// How many there are to be.
+/// How many lanes and connections there should be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub(super) lanes: LaneCount,
@@ -53,7 +53,7 @@ impl Opener {
         }
     }
 
-    /// The lanes hold the session back: opens half of those that there may be, or the rest.
+    /// The lanes limit the session: opens half of the most lanes, or the rest of them.
     pub(super) fn is_narrow(&mut self) {
         let there = 1 + self.processes.len() + self.opening.len();
         if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
@@ -99,7 +99,7 @@ impl Opener {
         }
     }
 
-    /// More would fail the same way. What was asked for in so many words is missed in so many.
+    /// Opens no more lanes, as they would fail in the same way. Warns if their number was given on the command line.
     fn failed(&mut self, lane: LaneId, error: &LaneError) {
         let told = self.lanes.take().is_none();
         match (self.wanted.lanes, self.wanted.connections) {
