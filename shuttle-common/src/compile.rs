@@ -1,8 +1,8 @@
-//! From rules to the entries of the longest-prefix maps.
+//! Compiles rules into the entries of longest-prefix maps.
 //!
-//! A map finds only the longest prefix that covers a destination, so every entry carries what all covering rules
-//! together decide. Prefixes are visited in order, each starting from its nearest covering prefix's decision: the
-//! time grows with the number of rules, not with its square.
+//! A map finds only the longest prefix that covers a destination, so each entry has the combined decision of all
+//! covering rules. Prefixes are visited in order, and each starts from the decision of its nearest covering prefix. So
+//! the time grows linearly with the number of rules.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +13,7 @@ use crate::{
     rule::{Ports, Rule, Verdict},
 };
 
-/// The contents of the two rule maps: at most one entry a prefix.
+/// The contents of the two rule maps: at most one entry per prefix.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
     /// IPv4 prefixes in order; v4-mapped destinations use them too.
@@ -22,13 +22,13 @@ pub struct Entries {
     pub v6: Vec<(Ipv6Net, PortSet)>,
 }
 
-/// Rules that cannot become map entries.
+/// Why rules can't become map entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The ports' order is wrong.
+    /// A port range is reversed.
     #[error("{network}: the port range {}-{} ends before it begins", ports.first, ports.last)]
     Backwards {
-        /// The rule's destinations.
+        /// The rule's network.
         network: IpNet,
         /// The rule's ports.
         ports: Ports,
@@ -41,8 +41,8 @@ pub enum Error {
     },
 }
 
-/// Flattens `rules`: a longest-prefix match in the result and [`PortSet::contains`] give what
-/// [`decide`](crate::rule::decide) gives, for every destination. Host bits of the networks are ignored.
+/// Flattens `rules`. For every destination, a longest-prefix match in the result and [`PortSet::contains`] agree with
+/// [`decide`](crate::rule::decide). Host bits of the networks are ignored.
 pub fn compile(rules: &[Rule]) -> Result<Entries, Error> {
     let mut sorted = rules.to_vec();
     for rule in &mut sorted {
@@ -52,7 +52,7 @@ pub fn compile(rules: &[Rule]) -> Result<Entries, Error> {
         }
         rule.network = rule.network.trunc();
     }
-    // A prefix comes before what it covers; of one prefix's rules the strongest comes last.
+    // A prefix comes before the prefixes that it covers. Of the rules of one prefix, the strongest comes last.
     sorted.sort_by_key(|rule| {
         (
             rule.network.network(),
@@ -92,7 +92,8 @@ impl Entries {
         }
     }
 
-    /// Whether connections to `port` of `address` are captured, as the kernel's map finds it.
+    /// Whether connections to `port` of `address` are captured, according to the longest-prefix match of the kernel's
+    /// map.
     pub fn captures(&self, address: IpAddr, port: u16) -> bool {
         let ports = match address {
             IpAddr::V4(address) => longest(32, |length| {
@@ -113,7 +114,7 @@ impl Entries {
         ports.is_some_and(|ports| ports.contains(port))
     }
 
-    /// The entries' keys and values as the maps hold them: prefix length, address in network order, ports.
+    /// The entries' keys and values as the maps store them: prefix length, address in network order, ports.
     pub fn v4_raw(&self) -> impl Iterator<Item = (u32, [u8; 4], PortSet)> {
         self.v4
             .iter()
@@ -128,19 +129,19 @@ impl Entries {
     }
 }
 
-/// What is found by the longest of the prefix lengths up to `most`.
-fn longest<'a>(most: u8, find: impl Fn(u8) -> Option<&'a PortSet>) -> Option<&'a PortSet> {
-    (0..=most).rev().find_map(find)
+/// The entry of the longest of the prefix lengths up to `max`.
+fn longest<'a>(max: u8, find: impl Fn(u8) -> Option<&'a PortSet>) -> Option<&'a PortSet> {
+    (0..=max).rev().find_map(find)
 }
 
-/// A visited prefix that may cover those to come.
+/// A visited prefix that may cover later ones.
 struct Node {
     network: IpNet,
     decided: Vec<Piece>,
     ports: PortSet,
 }
 
-/// Adjacent ports with the same decision, made by a rule of this width.
+/// Adjacent ports with the same decision, from a rule of this width.
 #[derive(Clone, Copy)]
 struct Piece {
     ports: Ports,
@@ -149,7 +150,7 @@ struct Piece {
 }
 
 impl Piece {
-    /// As wide as can be, so that every rule beats it.
+    /// The widest width: every rule beats it.
     const UNDECIDED: Self = Self { ports: Ports::ALL, width: u16::MAX, verdict: Verdict::Pass };
 }
 
@@ -157,8 +158,8 @@ fn width(ports: Ports) -> u16 {
     ports.last - ports.first
 }
 
-/// Lets `rule` decide wherever no narrower rule did. Its prefix must be as long as any before it, and of the rules
-/// of that prefix it must be the strongest so far.
+/// Applies `rule` to the ports that no narrower rule has decided. Call it in order of prefix length, and for the rules
+/// of one prefix in order of strength.
 fn overlay(decided: &[Piece], rule: &Rule) -> Vec<Piece> {
     let mut out = Vec::with_capacity(decided.len() + 2);
     for piece in decided {

@@ -1,4 +1,4 @@
-//! What shuttle's user space and its eBPF programs share: rules, the matcher and map layouts.
+//! What shuttle's user space and its eBPF programs share: rules, their meaning, and the layout of maps.
 #![cfg_attr(not(feature = "user"), no_std)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests have clocks and start programs"))]
 

@@ -1,9 +1,9 @@
 //! The value of a rule map: which ports of a prefix are captured.
 
-/// The most port ranges that one prefix can have after all rules are applied; each costs a comparison in the kernel.
+/// The most port ranges that one prefix can have after all rules are applied. Each costs a comparison in the kernel.
 pub const MAX_RANGES: usize = 16;
 
-/// A [`PortSet`] as it lies in the map: `[first, last]` pairs in host byte order.
+/// A [`PortSet`] as the map stores it: `[first, last]` pairs in host byte order.
 pub type RawPorts = [[u16; 2]; MAX_RANGES];
 
 /// The captured ports of one prefix: ascending ranges that neither overlap nor touch, then unused slots.
@@ -11,7 +11,7 @@ pub type RawPorts = [[u16; 2]; MAX_RANGES];
 #[repr(transparent)]
 pub struct PortSet(RawPorts);
 
-/// No port lies in it, so `contains` needs no count.
+/// A range without ports, so that `contains` needs no count.
 const UNUSED: [u16; 2] = [1, 0];
 
 impl PortSet {
@@ -39,7 +39,7 @@ impl PortSet {
         first == 0 && last == u16::MAX
     }
 
-    /// The set of ascending, disjoint ranges `first..=last`, with touching ranges joined; `None` when more than
+    /// Makes a set from the ascending, disjoint ranges `first..=last`, and joins ranges that touch. `None` if more than
     /// [`MAX_RANGES`] remain.
     pub fn from_ascending(ranges: impl IntoIterator<Item = (u16, u16)>) -> Option<Self> {
         let mut set = [UNUSED; MAX_RANGES];
@@ -56,12 +56,12 @@ impl PortSet {
         Some(Self(set))
     }
 
-    /// The set that a map's bytes are.
+    /// Converts from the map's value.
     pub const fn from_raw(raw: RawPorts) -> Self {
         Self(raw)
     }
 
-    /// The map's bytes.
+    /// The map's value.
     pub const fn raw(self) -> RawPorts {
         self.0
     }

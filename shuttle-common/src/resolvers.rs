@@ -1,12 +1,12 @@
-//! The machine's nameservers, which are captured also where this host owns their address (127.0.0.53, for one).
+//! The machine's nameservers. They are captured even if this host owns their address (such as 127.0.0.53).
 
-/// DNS.
+/// The port of DNS.
 pub const PORT: u16 = 53;
 
-/// As many nameservers as a map holds; a host has three or so.
-pub const MOST: u32 = 64;
+/// The most nameservers that the map holds; a host usually has about three.
+pub const MAX_RESOLVERS: u32 = 64;
 
-/// The source of what exempt sockets send to a nameserver of this host itself, by which their queries are told from
-/// others: an address that every host owns. (A resolver's stub may refuse sources that are not loopback ones.) In
-/// network order.
-pub const APART: u32 = u32::from_ne_bytes([127, 219, 53, 1]);
+/// The source of exempt sockets that send to a nameserver of this host, in network order. It distinguishes their
+/// queries from others. Every host owns this address. It is a loopback address, as a resolver's stub may refuse other
+/// sources.
+pub const EXEMPT_SOURCE4: u32 = u32::from_ne_bytes([127, 219, 53, 1]);

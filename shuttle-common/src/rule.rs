@@ -1,7 +1,7 @@
 //! Rules: which destinations are captured.
 //!
-//! Of all rules that match a destination, the one with the narrowest port range decides; then the one with the
-//! longest prefix; then, on a tie, an exclude beats an include. What no rule matches is passed.
+//! Of all rules that match a destination, the one with the narrowest port range decides. Among equal ranges the longest
+//! prefix decides; on a tie, an exclude beats an include. A destination that no rule matches is not captured.
 
 use core::net::IpAddr;
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub enum Verdict {
     /// It goes through the tunnel.
     Capture,
-    /// It goes its normal way.
+    /// It bypasses the tunnel.
     Pass,
 }
 
@@ -42,7 +42,7 @@ pub struct Rule {
     pub verdict: Verdict,
 }
 
-/// The verdict for one destination, by going through every rule: the reference that the map's matcher must equal.
+/// The verdict for one destination, by a search through all rules. It is the reference for the compiled maps.
 pub fn decide(rules: &[Rule], address: IpAddr, port: u16) -> Verdict {
     let width = |rule: &Rule| u32::from(rule.ports.last) - u32::from(rule.ports.first);
     rules

@@ -1,6 +1,6 @@
-//! cgroup/connect4 and connect6: marks the sockets of captured connections, TCP and UDP. Attached at the root of the
-//! hierarchy. Never refuses a connect. Sets exempt sockets apart that connect to a nameserver of this host (see
-//! `resolvers.rs`).
+//! cgroup/connect4 and connect6: mark the sockets of captured connections, TCP and UDP. Attached at the root of the
+//! hierarchy. They never refuse a connect. They give exempt sockets that connect to a nameserver of this host a source
+//! of their own (see `resolvers.rs`).
 
 use core::ffi::c_int;
 
@@ -53,13 +53,13 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// TCP or UDP, in our network namespace.
+/// Whether the socket is TCP or UDP, in our network namespace.
 #[inline(always)]
 fn concerns_us(ctx: &SockAddrContext) -> bool {
     matches!(context!(ctx.sock_addr, protocol), IPPROTO_TCP | IPPROTO_UDP) && is_ours(ctx)
 }
 
-/// In our network namespace.
+/// Whether the socket is in our network namespace.
 #[inline(always)]
 pub(crate) fn is_ours(ctx: &SockAddrContext) -> bool {
     let ours = NETNS_COOKIE.load();
@@ -85,15 +85,15 @@ pub(crate) fn port(address: *const bpf_sock_addr) -> u16 {
     u16::from_be(context!(address, user_port) as u16)
 }
 
-/// Whether the socket carries the bypass bit.
+/// Whether the socket has the bypass bit.
 #[inline(always)]
 pub(crate) fn is_exempt(ctx: &SockAddrContext) -> bool {
     let socket = context!(ctx.sock_addr, __bindgen_anon_1.sk);
     context!(socket, mark) & BYPASS_BIT.load() != 0
 }
 
-/// Sets or clears the capture bit, leaving the other bits as the program that owns the socket left them. A socket
-/// can be connected twice, to a captured destination first.
+/// Sets or clears the capture bit, and leaves the other bits to the program that owns the socket. A socket can be
+/// connected twice, first to a captured destination.
 #[inline(always)]
 fn set_mark(ctx: &SockAddrContext, captured: bool) {
     let socket = context!(ctx.sock_addr, __bindgen_anon_1.sk);

@@ -1,9 +1,9 @@
-//! tcx or clsact ingress of the LAN interfaces: marks those of the packets to be forwarded that are to be captured,
-//! and leaves everything else to whoever comes after. A policy rule makes marked packets local, and `steer` then
-//! finds their socket.
+//! tcx or clsact ingress of the LAN interfaces: marks packets to be forwarded if they are to be captured, and
+//! passes everything on to the next program. A policy rule makes marked packets local, and `steer` then finds their
+//! socket.
 //!
-//! A TCP connection is decided by its SYN. What follows belongs to us if the kernel has a socket for it, so that a
-//! connection keeps its way when the rules change, and those that stood before pass on.
+//! The SYN decides whether a TCP connection is captured. Later segments are marked if the kernel has a socket for them.
+//! So a connection keeps its path when the rules change, and older connections are not captured.
 
 use aya_ebpf::{
     bindings::{__sk_buff, tcphdr},
@@ -21,7 +21,7 @@ use crate::{
 
 /// TCX_NEXT and TC_ACT_UNSPEC: the next program decides.
 const NEXT: i32 = -1;
-/// To this host's link address; neither broadcast nor another's.
+/// Addressed to this host's link address, as opposed to broadcast or another host.
 const PACKET_HOST: u32 = 0;
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -48,16 +48,16 @@ pub(crate) fn shuttle_router(ctx: TcContext) -> i32 {
     NEXT
 }
 
-/// Addressed to this host as a router, on the interface itself: packets with a VLAN's number go to the device of that
-/// VLAN, and are seen again there without it. The tag that says priority alone has the number 0.
+/// Whether the packet is addressed to this host as a router, on the interface itself. A packet with a VLAN number goes
+/// to the device of that VLAN, which sees it without the tag. A tag that has only a priority has the number 0.
 #[inline(always)]
 fn concerns_us(skb: *mut __sk_buff) -> bool {
     context!(skb, pkt_type) == PACKET_HOST
         && (context!(skb, vlan_present) == 0 || context!(skb, vlan_tci) & VLAN_VID_MASK == 0)
 }
 
-/// A packet; IPv4 addresses are v4-mapped. Its methods that are not inlined have stack frames of their own, as one of
-/// the 512 bytes that a program may have would not hold it all.
+/// A packet; IPv4 addresses are v4-mapped. Methods that are not inlined have stack frames of their own, as a program's
+/// frame of 512 bytes would not hold everything.
 #[derive(Default)]
 struct Packet {
     is_ipv6: bool,
@@ -67,7 +67,7 @@ struct Packet {
 }
 
 impl Packet {
-    /// False for what is none of ours, or can't be read.
+    /// False if the packet is not TCP or UDP over IP, or can't be read.
     #[inline(never)]
     fn read(&mut self, skb: *mut __sk_buff) -> bool {
         match context!(skb, protocol) {
@@ -98,8 +98,8 @@ impl Packet {
         }
     }
 
-    /// A later fragment goes the way of the first; where that has not been seen, as when it came out of order, the
-    /// address decides if it is captured on every port.
+    /// A later fragment follows the first one. If the first one was not seen, as after reordering, the fragment is
+    /// captured if the rules capture the address on every port.
     #[inline(always)]
     fn is_captured(&self, skb: *mut __sk_buff) -> bool {
         if let Part::Later = self.payload.part {
@@ -118,7 +118,7 @@ impl Packet {
     #[inline(never)]
     fn remember(&self, captured: bool) {
         let key = self.fragment();
-        // Without room, or with nothing to remove, the address will decide.
+        // If the map is full, or has no such entry, the address decides.
         let _unheard = if captured { FRAGMENTS.insert(key, 1, 0) } else { FRAGMENTS.remove(key) };
     }
 
@@ -187,8 +187,8 @@ impl Packet {
         follows
     }
 
-    /// Whether the kernel has a socket for this segment, or has sent a cookie in place of one. A SYN that comes again
-    /// follows the first; other than that it is a new connection, whatever socket waits out its time.
+    /// Whether the kernel has a socket for this segment, or has sent a SYN cookie in place of one. A repeated SYN
+    /// follows the first one. Any other SYN opens a new connection, even if a socket is in TIME_WAIT.
     #[inline(always)]
     fn follows_our_socket(&self, skb: *mut __sk_buff, header: &TcpHeader, opens: bool) -> bool {
         let (mut tuple, size) = self.tuple(header.ports);
@@ -208,8 +208,8 @@ impl Packet {
         follows
     }
 
-    /// A `bpf_sock_tuple` as words in network order, and its size, which tells the family. Built in place: the union
-    /// that the kernel's headers have would be copied about on a stack with no room for it.
+    /// A `bpf_sock_tuple` as words in network order, and its size, which implies the family. Built in place: the
+    /// kernel's union would be copied on a stack that has no room for it.
     #[inline(always)]
     fn tuple(&self, ports: u32) -> ([u32; 9], u32) {
         let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (self.source, self.destination);
@@ -241,13 +241,13 @@ impl Packet {
         unsafe { bpf_tcp_check_syncookie(listener, ip, network, header, length) == 0 }
     }
 
-    /// Counts what opens a captured connection, and what follows: when nothing ever does, something drops it.
+    /// Counts SYNs of captured connections and the segments that follow. If none ever follows, something drops them.
     #[inline(always)]
     fn count(&self, skb: *mut __sk_buff, follows: bool) {
         let family = if self.is_ipv6 { Family::V6 } else { Family::V4 };
         let key = [context!(skb, ifindex), family as u32];
         let Some(lan) = LANS.get_ptr_mut(key) else { return };
-        // SAFETY: the entry is not removed while the program is attached; a count that is lost to another processor
+        // SAFETY: the entry is not removed while the program is attached. A count that another processor overwrites
         // does not matter.
         unsafe {
             if follows {
@@ -263,7 +263,7 @@ impl Packet {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct TcpHeader {
-    /// Of the source and, after it, the destination.
+    /// Ports of the source, then of the destination.
     ports: u32,
     _numbers: [u32; 2],
     _offset: u8,

@@ -1,16 +1,16 @@
-//! sk_lookup: hands captured connections and datagrams to our listeners. Attached to one network namespace; runs once
-//! for each new connection and each datagram that arrives for no connected socket, before the kernel looks for a
+//! sk_lookup: assigns captured connections and datagrams to our listeners. Attached to one network namespace. Runs
+//! for each new connection, and for each datagram without a connected socket, before the kernel looks for a
 //! listener.
 //!
-//! What this host itself owns is never ours, but for its nameservers (see `resolvers.rs`): a program could bind our
-//! address and connect to its own loopback, and must not meet the far one. Otherwise a captured connection comes from
-//! our own address, since only our routing table gives sockets that source; it is not asked for its rules again, which
-//! may have changed since its connect. A program that binds its own source address first is recognised by the rules
-//! instead, and so is what the ingress program has marked: by those too that were live until a moment ago, as they may
-//! be what it was marked by.
+//! Addresses of this host are never captured, except those of its nameservers (see `resolvers.rs`): a program could
+//! bind our address and connect to its own loopback, and must not reach the remote one. Otherwise a captured connection
+//! comes from our own address, which only our routing table assigns. The rules are not checked again for it, as they
+//! may have changed since its connect. For a program that binds its own source first, and for packets that the ingress
+//! program has marked, the rules decide: the live ones, and for marked packets also the previous ones, by which they
+//! may have been marked.
 
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, programs::SkLookupContext};
-use shuttle_common::{lan::Family, resolvers::APART};
+use shuttle_common::{lan::Family, resolvers::EXEMPT_SOURCE4};
 
 use crate::connect::{IPPROTO_TCP, IPPROTO_UDP};
 use crate::maps::{
@@ -41,28 +41,28 @@ pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// How it got here.
-enum Way {
-    /// By a local route through the TUN device, or so it may be.
+/// How a packet got here.
+enum Ingress {
+    /// By a local route through the TUN device; or unknown, on older kernels.
     Returned,
-    /// By an interface whose machines' traffic is captured.
+    /// By a LAN interface whose traffic is captured.
     Forwarded,
-    /// By any other.
+    /// By any other interface.
     Other,
 }
 
 #[inline(always)]
-fn came_by(lookup: *const bpf_sk_lookup, family: Family) -> Way {
+fn came_by(lookup: *const bpf_sk_lookup, family: Family) -> Ingress {
     let tun = TUN.load();
     if tun == 0 {
-        return Way::Returned;
+        return Ingress::Returned;
     }
-    // Kernels differ in which of the two a packet came in by that a local route through the TUN device returned.
+    // Kernels differ in the interface of a packet that a local route through the TUN device has returned.
     let ingress = context!(lookup, ingress_ifindex);
     if ingress == tun || ingress == LOOPBACK {
-        return Way::Returned;
+        return Ingress::Returned;
     }
-    if LANS.get_ptr([ingress, family as u32]).is_some() { Way::Forwarded } else { Way::Other }
+    if LANS.get_ptr([ingress, family as u32]).is_some() { Ingress::Forwarded } else { Ingress::Other }
 }
 
 #[inline(always)]
@@ -73,16 +73,16 @@ fn is_captured4(lookup: *const bpf_sk_lookup) -> bool {
     if ours == 0 {
         return false;
     }
-    // What its own programs ask comes in by whatever device has the address.
+    // Queries of this host's programs come in by whatever device has the address.
     if is_own4(destination, port) {
-        return remote != APART && is_local4(remote) && captures4(destination.to_ne_bytes(), port);
+        return remote != EXEMPT_SOURCE4 && is_local4(remote) && captures4(destination.to_ne_bytes(), port);
     }
     let address = destination.to_ne_bytes();
     !is_local4(destination)
         && match came_by(lookup, Family::V4) {
-            Way::Returned => remote == ours || captures4(address, port),
-            Way::Forwarded => captures4(address, port) || captured4(address, port),
-            Way::Other => false,
+            Ingress::Returned => remote == ours || captures4(address, port),
+            Ingress::Forwarded => captures4(address, port) || captured4(address, port),
+            Ingress::Other => false,
         }
 }
 
@@ -109,20 +109,20 @@ fn is_captured6(lookup: *const bpf_sk_lookup) -> bool {
         return !same(remote, ours) && is_local6(remote) && captures6(octets(destination), port);
     }
     let address = octets(destination);
-    // The route that returned it leads through the link's own device.
+    // The route that returned it uses the link's own device.
     if is_linked(destination, port) && is_local6(remote) && captures6(address, port) {
         return true;
     }
     !is_local6(destination)
         && match came_by(lookup, Family::V6) {
-            Way::Returned => same(remote, ours) || captures6(address, port),
-            Way::Forwarded => captures6(address, port) || captured6(address, port),
-            Way::Other => false,
+            Ingress::Returned => same(remote, ours) || captures6(address, port),
+            Ingress::Forwarded => captures6(address, port) || captured6(address, port),
+            Ingress::Other => false,
         }
 }
 
-/// Without a listener the connection is refused: passed on, it would reach whatever program of this host listens on
-/// that port, in place of the far one.
+/// Without a listener the connection is refused. If it were passed on, it would reach any program of this host that
+/// listens on that port.
 #[inline(always)]
 fn redirect(ctx: &SkLookupContext, listener: u32) -> u32 {
     match LISTENERS.redirect_sk_lookup(ctx, listener, 0) {

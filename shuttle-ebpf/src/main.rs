@@ -1,7 +1,7 @@
-//! shuttle's eBPF programs, one file a hook family. `cargo xtask build-ebpf` builds them for the BPF target; for any
+//! shuttle's eBPF programs, one file per hook family. `cargo xtask build-ebpf` builds them for the BPF target. For any
 //! other target this crate is an empty program, so that commands over the whole workspace work.
 //!
-//! Only stable UAPI contexts are read, so one object serves every kernel.
+//! The programs read only stable UAPI contexts, so one object works on every kernel.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(unsafe_code, reason = "contexts, packets and maps are pointers; the verifier checks each use")]
 
@@ -22,7 +22,7 @@ mod rewrite;
 #[cfg(target_arch = "bpf")]
 mod sendmsg;
 
-/// Both licenses: some helpers are for GPL-compatible programs alone.
+/// Both licences: some helpers are for GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]

@@ -1,6 +1,6 @@
-//! A packet as tcx and clsact see it: from its network header to its ports, whatever lies before and between.
+//! Parses a packet for tcx and clsact, from its network header to its ports.
 //!
-//! All is read relative to the network header, so that it does not matter whether the device has an Ethernet header.
+//! All offsets are relative to the network header, so it does not matter whether the device has an Ethernet header.
 
 use core::ffi::c_void;
 
@@ -16,9 +16,9 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
-/// More than any host sends (RFC 8200, section 4.1, has each once and one twice); what has more is passed.
+/// More than any host sends (RFC 8200, section 4.1, has one of each and one twice). Packets with more are passed on.
 const MAX_EXTENSIONS: usize = 8;
-/// As much as the headers that are looked at can take, but for the unreasonable.
+/// More than the headers that are parsed usually take.
 const HEADERS: u32 = 256;
 
 /// An IPv4 header, without options.
@@ -60,8 +60,8 @@ pub(crate) struct Payload {
     pub id: u32,
 }
 
-/// How much of a datagram a packet is. It holds no number: what a variant leaves undefined may become the copy of a
-/// pointer, which the verifier refuses.
+/// Which part of a datagram a packet is. The enum holds no number: an undefined field of a variant may compile to a
+/// copy of a pointer, which the verifier refuses.
 #[derive(Clone, Copy, Default)]
 pub(crate) enum Part {
     #[default]
@@ -85,8 +85,8 @@ impl Ipv4 {
 }
 
 impl Ipv6 {
-    /// None when a routing header names another destination than this one, or when there is no end of extensions. Each
-    /// of them, and what may follow, is at least eight bytes long.
+    /// `None` if a routing header names another destination, or if there are too many extensions. Each extension, and
+    /// any header after it, is at least eight bytes long.
     #[inline(always)]
     pub(crate) fn payload(&self, skb: *mut __sk_buff) -> Option<Payload> {
         let mut payload = Payload { protocol: self.next, offset: 40, part: Part::Whole, id: 0 };
@@ -116,7 +116,7 @@ impl Ipv6 {
             };
             payload.offset += length;
             if let Part::Later = payload.part {
-                // What follows is not a header.
+                // What follows is no header.
                 return Some(payload);
             }
         }
@@ -133,8 +133,8 @@ fn part(offset: u16, more: bool) -> Part {
     }
 }
 
-/// Reads plain bytes at an offset from the network header; false beyond the packet's end. Read in place: returned, the
-/// value would be copied about on a stack with no room for it.
+/// Reads plain bytes at an offset from the network header; false if they are beyond the packet's end. Reads in place: a
+/// returned value would be copied on a stack that has no room for it.
 #[inline(always)]
 pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
     let (to, length) = ((&raw mut *into).cast::<c_void>(), size_of::<T>() as u32);
@@ -144,7 +144,7 @@ pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> b
             return true;
         }
         if attempt == 0 {
-            // Some drivers leave headers in the packet's pages, out of the helper's reach.
+            // Some drivers leave headers in the packet's pages, which the helper can't read.
             let whole = context!(skb, len);
             // SAFETY: the context is valid, and no pointer to the packet's data is held.
             unsafe { bpf_skb_pull_data(skb, if whole < HEADERS { whole } else { HEADERS }) };

@@ -1,15 +1,15 @@
-//! Nameservers whose address this host owns. What is sent there never gets to our routing table, since `local` comes
-//! first; but the sk_lookup program sees it when it is delivered, before the kernel looks who listens there. It tells
-//! neither the socket nor its mark. So exempt sockets, who want the real one, are made to send from an address of their
-//! own: by their connect, or datagram by datagram. A socket that is bound already can't be; exempt programs are not
-//! known to bind theirs.
+//! Nameservers whose address this host owns. Packets to them never reach our routing table, as `local` comes
+//! first. But the sk_lookup program sees each before the kernel looks for a listener. It sees neither the socket
+//! nor its mark. So exempt sockets, which want the real nameserver, are made to send from a separate address, by
+//! their connect or for each datagram. A socket that is already bound can't be; no exempt program is known to bind
+//! first.
 
 use core::ffi::c_int;
 
 use aya_ebpf::{bindings::sockaddr, helpers::bpf_bind, maps::lpm_trie::Key, programs::SockAddrContext};
 use shuttle_common::{
     flows::{Words, mapped},
-    resolvers::{APART, PORT},
+    resolvers::{EXEMPT_SOURCE4, PORT},
 };
 
 use crate::maps::{LOCAL4, LOCAL6, RESOLVERS, SOURCE6, octets};
@@ -36,7 +36,7 @@ struct Address6 {
     scope: u32,
 }
 
-/// Whether it is a nameserver that this host owns.
+/// Whether the destination is a nameserver that this host owns.
 #[inline(always)]
 pub(crate) fn is_own4(address: u32, port: u16) -> bool {
     port == PORT && is_resolver(mapped(address)) && is_local4(address)
@@ -48,7 +48,7 @@ pub(crate) fn is_own6(address: Words, port: u16) -> bool {
     port == PORT && is_resolver(address) && is_local6(address)
 }
 
-/// Whether it is a nameserver on a link of this host: one with a link-local address.
+/// Whether the destination is a nameserver with a link-local address.
 #[inline(always)]
 pub(crate) fn is_linked(address: Words, port: u16) -> bool {
     // fe80::/10
@@ -73,21 +73,21 @@ pub(crate) fn is_local6(address: Words) -> bool {
     LOCAL6.get(Key::new(128, octets(address))).is_some()
 }
 
-/// Binds an exempt IPv4 socket. Fails where it is bound already.
+/// Binds an exempt IPv4 socket. Fails if it is already bound.
 #[inline(always)]
 pub(crate) fn set_apart4(ctx: &SockAddrContext) {
-    let mut address = Address4 { family: AF_INET, port: 0, address: APART, zero: [0; 2] };
+    let mut address = Address4 { family: AF_INET, port: 0, address: EXEMPT_SOURCE4, zero: [0; 2] };
     // SAFETY: the address lies on this stack frame and has the length that is told.
     let _error = unsafe {
         bpf_bind(ctx.sock_addr, (&raw mut address).cast::<sockaddr>(), size_of::<Address4>() as c_int)
     };
 }
 
-/// Binds an exempt IPv6 socket. Fails where it is bound already.
+/// Binds an exempt IPv6 socket. Fails if it is already bound.
 #[inline(always)]
 pub(crate) fn set_apart6(ctx: &SockAddrContext, destination: Words) {
-    let apart = if destination[2] == u32::to_be(0xffff) { mapped(APART) } else { SOURCE6.load() };
-    let mut address = Address6 { family: AF_INET6, port: 0, flow: 0, address: apart, scope: 0 };
+    let source = if destination[2] == u32::to_be(0xffff) { mapped(EXEMPT_SOURCE4) } else { SOURCE6.load() };
+    let mut address = Address6 { family: AF_INET6, port: 0, flow: 0, address: source, scope: 0 };
     // SAFETY: as above.
     let _error = unsafe {
         bpf_bind(ctx.sock_addr, (&raw mut address).cast::<sockaddr>(), size_of::<Address6>() as c_int)

@@ -1,8 +1,8 @@
-//! cgroup/sendmsg4 and sendmsg6: captures what unconnected UDP sockets send, datagram by datagram, by giving it our
-//! source address: a policy rule sends that to our table. Attached at the root of the hierarchy. Never refuses to send.
+//! cgroup/sendmsg4 and sendmsg6: capture datagrams of unconnected UDP sockets. They set our source address in each, and
+//! a policy rule sends that source to our table. Attached at the root of the hierarchy. They never refuse to send.
 //!
-//! The socket's mark would not do: the kernel has copied it when these programs run, so it would take effect one
-//! datagram late. The source it takes after them (`udp_sendmsg`).
+//! The socket's mark would not work: the kernel copies it before these programs run, so it would take effect one
+//! datagram late. The kernel reads the source after them (`udp_sendmsg`).
 
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock_addr},
@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use shuttle_common::{
     flows::{UNCHOSEN, Words, flow_key, mapped},
-    resolvers::APART,
+    resolvers::EXEMPT_SOURCE4,
 };
 
 use crate::connect::{ALLOW, IPPROTO_UDP, destination6, is_exempt, is_ours, port};
@@ -32,7 +32,7 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let chosen = context!(address, msg_src_ip4);
     if is_local4(destination) {
         if chosen == 0 && is_exempt(&ctx) && is_own4(destination, port) {
-            set_source4(address, APART);
+            set_source4(address, EXEMPT_SOURCE4);
         }
         return ALLOW;
     }
@@ -95,9 +95,9 @@ fn set_source6(address: *mut bpf_sock_addr, source: Words) {
     }
 }
 
-/// UDP of our network namespace, to a destination that the context shows (it doesn't where a connected socket sends
-/// with control messages), of a socket that is not bound to a device: its route lookup would ask for that device, and
-/// not find ours.
+/// Whether the socket is UDP, in our network namespace, and the context has the destination (it does not if a connected
+/// socket sends with control messages). Excludes sockets that are bound to a device: their route lookup asks for that
+/// device and does not find ours.
 #[inline(always)]
 fn may_capture(ctx: &SockAddrContext) -> bool {
     let address = ctx.sock_addr;
@@ -108,16 +108,16 @@ fn may_capture(ctx: &SockAddrContext) -> bool {
     context!(socket, bound_dev_if) == 0
 }
 
-/// Notes which source the program has chosen for the flow, where that is news.
+/// Records the source that the program has chosen for the flow, if it is new.
 #[inline(always)]
 fn remember(address: *const bpf_sock_addr, destination: Words, port: u16, chosen: Words) {
     let socket = context!(address, __bindgen_anon_1.sk);
     let key = flow_key(destination, port, context!(socket, src_port) as u16);
-    // SAFETY: an entry that another processor replaces meanwhile reads as either, or as none that this flow chose: then
+    // SAFETY: an entry that another processor replaces meanwhile reads as either value, or as one of another flow: then
     // it is written again.
     let known = unsafe { CHOSEN.get(&key) }.copied().unwrap_or(UNCHOSEN);
     if !same(known, chosen) {
-        // Full of others it makes room; failing, replies go to our own address, and the next datagram tries again.
+        // A full map evicts an entry. If this fails, replies go to our own address, and the next datagram tries again.
         let _ = CHOSEN.insert(&key, &chosen, u64::from(BPF_ANY));
     }
 }

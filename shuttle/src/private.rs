@@ -1,4 +1,4 @@
-//! Directories in which one user alone can put things, and the sockets there.
+//! Directories that only one user can write to, and the sockets in them.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,18 +9,17 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Uid, geteuid};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// The directory that a login session gives its user, where there is one: the same under sudo and without
-/// XDG_RUNTIME_DIR.
+/// The runtime directory of the user's login session, if there is one: the same under sudo and without XDG_RUNTIME_DIR.
 pub(crate) fn runtime_directory(user: Uid) -> PathBuf {
     PathBuf::from(format!("/run/user/{user}"))
 }
 
-/// Whether nobody but this user can put anything there.
+/// Whether only this user can write to the directory.
 pub(crate) fn is_private(directory: &Path) -> bool {
     fs::metadata(directory).is_ok_and(|metadata| is_of(&metadata, geteuid(), 0o022))
 }
 
-/// Whether it is itself a directory of `user`, which no symbolic link is, and nobody else may even look into it.
+/// Whether the path is a directory of `user`, not a symbolic link to one, that nobody else can read or enter.
 pub(crate) fn is_closed(directory: &Path, user: Uid) -> bool {
     fs::symlink_metadata(directory).is_ok_and(|metadata| is_of(&metadata, user, 0o077))
 }
@@ -29,7 +28,7 @@ fn is_of(metadata: &fs::Metadata, user: Uid, forbidden: u32) -> bool {
     metadata.is_dir() && metadata.uid() == user.as_raw() && metadata.mode() & forbidden == 0
 }
 
-/// Removes the sockets with `matching` names that nobody listens on any more.
+/// Removes the abandoned sockets whose names match.
 pub(crate) fn purge(directory: &Path, matching: impl Fn(&OsStr) -> bool) {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| matching(&entry.file_name())) {
@@ -39,11 +38,11 @@ pub(crate) fn purge(directory: &Path, matching: impl Fn(&OsStr) -> bool) {
     }
 }
 
-/// Whether nobody listens on this socket. One that is busy, or is none, counts as listened to.
+/// Whether no process listens on this socket. A busy socket, and a file that is no socket, count as in use.
 pub(crate) fn is_abandoned(path: &Path) -> bool {
     let knock = || -> io::Result<()> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        // A full queue would hold up a blocking one.
+        // A blocking connect would wait while the queue is full.
         socket.set_nonblocking(true)?;
         socket.connect(&SockAddr::unix(path)?)
     };
@@ -66,7 +65,7 @@ mod tests {
         fs::write(at("shuttle-ssh.file"), "").unwrap();
         purge(directory.path(), |name| name.as_encoded_bytes().starts_with(b"shuttle-ssh."));
         let names = ["shuttle-ssh.1.a", "shuttle-ssh.2.b", "other", "shuttle-ssh.file"];
-        // A plain file refuses connections too; it bears our name, in a directory that is ours.
+        // A plain file refuses connections too. It has our name, in a directory of ours.
         assert_eq!(names.map(|name| at(name).exists()), [true, false, true, false]);
         drop(listening);
     }

@@ -51,7 +51,7 @@ impl User {
 pub struct Users {
     /// Root, with a home of its own in the lab and the same access to the server as `local`.
     pub root: User,
-    /// The one who runs shuttle.
+    /// The user who runs shuttle.
     pub local: User,
     /// The ssh account.
     pub remote: User,
@@ -67,7 +67,7 @@ impl Users {
         }
     }
 
-    /// Makes homes, keys and the `/etc` files; `server` decides the remote login shell and who is let in.
+    /// Makes homes, keys and the `/etc` files. `server` selects the remote login shell and the keys that sshd accepts.
     pub(crate) fn create(&self, dir: &Path, server: Server) -> Result<()> {
         for user in [&self.root, &self.local, &self.remote] {
             user.make_home()?;
@@ -94,7 +94,7 @@ impl Users {
         passwd.extend(others.lines().filter(|line| !line.starts_with("root:")).flat_map(|line| [line, "\n"]));
         let mut group = fs::read_to_string("/etc/group")?;
         for (user, shell) in [(&self.local, "/bin/sh"), (&self.remote, shell.as_str())] {
-            // The star is no password, yet not a locked account either: sshd takes keys for it.
+            // The star is no valid password, but doesn't lock the account: sshd accepts keys for it.
             passwd += &format!("{}:*:{1}:{1}::{2}:{shell}\n", user.name, user.id, user.home.display());
             group += &format!("{}:x:{}:\n", user.name, user.id);
         }
@@ -105,7 +105,7 @@ impl Users {
         fs::write(&sudoers, sudoers_text(&self.local))?;
         fs::set_permissions(sudoers, Permissions::from_mode(0o440))?;
         fs::write(etc.join("nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files dns\n")?;
-        // Nothing listens there: a name that is in no file fails at once.
+        // Nothing listens there, so a name that is in no file fails at once.
         fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
         Ok(())
     }
@@ -113,10 +113,10 @@ impl Users {
 
 /// The files that [`Users::create`] writes and every host mounts over the machine's own.
 pub(crate) const ETC: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "resolv.conf"];
-/// Written by it too, for the client alone: where shuttle meets the real sudo.
+/// Also written by [`Users::create`], for the client only: the configuration of the real sudo.
 pub(crate) const SUDOERS: &str = "sudoers";
 
-/// As Debian sets sudo up, but without a password.
+/// Debian's sudo configuration, but without a password.
 fn sudoers_text(user: &User) -> String {
     format!(
         "Defaults env_reset\nDefaults use_pty\n\
@@ -135,7 +135,7 @@ fn hosts() -> String {
     )
 }
 
-/// Strict, and complete: nothing of the machine's own ssh configuration or known hosts takes part.
+/// Strict and complete: the machine's own ssh configuration and known hosts have no effect.
 fn ssh_config(user: &User) -> String {
     let ssh = user.home.join(".ssh");
     let ssh = ssh.display();

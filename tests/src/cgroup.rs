@@ -1,4 +1,4 @@
-//! The cgroups of a lab: they confine what shuttle attaches, count processor time and find every process to end.
+//! The cgroups of a lab. They confine what shuttle attaches, count processor time, and find all processes to end.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-/// A directory of the cgroup2 tree. Dropping it leaves it alone; see [`Cgroup::destroy`].
+/// A directory of the cgroup2 tree. Dropping it doesn't remove it; see [`Cgroup::destroy`].
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroup(PathBuf);
 
@@ -31,7 +31,7 @@ impl Cgroup {
         &self.0
     }
 
-    /// `cgroup.procs`, open: whoever writes `0` to it moves in.
+    /// `cgroup.procs`, open. A process that writes `0` to it moves into the cgroup.
     pub(crate) fn door(&self) -> Result<OwnedFd> {
         let procs = self.0.join("cgroup.procs");
         let file =
@@ -39,7 +39,7 @@ impl Cgroup {
         Ok(file.into())
     }
 
-    /// Processor time used so far by all that ever ran here or below.
+    /// The processor time of all processes that ever ran here or below.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let text = fs::read_to_string(self.0.join("cpu.stat"))?;
         let micros = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
@@ -62,7 +62,7 @@ impl Cgroup {
     }
 }
 
-/// A cgroup directory is removed by `rmdir` alone: its files cannot be unlinked.
+/// A cgroup directory is removed by `rmdir` only: its files can't be unlinked.
 fn remove_tree(path: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -73,7 +73,7 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// Where this machine mounts cgroup2: at `/sys/fs/cgroup`, or beside version 1 on a hybrid machine.
+/// The machine's mount point of cgroup2: `/sys/fs/cgroup`, or another place on a hybrid machine.
 pub(crate) fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     let point =

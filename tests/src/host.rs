@@ -1,4 +1,4 @@
-//! One host of the lab: its namespaces, kept by descriptors, and the commands that run in them.
+//! A host of the lab: its namespaces, held by descriptors, and the commands that run in them.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::process::{self, Process};
 use crate::sys::{self, Entry, Spaces};
 
-/// A host: network, mount and cgroup namespaces that vanish with this value and the processes in them.
+/// A host. Its network, mount and cgroup namespaces end with this value and the processes in them.
 #[derive(Debug)]
 pub struct Host {
     net: Arc<OwnedFd>,
@@ -26,25 +26,25 @@ pub struct Host {
     cgroup_space: Arc<OwnedFd>,
     /// The root of the cgroup tree that programs here see.
     cgroup: Cgroup,
-    /// Where the programs under test run, and where those that load them do: counted apart.
+    /// The cgroup of the programs under test, and that of the load, which are counted separately.
     tools: Cgroup,
     apps: Cgroup,
     root: User,
-    /// Gives `ip link … netns` a process to name. It ends when its standard input closes: with this process.
+    /// The process that `ip link … netns` names. It ends when its standard input closes, that is, with this process.
     holder: Child,
 }
 
 /// The network of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// One of its own, as is usual.
+    /// A network of its own, as is usual.
     Own,
-    /// That of its host.
+    /// The network of its host.
     Hosts,
 }
 
 impl Host {
-    /// Makes the namespaces and mounts `binds` (source, place), with a cgroup2 tree that ends at this host.
+    /// Makes the namespaces, with a cgroup2 tree that ends at this host, and mounts `binds` (source, place).
     pub(crate) fn new(cgroup: Cgroup, root: User, binds: &[(PathBuf, PathBuf)]) -> Result<Host> {
         let (tools, apps) = (cgroup.child("tools")?, cgroup.child("apps")?);
         let holder = spawn_holder(&cgroup)?;
@@ -57,8 +57,8 @@ impl Host {
         Ok(host)
     }
 
-    /// A container of this host: its cgroup is below this one's, its other namespaces are its own, but for the
-    /// network's if so wanted.
+    /// Makes a container of this host. Its cgroup is below this one's. Its other namespaces are its own, except the
+    /// network if `network` says so.
     pub(crate) fn container(&self, network: Network, binds: &[(PathBuf, PathBuf)]) -> Result<Host> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("container.{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -82,7 +82,7 @@ impl Host {
         self.script(&script)
     }
 
-    /// A command of the load: root, in the namespaces, with a minimal environment.
+    /// A command of the load: as root, in the namespaces, with a minimal environment.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         self.prepare(program, &self.root, &self.apps)
     }
@@ -92,7 +92,7 @@ impl Host {
         self.prepare(program, user, &self.apps)
     }
 
-    /// A command under test: its processor time is in [`Host::tools_cpu`].
+    /// A command under test: [`Host::tools_cpu`] includes its processor time.
     pub fn tool(&self, user: &User, program: impl AsRef<OsStr>) -> Command {
         self.prepare(program, user, &self.tools)
     }
@@ -117,7 +117,7 @@ impl Host {
         command
     }
 
-    /// Runs lines of `sh` as root here; the first that fails ends it.
+    /// Runs lines of `sh` as root in this host. The first line that fails ends it.
     pub fn script(&self, lines: &str) -> Result<()> {
         let output = self.command("/bin/sh").args(["-exc", lines]).stdin(Stdio::null()).output()?;
         ensure!(output.status.success(), "lab set-up failed:\n{}", String::from_utf8_lossy(&output.stderr));
@@ -138,12 +138,12 @@ impl Host {
         sys::in_netns(&self.net, work)
     }
 
-    /// Processor time of the programs under test: all of the host's but the load's.
+    /// The processor time of the programs under test: all of the host's except the load's.
     pub fn tools_cpu(&self) -> Result<Duration> {
         Ok(self.cgroup.cpu()?.saturating_sub(self.apps.cpu()?))
     }
 
-    /// The programs under test that run now.
+    /// The programs under test that are running.
     pub fn tool_processes(&self) -> Vec<Process> {
         let loads = process::in_cgroup(self.apps.path());
         let all = process::in_cgroup(self.cgroup.path());
@@ -155,7 +155,7 @@ impl Host {
         self.tool_processes().into_iter().filter_map(|process| process.memory().ok()).sum()
     }
 
-    /// The root of this host's cgroup tree, as the machine sees it.
+    /// The root of this host's cgroup tree, as a path of the machine.
     pub fn cgroup_root(&self) -> &Path {
         self.cgroup.path()
     }

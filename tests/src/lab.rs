@@ -1,4 +1,4 @@
-//! Makes a lab, and unmakes it whatever happens.
+//! Makes a lab, and removes it in any case.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ use crate::traffic::port;
 use crate::turn::Turn;
 
 const PREFIX: &str = "shut-lab.";
-/// With the usual 4 MiB to send from, one flow could not fill the fat link.
+/// With the default of 4 MiB for sending, one flow could not fill the fat link.
 const WIDE_BUFFERS: &str = "echo '4096 16384 33554432' > /proc/sys/net/ipv4/tcp_wmem
 echo '4096 131072 33554432' > /proc/sys/net/ipv4/tcp_rmem";
-/// Has a host forward packets.
+/// Makes a host forward packets.
 const FORWARD: &str =
     "echo 1 > /proc/sys/net/ipv4/ip_forward\necho 1 > /proc/sys/net/ipv6/conf/all/forwarding\n";
 const PARENT: &str = "/var/tmp";
@@ -31,18 +31,18 @@ const PARENT: &str = "/var/tmp";
 /// What kind of lab to make.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What joins the client and the server.
+    /// The link between the client and the server.
     pub link: Link,
-    /// What the ssh server and its account are like.
+    /// The kind of ssh server and account.
     pub server: Server,
-    /// Whether the server forwards packets to the target, so that what is *not* captured gets there too and
-    /// [`crate::traffic::probe`] can tell the two ways apart. Without it, uncaptured traffic vanishes.
+    /// Whether the server forwards packets to the target, so that *uncaptured* traffic gets there too and
+    /// [`crate::traffic::probe`] can tell the two paths apart. Without it, uncaptured traffic vanishes.
     pub forwarding: bool,
-    /// Whether a machine lives behind the client, which then forwards packets.
+    /// Whether there is a machine behind the client, which then forwards packets.
     pub lan: bool,
-    /// Whether no other lab of this process may stand beside it: for what is measured, in time or in losses.
+    /// Whether no other lab of this process may run beside it: for what is measured, in time or in losses.
     pub alone: bool,
-    /// The folder of the programs built; by default that of the running program.
+    /// The folder of the programs; by default that of the running program.
     pub programs: Option<PathBuf>,
 }
 
@@ -62,13 +62,13 @@ impl Default for Options {
 /// Three hosts, an sshd and the target's services. Dropping it ends every process and removes every trace.
 #[derive(Debug)]
 pub struct Lab {
-    /// Where shuttle and its users run.
+    /// The host of shuttle and its users.
     pub client: Host,
-    /// Where sshd runs.
+    /// The host of sshd.
     pub server: Host,
-    /// What only the server reaches.
+    /// The host that only the server reaches.
     pub target: Host,
-    /// Behind the client, if the lab has it.
+    /// The host behind the client, if the lab has one.
     pub lan: Option<Host>,
     /// Root, the local user and the ssh account.
     pub users: Users,
@@ -87,7 +87,7 @@ impl Lab {
         Lab::with(Options { link, ..Options::default() })
     }
 
-    /// A lab like `options` say. Takes about a tenth of a second, and waits while another stands alone.
+    /// Makes a lab with `options`. This takes about a tenth of a second, and waits while a lab is alone.
     pub fn with(options: Options) -> Result<Lab> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         ensure!(
@@ -185,23 +185,23 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("lab-tool {args:?}: {}\n{errors}", output.status))
     }
 
-    /// The machine's view of a lab's folder: `client/tmp`, `server/tmp` and their like are the hosts' own.
+    /// The lab's folder. `client/tmp`, `server/tmp` and so on in it are the hosts' own.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Lets others stand beside it from now on, though it was to stand alone.
+    /// Lets other labs run beside it from now on, though it was to be alone.
     pub fn share(&self) {
         self.turn.share();
     }
 
-    /// What is there now and was not when the lab was made, and what is gone: rules, routes, links, packet filters,
-    /// cgroups, files. Must be empty after a test.
+    /// What exists now and did not when the lab was made, and what is gone: rules, routes, links, packet filters,
+    /// cgroups, files. It must be empty after a test.
     pub fn leftovers(&self) -> Result<Vec<String>> {
         Ok(Snapshot::take(self)?.beyond(&self.before))
     }
 
-    /// What sshd has logged.
+    /// The log of sshd.
     pub fn sshd_log(&self) -> String {
         fs::read_to_string(self.dir.join("sshd.log")).unwrap_or_default()
     }
@@ -216,7 +216,7 @@ impl Drop for Lab {
     }
 }
 
-/// What a lab leaves outside its namespaces: a folder and a cgroup. Dropping it removes both, processes included.
+/// The traces of a lab outside its namespaces: a folder and a cgroup. Dropping it removes both, and ends the processes.
 struct Traces {
     dir: PathBuf,
     cgroup: PathBuf,
@@ -243,7 +243,7 @@ fn place_program(dir: &Path, programs: Option<&Path>, name: &str) -> Result<Path
     Ok(placed)
 }
 
-/// A killed test leaves its folder and cgroup, named after its process.
+/// A killed test leaves its folder and cgroup, which are named after its process.
 fn purge_leftovers_of_the_dead() {
     let Ok(point) = cgroup::mount_point() else { return };
     let names = [Path::new(PARENT), &point].into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten();
@@ -256,7 +256,7 @@ fn purge_leftovers_of_the_dead() {
     }
 }
 
-/// The `/etc` files for every host; `/tmp` and `/run` for those where shuttle or its agent may write.
+/// The `/etc` files for every host, and `/tmp` and `/run` for the hosts where shuttle or its agent may write.
 fn binds(dir: &Path, host: &str) -> Vec<(PathBuf, PathBuf)> {
     let mut binds: Vec<_> =
         ETC.iter().map(|file| (dir.join("etc").join(file), Path::new("/etc").join(file))).collect();
@@ -285,7 +285,7 @@ fn runtime_dir(dir: &Path, user: &User) -> PathBuf {
     dir.join("client/run/user").join(user.id.to_string())
 }
 
-/// Joins the server and the target, and gives every host its addresses, routes and forwarding.
+/// Connects the server and the target, and gives every host its addresses, routes and forwarding.
 fn number(client: &Host, server: &Host, target: &Host, forwarding: bool) -> Result<()> {
     let on = u8::from(forwarding);
     let forward = |on: u8| {
@@ -305,7 +305,7 @@ fn number(client: &Host, server: &Host, target: &Host, forwarding: bool) -> Resu
     target.script(&format!("{}{}{}", addresses("inner", &inner), defaults("78", 1), forward(0)))
 }
 
-/// Joins the client and the machine behind it, and has the client forward its packets.
+/// Connects the client and the machine behind it, and makes the client forward its packets.
 fn put_behind(client: &Host, server: &Host, lan: &Host) -> Result<()> {
     client.script(&format!(
         "ip link add name lan type veth peer name up netns {}\n{}{}",
@@ -314,12 +314,12 @@ fn put_behind(client: &Host, server: &Host, lan: &Host) -> Result<()> {
         FORWARD
     ))?;
     lan.script(&format!("{}{}", addresses("up", &["10.76.0.2/24", "fd76::2/64"]), defaults("76", 1)))?;
-    // All that may lie behind the client.
+    // All addresses that may be behind the client.
     server.script("ip route add 10.72.0.0/13 via 10.77.0.1\nip -6 route add fd70::/13 via fd77::1\n")
 }
 
 fn addresses(device: &str, addresses: &[&str]) -> String {
-    // Without it an IPv6 address, the link-local one too, is of no use for its first second.
+    // Without it an IPv6 address, also a link-local one, can't be used for its first second.
     let mut script = format!("echo 0 > /proc/sys/net/ipv6/conf/{device}/accept_dad\n");
     for address in addresses {
         script += &format!("ip addr add {address} dev {device}\n");

@@ -1,4 +1,4 @@
-//! What a tunnel left behind, as the difference of two snapshots: no list of what to look for can be incomplete.
+//! Finds what a tunnel left behind, by comparing two snapshots: a list of things to look for could be incomplete.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,7 +11,7 @@ use anyhow::Result;
 use crate::host::Host;
 use crate::lab::Lab;
 
-/// The state of the client and the server that a tunnel could change, one fact a line.
+/// The state of the client and the server that a tunnel could change, one fact per line.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot(BTreeSet<String>);
 
@@ -43,8 +43,8 @@ impl Snapshot {
 }
 
 impl Lab {
-    /// Waits until nothing is left, and returns what still is when `limit` has passed. A killed tunnel's helper
-    /// and remote agent clean up on their own time.
+    /// Waits until nothing is left, and returns what is left after `limit`. The helper and the remote agent of a killed
+    /// tunnel take their time to clean up.
     pub fn wait_clean(&self, limit: Duration) -> Result<Vec<String>> {
         let started = Instant::now();
         loop {
@@ -67,7 +67,7 @@ fn network(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> 
     ];
     for (what, args) in questions {
         let text = host.output("ip", args)?;
-        // The kernel's own routes follow links, which are listed, and come late: with the carrier.
+        // The kernel's own routes follow links, which are listed, and appear late: with the carrier.
         let facts_there = text.lines().filter(|line| !line.contains("proto kernel"));
         facts.extend(facts_there.map(|line| format!("{name} {what}: {}", line.trim())));
     }
@@ -141,7 +141,7 @@ fn is_default_policy(line: &str) -> bool {
 fn tree(what: &str, dir: &Path, folders_only: bool, facts: &mut BTreeSet<String>) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        // A folder may go while it is looked at.
+        // A folder may vanish meanwhile.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     };

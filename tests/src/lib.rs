@@ -1,12 +1,12 @@
-//! The lab: three network namespaces, a real sshd and a link between them, made and unmade by the test.
+//! The lab: three network namespaces, a real sshd and a link between them, made and removed by the test.
 //!
 //! ```text
 //!   client 10.77.0.1 ── the link under test ── 10.77.0.2 server 10.78.0.1 ── veth ── 10.78.0.2 target
 //!          fd77::1                               fd77::2        fd78::1               fd78::2
 //! ```
 //!
-//! Every host also has mounts and a cgroup of its own, so labs run side by side and leave the machine's files
-//! alone. Root is needed; without it [`Lab::new`] fails and says so.
+//! Every host also has mounts and a cgroup of its own, so labs run side by side and don't change the machine's files.
+//! Root is needed; without it [`Lab::new`] fails with an error that says so.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
 pub mod accounts;
@@ -35,7 +35,7 @@ pub use method::{Method, Row};
 pub use shuttle::{CONNECTED, Identity, Role, Run, Shuttle};
 pub use sshd::Server;
 
-/// The addresses of every lab: each has namespaces of its own, so they never clash.
+/// The addresses of every lab. Each lab has namespaces of its own, so they never clash.
 pub mod addr {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -45,7 +45,7 @@ pub mod addr {
     pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
     /// The ssh server, on the link.
     pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
-    /// The ssh server as the target sees it: what a tunnelled connection comes from.
+    /// The ssh server as the target sees it: the source of tunnelled connections.
     pub const SERVER_INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
     /// The ssh server as the target sees it.
     pub const SERVER_INNER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 1);
@@ -57,7 +57,7 @@ pub mod addr {
     pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 3);
     /// A second address of the target, as OTHER.
     pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 3);
-    /// Answers nothing: what goes there is dropped without a word.
+    /// Answers nothing: packets to it are dropped silently.
     pub const BLACKHOLE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 1);
     /// An address on the server's own network that no machine has.
     pub const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 99);

@@ -1,4 +1,4 @@
-//! A program that loads a tunnel for as long as the test wants.
+//! A program that loads a tunnel as long as the test wants.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{Host, Lab};
 
-/// A `lab-tool` on the client host that stays. Dropping it ends it.
+/// A running `lab-tool` on the client host. Dropping it ends it.
 #[derive(Debug)]
 pub struct Load {
     child: Child,
@@ -17,7 +17,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts one. Its first answer says that the load is there.
+    /// Starts a load, and waits for its first line, which says that it is ready.
     pub fn start(lab: &Lab, args: &[&str]) -> Result<Load> {
         Load::start_on(lab, &lab.client, args)
     }

@@ -1,4 +1,4 @@
-//! Nameservers of the lab, and which of them a host asks.
+//! Nameservers of the lab, and the resolv.conf of a host.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,21 +12,21 @@ use crate::host::Host;
 use crate::lab::Lab;
 use crate::sshd::wait_for_port;
 
-/// A dnsmasq, or the lab's own. Dropping it ends it.
+/// A dnsmasq or the lab's own nameserver. Dropping it ends it.
 #[derive(Debug)]
 pub struct Nameserver {
     child: Child,
     log: PathBuf,
 }
 
-/// A number for each file.
+/// A unique number for a file.
 fn unique() -> u32 {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     COUNT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Nameserver {
-    /// A dnsmasq that answers from `records` (its own options) alone, at `address`, by UDP and TCP.
+    /// Starts a dnsmasq at `address`, by UDP and TCP. It answers only from `records`, which are dnsmasq options.
     pub fn dnsmasq(lab: &Lab, host: &Host, address: SocketAddr, records: &[&str]) -> Result<Nameserver> {
         let log = lab.dir().join(format!("dnsmasq.{}.log", unique()));
         let mut command = host.command("dnsmasq");
@@ -49,7 +49,7 @@ impl Nameserver {
         Ok(server)
     }
 
-    /// The lab's own, with the manner of that name ([`Manner`](crate::traffic::dns::Manner)).
+    /// Starts the lab's own nameserver, with the behaviour of that name ([`Manner`](crate::traffic::dns::Manner)).
     pub fn of_manner(lab: &Lab, host: &Host, address: &str, manner: &str) -> Result<Nameserver> {
         use std::io::{BufRead, BufReader};
         let mut command = host.command(lab.program("lab-tool")?);
@@ -59,7 +59,7 @@ impl Nameserver {
         Ok(Nameserver { child, log: PathBuf::new() })
     }
 
-    /// How often this has been asked for `name`.
+    /// How many queries for `name` it has received.
     pub fn asked(&self, name: &str) -> usize {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         log.lines().filter(|line| line.contains("query[") && line.contains(&format!(" {name} "))).count()
@@ -73,12 +73,12 @@ impl Drop for Nameserver {
     }
 }
 
-/// A host's own /etc/resolv.conf, in place of the one that the lab's hosts share.
+/// A host's own /etc/resolv.conf, in place of the lab's.
 #[derive(Debug)]
 pub struct ResolvConf(PathBuf);
 
 impl ResolvConf {
-    /// One that names these nameservers.
+    /// Makes one with these nameservers.
     pub fn new(lab: &Lab, host: &Host, nameservers: &[&str]) -> Result<ResolvConf> {
         let conf = ResolvConf(lab.dir().join(format!("resolv.conf.{}", unique())));
         conf.set(nameservers)?;
@@ -86,7 +86,7 @@ impl ResolvConf {
         Ok(conf)
     }
 
-    /// Names others.
+    /// Replaces the nameservers.
     pub fn set(&self, nameservers: &[&str]) -> Result<()> {
         let lines: String = nameservers.iter().map(|it| format!("nameserver {it}\n")).collect();
         Ok(fs::write(&self.0, lines)?)

@@ -1,4 +1,4 @@
-//! What `/proc` says of a process and of those below it.
+//! What `/proc` shows of a process and its descendants.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
 
-/// A process, by number. It may have ended: then every answer is an error or empty.
+/// A process, by number. If it has ended, every answer is an error or empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process(pub u32);
 
@@ -60,7 +60,7 @@ impl Process {
         Some(Process(self.stat()?.get(1)?.parse().ok()?))
     }
 
-    /// The fields of `/proc/PID/stat` from the state on: the name before them may hold spaces.
+    /// The fields of `/proc/PID/stat` from the state on. The name before them may contain spaces.
     fn stat(self) -> Option<Vec<String>> {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.0)).ok()?;
         let (_, fields) = text.rsplit_once(')')?;
@@ -86,8 +86,7 @@ pub fn in_cgroup(root: &std::path::Path) -> Vec<Process> {
     found
 }
 
-/// A program that this workspace builds: what `SHUTTLE_BIN` or `LAB_TOOL` names, or the one beside the running
-/// program.
+/// A program of this workspace: the one that `SHUTTLE_BIN` or `LAB_TOOL` names, or the one beside the running program.
 pub fn built(name: &str) -> Result<PathBuf> {
     let variable = if name == "shuttle" { "SHUTTLE_BIN" } else { "LAB_TOOL" };
     if let Some(path) = std::env::var_os(variable) {

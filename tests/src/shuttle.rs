@@ -1,4 +1,4 @@
-//! The real `shuttle`, started in a lab as a user would start it.
+//! Starts the real `shuttle` in a lab, as a user would.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,24 +19,24 @@ use crate::lab::Lab;
 use crate::method::Method;
 use crate::process::Process;
 
-/// What shuttle prints on standard error, at the start of a line, once it captures.
+/// The start of the line that shuttle prints on standard error once it captures.
 pub const CONNECTED: &str = "shuttle: connected";
 
-/// As whom shuttle runs.
+/// The user that runs shuttle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// As root, with the variables by which sudo names `shut-local`.
+    /// Root, with the variables by which sudo names `shut-local`.
     Sudo,
-    /// As root, who is nobody else.
+    /// Root, without these variables.
     Root,
-    /// As `shut-local`, who gets the helper by the real sudo.
+    /// `shut-local`; the helper runs through the real sudo.
     User,
-    /// As root by the real sudo, called by `shut-local`.
+    /// Root through the real sudo, called by `shut-local`.
     RealSudo,
 }
 
 impl Identity {
-    /// Who types the command.
+    /// The user who types the command.
     fn starter(self, lab: &Lab) -> &User {
         match self {
             Self::Sudo | Self::Root => &lab.users.root,
@@ -48,18 +48,18 @@ impl Identity {
 /// One command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
-    /// As whom.
+    /// The user.
     pub identity: Identity,
     /// Whether `-r shut-remote@server` is given.
     pub remote: bool,
-    /// The method that is asked for; none where the arguments choose it, or where it is a verb's.
+    /// The method that is asked for; none if the arguments choose it, or for a verb.
     pub method: Option<Method>,
-    /// The rest.
+    /// The other arguments.
     pub args: &'a [&'a str],
 }
 
 impl<'a> Run<'a> {
-    /// Through the ssh account, under sudo: the usual way.
+    /// Through the ssh account, under sudo: the usual case.
     pub const fn remote(args: &'a [&'a str]) -> Run<'a> {
         Run { identity: Identity::Sudo, remote: true, method: Some(Method::Lookup), args }
     }
@@ -93,7 +93,7 @@ impl Role {
     fn is(self, process: Process) -> bool {
         match self {
             Role::Helper => process.arguments().iter().any(|argument| argument == "firewall-helper"),
-            // One with -G only prints its configuration; one without arguments has ended.
+            // An ssh with -G only prints its configuration. One without arguments has ended.
             Role::Ssh => {
                 let arguments = process.arguments();
                 process.name() == "ssh" && arguments.len() > 1 && !arguments.contains(&"-G".to_owned())
@@ -102,7 +102,7 @@ impl Role {
     }
 }
 
-/// A started shuttle. Dropping it kills it and all below it.
+/// A started shuttle. Dropping it kills it and its descendants.
 #[derive(Debug)]
 pub struct Shuttle {
     child: Child,
@@ -110,7 +110,7 @@ pub struct Shuttle {
 }
 
 impl Shuttle {
-    /// Starts it and waits until it captures; an early end is an error with what it printed.
+    /// Starts it and waits until it captures. If it ends early, the error has what it printed.
     pub fn connect(lab: &Lab, run: Run) -> Result<Shuttle> {
         let mut shuttle = Shuttle::start(lab, run)?;
         let started = Instant::now();
@@ -126,7 +126,7 @@ impl Shuttle {
         Ok(shuttle)
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts it without waiting.
     pub fn start(lab: &Lab, run: Run) -> Result<Shuttle> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let stderr = lab.dir().join(format!("shuttle.{}.stderr", COUNT.fetch_add(1, Ordering::Relaxed)));
@@ -135,7 +135,7 @@ impl Shuttle {
         Ok(Shuttle { child: command.spawn().context("start shuttle")?, stderr })
     }
 
-    /// The bare command, for what does not stay: `cleanup`, bad arguments.
+    /// The bare command, for runs that end by themselves: `cleanup`, bad arguments.
     pub fn command(lab: &Lab, run: Run) -> Result<Command> {
         let (program, user, starter) = (lab.program("shuttle")?, &lab.users.local, run.identity.starter(lab));
         let mut command = match run.identity {
@@ -169,12 +169,12 @@ impl Shuttle {
         self.process().descendants().into_iter().filter(|process| role.is(*process)).collect()
     }
 
-    /// All that it and its children have printed on standard error.
+    /// Everything that it and its children have printed on standard error.
     pub fn stderr(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
-    /// Sends `signal` to the client alone.
+    /// Sends `signal` to the client only.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         send(self.process(), signal)
     }
@@ -204,8 +204,8 @@ impl Drop for Shuttle {
     }
 }
 
-/// Runs it at a terminal of its own, types `keys` once it has printed `prompt`, and returns all that was on the
-/// terminal, its settings afterwards included, and its exit code.
+/// Runs it on a terminal of its own, and types `keys` once it has printed `prompt`. Returns everything that was on the
+/// terminal, with its settings afterwards, and the exit code.
 pub fn at_a_terminal(lab: &Lab, run: Run, prompt: &str, keys: &str) -> Result<(String, Option<i32>)> {
     let command = Shuttle::command(lab, run)?;
     let mut line = "trap : INT; env".to_owned();
@@ -239,7 +239,7 @@ pub fn at_a_terminal(lab: &Lab, run: Run, prompt: &str, keys: &str) -> Result<(S
     Ok((says, terminal.wait()?.code()))
 }
 
-/// Sends `signal` to one process; one that has ended is none to worry about.
+/// Sends `signal` to one process. It is no error if that has ended.
 pub fn send(process: Process, signal: Signal) -> Result<()> {
     match kill(Pid::from_raw(process.0 as i32), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
@@ -247,7 +247,7 @@ pub fn send(process: Process, signal: Signal) -> Result<()> {
     }
 }
 
-/// The exit code as a shell would give it.
+/// The exit code, as a shell would give it.
 pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

@@ -1,4 +1,4 @@
-//! The real sshd of a lab, and the ways in which an account can be awkward.
+//! The real sshd of a lab, and the ways in which an account can be unusual.
 
 use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use crate::accounts::User;
 use crate::addr;
 use crate::host::Host;
 
-/// What the ssh server and the account on it are like.
+/// The kind of ssh server and account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Server {
     /// OpenSSH as Debian sets it up, `/bin/sh` for the account.
@@ -30,9 +30,9 @@ pub enum Server {
     KeyRefused,
     /// The server's key is not the one the user knows.
     HostKeyChanged,
-    /// `uname` on the server names a machine that no agent is built for.
+    /// `uname` on the server prints a machine for which there is no agent.
     UnknownMachine,
-    /// One session a connection (`MaxSessions 1`).
+    /// One session per connection (`MaxSessions 1`).
     OneSession,
     /// No session at all (`MaxSessions 0`): only forwarding.
     NoSession,
@@ -41,7 +41,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// The account's login shell; one that must be made is made in `dir`.
+    /// The account's login shell. A shell that has to be made is made in `dir`.
     pub(crate) fn login_shell(self, dir: &Path) -> Result<String> {
         match self {
             Server::NoisyLogin => {
@@ -89,7 +89,7 @@ fn make_program(path: &Path, text: &str) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Starts sshd on `host` and waits until it answers; nothing to do when the server is not to listen.
+/// Starts sshd on `host` and waits until it answers, unless the server is not to listen.
 pub(crate) fn start(host: &Host, root: &User, dir: &Path, server: Server) -> Result<Option<Child>> {
     if server == Server::NotListening {
         return Ok(None);
@@ -106,7 +106,7 @@ pub(crate) fn start(host: &Host, root: &User, dir: &Path, server: Server) -> Res
     Ok(Some(sshd))
 }
 
-/// Modes are not checked: the lab's folder lies in a world-writable one.
+/// File modes are not checked, as the lab's folder is in a world-writable one.
 fn sshd_config(dir: &Path, server: Server) -> Result<String> {
     Ok(format!(
         "{}Port 22\nHostKey {}/host_key\nPidFile none\nUsePAM no\nStrictModes no\nUseDNS no\n\
@@ -117,7 +117,7 @@ fn sshd_config(dir: &Path, server: Server) -> Result<String> {
     ))
 }
 
-/// Waits until `address` takes a connection from `host`; `still_alive` may end the wait with a better reason.
+/// Waits until `address` accepts a connection from `host`. `still_alive` may end the wait with a better reason.
 pub(crate) fn wait_for_port(
     host: &Host,
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! The only `unsafe` of this crate: what runs between fork and exec, and the TAP ioctl.
+//! The only `unsafe` of this crate: the code between fork and exec, and the TAP ioctl.
 #![allow(unsafe_code, reason = "no safe library wraps pre_exec and TUNSETIFF")]
 
 use std::ffi::{CStr, CString};
@@ -28,12 +28,12 @@ pub(crate) struct Entry {
     /// An open `cgroup.procs`: the child moves itself there first.
     pub(crate) cgroup: OwnedFd,
     pub(crate) spaces: Spaces,
-    /// Entering namespaces needs root, so the user changes here and not by `Command::uid`, which comes earlier.
+    /// The user changes here and not by `Command::uid`, which acts earlier: entering namespaces needs root.
     pub(crate) user: Option<(Uid, Gid)>,
     pub(crate) cwd: CString,
 }
 
-/// Makes every child of `command` pass through `entry`, in a session of its own so that ssh finds no terminal.
+/// Applies `entry` to every child of `command`, in a session of its own so that ssh finds no terminal.
 pub(crate) fn enter_on_exec(command: &mut Command, entry: Entry) {
     // SAFETY: `enter` makes system calls on values prepared before the fork: no allocation, no lock.
     unsafe { command.pre_exec(move || enter(&entry).map_err(io::Error::from)) };
@@ -55,7 +55,7 @@ fn enter(entry: &Entry) -> nix::Result<()> {
     chdir(cwd)
 }
 
-/// Runs `work` on a thread that is in the network namespace `net`; the caller stays where it is.
+/// Runs `work` on a thread in the network namespace `net`. The caller stays where it is.
 pub(crate) fn in_netns<T: Send>(net: &OwnedFd, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let enter_then_work = || {
         setns(net, CloneFlags::CLONE_NEWNET).context("setns")?;
@@ -67,9 +67,9 @@ pub(crate) fn in_netns<T: Send>(net: &OwnedFd, work: impl FnOnce() -> Result<T> 
 nix::ioctl_write_int!(tunsetiff, b'T', 202);
 nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 
-/// Has each packet of an IPv6 socket bear hop-by-hop and destination options: padding, eight bytes each. Needs root.
+/// Adds hop-by-hop and destination options to each packet of an IPv6 socket: padding, eight bytes each. Needs root.
 pub(crate) fn add_extension_headers(socket: &impl AsRawFd) -> io::Result<()> {
-    // The kernel puts the next header's number there; no more than these eight bytes; PadN of six.
+    // The kernel fills in the next header's number; no more than these eight bytes; PadN of six.
     let padding: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
     for option in [libc::IPV6_HOPOPTS, libc::IPV6_DSTOPTS] {
         let (value, length) = (padding.as_ptr().cast(), padding.len() as libc::socklen_t);
@@ -83,8 +83,8 @@ pub(crate) fn add_extension_headers(socket: &impl AsRawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a new TAP device called `name` in the calling thread's network namespace; it goes with the descriptor.
-/// With `offload` each frame has a `virtio_net_hdr` before it and may be many TCP segments in one.
+/// Opens a new TAP device called `name` in the calling thread's network namespace. It ends with the descriptor. With
+/// `offload` a `virtio_net_hdr` precedes each frame, which may hold many TCP segments.
 pub(crate) fn open_tap(name: &str, offload: bool) -> Result<File> {
     open_device(name, libc::IFF_TAP, offload)
 }

@@ -1,5 +1,4 @@
-//! A wire between two hosts that the test can tap: devices of its own at both ends, and threads that carry what is
-//! sent.
+//! A wire between two hosts that the test can tap: devices at both ends, and threads that carry what is sent.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -12,18 +11,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::host::Host;
 use crate::sys;
 
-/// What the devices are.
+/// The kind of the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Ethernet. What the second host sends arrives with this 802.1Q tag, if there is one.
+    /// Ethernet. What the second host sends arrives with this 802.1Q tag, if given.
     Ethernet(Option<u16>),
-    /// Bare IP packets, as of ppp and WireGuard.
+    /// Bare IP packets, as with ppp and WireGuard.
     Bare,
 }
 
-/// Where the tag goes in a frame: after both addresses.
+/// The offset of the tag in a frame: after both addresses.
 const ADDRESSES: usize = 12;
-/// As much as a packet of these devices, with its tag.
+/// The longest packet of these devices, with its tag.
 const LONGEST: usize = 2048;
 
 /// Makes a device called `name` on both hosts and joins them. It lasts as long as this process.
@@ -46,7 +45,7 @@ fn carry(mut from: File, mut to: File, tag: Option<u16>) {
         match from.read(&mut packet) {
             Ok(length) => {
                 let packet = tagged(&packet[..length], tag);
-                // A device that is down takes nothing: as a wire that is unplugged.
+                // A device that is down accepts nothing, like an unplugged wire.
                 to.write_all(&packet).unwrap_or_default();
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {

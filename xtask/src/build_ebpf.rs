@@ -1,5 +1,5 @@
 //! `cargo xtask build-ebpf`: builds the eBPF objects that are committed, so that a plain `cargo build` needs neither
-//! bpf-linker nor unstable features. Installs what it needs and can, under target/tools.
+//! bpf-linker nor unstable features. Installs missing tools under target/tools where it can.
 
 use std::{
     env, fs,
@@ -9,16 +9,16 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The version that is linked against rustc's LLVM below, and gives the committed bytes.
+/// The version that is linked against rustc's LLVM below, and produces the committed bytes.
 const LINKER_VERSION: &str = "0.13.0";
 const TARGET: &str = "bpfel-unknown-none";
-/// Cargo features and the object that they give.
+/// Cargo features, and the object that they produce.
 const OBJECTS: [(&str, &str); 2] = [("", "shuttle.bpf.o"), ("log", "shuttle-log.bpf.o")];
-/// Says with which tools the objects were built; others give other bytes.
+/// The file that names the tools with which the objects were built; other versions produce other bytes.
 const BUILT_WITH: &str = "BUILT_WITH";
 
-/// Builds the objects into shuttle-ebpf/prebuilt. With `check`, compares them with those there instead, and fails if
-/// they differ.
+/// Builds the objects into shuttle-ebpf/prebuilt. With `check`, compares the result with the objects there, and fails
+/// if they differ.
 pub(crate) fn run(check: bool) -> Result<()> {
     let rustc = Rustc::find()?;
     ensure_rust_src(&rustc)?;
@@ -47,7 +47,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
     Ok(())
 }
 
-/// One object's bytes. They depend neither on where the sources lie nor on where cargo keeps its registry.
+/// The bytes of one object. They don't depend on the paths of the sources or of cargo's registry.
 fn build(linker: &Path, features: &str) -> Result<Vec<u8>> {
     let target_dir = target().join("ebpf");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -56,7 +56,7 @@ fn build(linker: &Path, features: &str) -> Result<Vec<u8>> {
         .args(["build", "--quiet", "--locked", "--package", "shuttle-ebpf", "--release", "--target", TARGET])
         .args(["-Z", "build-std=core", "--features", features, "--target-dir"])
         .arg(&target_dir)
-        // Not nightly, whose bytes change daily; build-std is all that is unstable here.
+        // A nightly compiler would produce other bytes each day. build-std is the only unstable feature in use.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
         .env("CARGO_ENCODED_RUSTFLAGS", remapped())
@@ -77,12 +77,12 @@ fn remapped() -> String {
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let mut flags = vec![format!("--remap-path-prefix={}=/shuttle", root().display())];
     flags.extend(home.map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
-    // What cargo puts between encoded flags.
+    // The separator of encoded flags.
     flags.join("\x1f")
 }
 
 struct Rustc {
-    /// As `rustc --version` prints it.
+    /// The output of `rustc --version`.
     version: String,
     sysroot: PathBuf,
     /// The major version of its LLVM.
@@ -100,7 +100,7 @@ impl Rustc {
         })
     }
 
-    /// The LLVM that rustc itself uses; bpf-linker must read what that writes.
+    /// The LLVM library of rustc itself: bpf-linker must read that LLVM's bitcode.
     fn shared_llvm(&self) -> Result<PathBuf> {
         let lib = self.sysroot.join("lib");
         let files = fs::read_dir(&lib).with_context(|| format!("reading {}", lib.display()))?.flatten();
@@ -119,7 +119,7 @@ fn rustc(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The sources of `core`, which is built for the target: there already, by rustup, or from a tarball.
+/// Makes sure that the sources of `core`, which is built for the target, are there: from rustup or from a tarball.
 fn ensure_rust_src(rustc: &Rustc) -> Result<()> {
     let home = rustc.sysroot.join("lib/rustlib/src/rust");
     let is_there = || home.join("library/core/src/lib.rs").exists();
@@ -148,7 +148,7 @@ fn ensure_rust_src(rustc: &Rustc) -> Result<()> {
     Ok(())
 }
 
-/// bpf-linker: from target/tools, from PATH, or installed.
+/// Finds bpf-linker in target/tools or in PATH, or installs it.
 fn ensure_linker(rustc: &Rustc) -> Result<PathBuf> {
     let tools = target().join("tools");
     let ours = tools.join("bin/bpf-linker");
@@ -182,7 +182,7 @@ fn ensure_linker(rustc: &Rustc) -> Result<PathBuf> {
     Ok(ours)
 }
 
-/// A folder laid out as bpf-linker's build script expects an LLVM installation.
+/// Makes a folder laid out as bpf-linker's build script expects an LLVM installation.
 fn link_llvm(rustc: &Rustc, folder: &Path) -> Result<PathBuf> {
     let library = rustc.shared_llvm()?;
     let lib = folder.join("lib64");

@@ -1,4 +1,4 @@
-//! The whole of shuttle in half a minute, in a network of its own that is gone afterwards.
+//! Demonstrates shuttle in half a minute, in a network of its own that is removed afterwards.
 
 use anyhow::{Context, Result, ensure};
 use shuttle_tests::traffic::bulk::Rate;

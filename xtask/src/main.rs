@@ -1,4 +1,4 @@
-//! shuttle's chores: `cargo xtask --help`.
+//! shuttle's development tasks: `cargo xtask --help`.
 #![allow(clippy::disallowed_methods, reason = "it runs other programs and measures them")]
 
 mod bench;
@@ -13,25 +13,25 @@ use anyhow::Result;
 use clap::Parser;
 
 #[derive(Parser)]
-#[command(about = "shuttle's chores")]
+#[command(about = "shuttle's development tasks")]
 enum Task {
-    /// Moves traffic through the real shuttle in a throw-away network, and says how fast it went.
+    /// Moves traffic through the real shuttle in a throw-away network, and prints how fast it is.
     Demo,
-    /// Builds everything and runs every test. What cannot run counts as failed.
+    /// Builds everything and runs every test. A test that cannot run counts as failed.
     Test {
-        /// Only tests whose name holds this.
+        /// Only tests whose name contains this.
         #[arg(last = true)]
         filter: Option<String>,
     },
     /// Checks the code's shape, formatting, lints, documentation and dependencies.
     Lint {
-        /// Only checks whose name holds this.
+        /// Only checks whose name contains this.
         #[arg(last = true)]
         filter: Option<String>,
     },
     /// Builds the eBPF objects that are committed under shuttle-ebpf/prebuilt.
     BuildEbpf {
-        /// Changes nothing, and fails when the committed objects are not what the sources make.
+        /// Changes nothing, and fails if the committed objects differ from what the sources make.
         #[arg(long)]
         check: bool,
     },

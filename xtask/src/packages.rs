@@ -1,4 +1,4 @@
-//! Debian packages that the lab needs.
+//! The Debian packages that the lab needs.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::{output, run};
 
-/// What the lab and every test run.
+/// Packages for the lab and all tests.
 pub(crate) const LAB: &[Package] = &[
     Package { name: "openssh-client", proof: "/usr/bin/ssh" },
     Package { name: "openssh-server", proof: "/usr/sbin/sshd" },
@@ -23,17 +23,17 @@ pub(crate) const LAB: &[Package] = &[
     Package { name: "nftables", proof: "/usr/sbin/nft" },
 ];
 
-/// What the bench's other peers run, besides.
+/// Further packages for the bench's other peers.
 pub(crate) const PEERS: &[Package] =
     &[Package { name: "python3-venv", proof: "/usr/share/doc/python3-venv" }];
 
-/// A Debian package, and a file that shows it is there.
+/// A Debian package, and a file that proves that it is installed.
 pub(crate) struct Package {
     name: &'static str,
     proof: &'static str,
 }
 
-/// Installs those of `packages` that are missing.
+/// Installs the missing ones of `packages`.
 pub(crate) fn install(packages: &[Package]) -> Result<()> {
     ensure_root()?;
     let missing: Vec<_> = packages.iter().filter(|package| !Path::new(package.proof).exists()).collect();
@@ -47,7 +47,7 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
         "these programs are missing, and there is no apt-get: {list}"
     );
     eprintln!("installing {list}");
-    // The lists may be old or absent: asked for only when a first try fails.
+    // The package lists may be old or absent. They are updated only if a first try fails.
     if apt(&names).is_err() {
         run(Command::new("apt-get").args(["-qq", "update"]))?;
         apt(&names).with_context(|| format!("install {list}"))?;
@@ -55,7 +55,7 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     Ok(())
 }
 
-/// Adds the target for which the agent is smaller; shuttle builds without it too.
+/// Adds the target with which the agent is smaller. shuttle builds without it too.
 pub(crate) fn add_musl() {
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     if output(Command::new("rustup").args(["target", "add", &target])).is_err() {
@@ -63,7 +63,7 @@ pub(crate) fn add_musl() {
     }
 }
 
-/// The lab makes network namespaces: only root may.
+/// The lab makes network namespaces, which only root may.
 fn ensure_root() -> Result<()> {
     let id = output(Command::new("id").arg("-u"))?;
     ensure!(id.trim() == "0", "this needs root, for network namespaces and sshd: run it with sudo");

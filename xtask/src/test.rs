@@ -1,4 +1,4 @@
-//! Every test, with a count at the end that nothing can slip through.
+//! Runs every test, and counts them at the end so that none is missed.
 
 use std::io::{BufRead, BufReader, Write, stdout};
 use std::process::{Command, Stdio};
@@ -44,7 +44,7 @@ struct Totals {
     ignored: u32,
 }
 
-/// Runs `tests`, passes their output on, and adds up what each test program reports.
+/// Runs `tests`, relays their output, and adds up the counts that each test program reports.
 fn count(tests: &mut Command) -> Result<(Totals, bool)> {
     let mut child = tests.stdout(Stdio::piped()).spawn().context("run cargo test")?;
     let mut totals = Totals::default();

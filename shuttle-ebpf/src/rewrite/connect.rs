@@ -1,5 +1,5 @@
-//! cgroup/connect4 and connect6: sends captured connections to our listeners and captured UDP sockets to tokens;
-//! sock_ops: notes which connection it is, once its own address and port are chosen.
+//! cgroup/connect4 and connect6: send captured connections to our listeners, and captured UDP sockets to tokens.
+//! sock_ops: records the connection once its own address and port are chosen.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -29,7 +29,7 @@ use crate::{
 
 /// The network namespace of the socket that the program runs for (BPF_F_CURRENT_NETNS).
 const OWN_NAMESPACE: u64 = u64::MAX;
-/// A sock_ops program that has done its part.
+/// The return value of a sock_ops program.
 const DONE: u32 = 1;
 
 #[cgroup_sock_addr(connect4)]
@@ -65,7 +65,7 @@ fn replacement4(ctx: &SockAddrContext, to: u32, port: u16) -> Option<(u32, u16)>
     match context!(ctx.sock_addr, protocol) {
         IPPROTO_TCP => {
             let listener = TCP_PORT4.load() as u16;
-            // The kernel takes the unspecified address for the loopback one, after this program.
+            // The kernel replaces the unspecified address with the loopback address, after this program.
             if (to == LOOPBACK4 || to == 0) && port == listener {
                 remember(ctx, &NOBODY);
                 return None;
@@ -117,8 +117,8 @@ pub(crate) fn token_address6(destination: &Endpoint) -> Words {
     [a, b, c, token6(destination).to_be()]
 }
 
-/// Failing, for want of kernel memory, the connection reaches the listener all the same, and is refused or goes where
-/// the one before it from the same port went.
+/// If this fails for lack of kernel memory, the connection still reaches the listener. Then it is refused, or goes to
+/// the destination of the previous connection from the same port.
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, destination: &Endpoint) {
     // SAFETY: the helper only reads its context.
@@ -127,9 +127,9 @@ fn remember(ctx: &SockAddrContext, destination: &Endpoint) {
     log!(ctx, "connect: rewritten, port {}", destination[4]);
 }
 
-/// Captured by the rules, and neither this host's own, but for its nameservers, nor of a socket that is exempt or bound
-/// to a device. And our listener is in the socket's network namespace: others have loopback addresses of their own, on
-/// which nobody of us listens; kernels before 5.14 don't let user space tell namespaces apart in another way.
+/// Whether the rules capture the destination. Excludes addresses of this host other than its nameservers, and sockets
+/// that are exempt or bound to a device. Our listener must be in the socket's network namespace: other namespaces have
+/// loopback addresses without it, and kernels before 5.14 have no other way to tell them apart.
 #[inline(always)]
 pub(crate) fn is_captured4(ctx: &SockAddrContext, to: u32, port: u16) -> bool {
     let octets = to.to_ne_bytes();
@@ -203,7 +203,7 @@ pub(crate) fn rewrite_connecting(ctx: SockOpsContext) -> u32 {
     if port != TCP_PORT4.load() && port != TCP_PORT6.load() {
         return DONE;
     }
-    // All are read, since the compiler would make one read of two, at an offset that the verifier doesn't know.
+    // All are read: else the compiler would merge two reads into one, at an offset that the verifier refuses.
     let (v4, v6) = (
         context!(ops, local_ip4),
         [
@@ -215,7 +215,7 @@ pub(crate) fn rewrite_connecting(ctx: SockOpsContext) -> u32 {
     );
     let own = if context!(ops, family) == AF_INET { mapped(v4) } else { v6 };
     let own = endpoint(own, context!(ops, local_port) as u16);
-    // Failing, the connection is refused, as one that has no entry.
+    // If this fails, the connection is refused, like one without an entry.
     let _ = if destination[4] == NOBODY[4] {
         ORIGINS.remove(&own)
     } else {

@@ -1,7 +1,7 @@
-//! cgroup/sendmsg4 and sendmsg6: sends captured datagrams to tokens; recvmsg4 and recvmsg6: has replies come from where
-//! the program had sent to.
+//! cgroup/sendmsg4 and sendmsg6: send captured datagrams to tokens. recvmsg4 and recvmsg6: show the original
+//! destination as the source of replies.
 //!
-//! What a v4-mapped socket sends runs sendmsg4, and what it receives recvmsg6.
+//! A v4-mapped socket runs sendmsg4 when it sends, and recvmsg6 when it receives.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use shuttle_common::{
@@ -39,8 +39,8 @@ pub(crate) fn rewrite_sendmsg6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// UDP of our network namespace, to a destination that the context shows: it doesn't where a connected socket sends
-/// with control messages.
+/// Whether the socket is UDP, in our network namespace, and the context has the destination: it does not if a connected
+/// socket sends with control messages.
 #[inline(always)]
 fn may_capture(ctx: &SockAddrContext, port: u16) -> bool {
     context!(ctx.sock_addr, protocol) == IPPROTO_UDP && port != 0 && is_ours(ctx)
@@ -64,18 +64,18 @@ pub(crate) fn rewrite_recvmsg6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// The destination that an address stands for, if it is a token's.
+/// The destination of an address, if it is a token.
 #[inline(always)]
 pub(crate) fn target4(address: u32, port: u16) -> Option<Endpoint> {
     let token = u32::from_be(address);
     if port != UDP_PORT4.load() as u16 || !is_token4(token) {
         return None;
     }
-    // SAFETY: an entry that makes room meanwhile reads as another destination, as it would a moment later.
+    // SAFETY: an entry that is evicted meanwhile reads as another destination, as it would a moment later.
     unsafe { TARGETS.get(&token) }.copied()
 }
 
-/// As [`target4`], of a v4-mapped address too.
+/// As [`target4`], also for a v4-mapped address.
 #[inline(always)]
 pub(crate) fn target6(address: Words, port: u16) -> Option<Endpoint> {
     if let Some(v4) = unmapped(address) {

@@ -1,7 +1,7 @@
-//! The rewrite path, for kernels without sk_lookup (before 5.9): a captured destination is replaced by one of our own
-//! on a loopback address, and the true one is remembered for whoever asks.
+//! The rewrite path, for kernels without sk_lookup (before 5.9). It replaces a captured destination with a loopback
+//! address of ours, and remembers the original one.
 //!
-//! All but `origin` are attached at the root of the hierarchy.
+//! All programs but `origin` are attached at the root of the hierarchy.
 
 mod connect;
 mod datagrams;
@@ -44,7 +44,7 @@ fn set6(address: *mut bpf_sock_addr, to: Words, port: u16) {
     }
 }
 
-/// The IPv4 address, in network order, that a v4-mapped one is.
+/// The IPv4 address, in network order, of a v4-mapped address.
 #[inline(always)]
 fn unmapped(words: Words) -> Option<u32> {
     let v4 = words[3];

@@ -1,8 +1,8 @@
-//! cgroup/getsockopt: tells the client the original destinations of what it accepts and receives. Attached to the
-//! cgroup of our listeners alone: sockets are in the cgroup in which they were made, and accepted ones in their
+//! cgroup/getsockopt: tells the client the original destinations of what it accepts and receives. Attached only to the
+//! cgroup of our listeners: a socket belongs to the cgroup in which it was made, and an accepted one to its
 //! listener's.
 //!
-//! A connection's is asked for as netfilter's is: SO_ORIGINAL_DST. A datagram's by the token that it was sent to.
+//! A connection's is asked for by SO_ORIGINAL_DST, as with netfilter, and a datagram's by its token.
 
 use core::ptr::write_volatile;
 
@@ -22,7 +22,7 @@ use crate::maps::{context, same};
 const ALLOW: i32 = 1;
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
-/// The same number at both levels.
+/// The number is the same at both levels.
 const SO_ORIGINAL_DST: i32 = 80;
 const AF_INET6: u32 = 10;
 /// Words of a `sockaddr_in` and of a `sockaddr_in6`.
@@ -34,7 +34,7 @@ pub(crate) fn rewrite_origin(ctx: SockoptContext) -> i32 {
     let destination = match (context!(option, level), context!(option, optname)) {
         (SOL_IP, SO_ORIGINAL_DST) => origin4(option),
         (SOL_IPV6, SO_ORIGINAL_DST) => origin6(option),
-        // SAFETY: an entry that makes room meanwhile reads as another destination, as it would a moment later.
+        // SAFETY: an entry that is evicted meanwhile reads as another destination, as it would a moment later.
         (TOKEN_LEVEL, token) => unsafe { TARGETS.get(token as u32) }.copied(),
         _ => None,
     };
@@ -78,7 +78,7 @@ fn origin6(option: *const bpf_sockopt) -> Option<Endpoint> {
     unsafe { ORIGINS.get(&peer) }.copied()
 }
 
-/// Answers with a `sockaddr`.
+/// Returns a `sockaddr`.
 #[inline(always)]
 fn tell(option: *mut bpf_sockopt, [a, b, c, d, port]: &Endpoint) {
     let head = |family| family | u32::from((*port as u16).to_be()) << 16;
@@ -101,7 +101,7 @@ fn answer<const N: usize>(option: *mut bpf_sockopt, words: [u32; N]) {
             write_volatile(value.add(index), word);
         }
         write_volatile(&raw mut (*option).optlen, (N * size_of::<u32>()) as i32);
-        // Whatever the kernel's own answer was.
+        // Overrides the kernel's own result.
         write_volatile(&raw mut (*option).retval, 0);
     }
 }

@@ -1,4 +1,4 @@
-//! cgroup/getpeername4 and getpeername6 (Linux 5.8): have programs see whom they have connected to.
+//! cgroup/getpeername4 and getpeername6 (Linux 5.8): show programs their real peer.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use shuttle_common::{
@@ -59,14 +59,14 @@ fn is_listener(peer: Words, port: u16) -> bool {
     }
 }
 
-/// Where this connection was meant to go.
+/// The original destination of this connection.
 #[inline(always)]
 fn origin(ctx: &SockAddrContext) -> Option<Endpoint> {
     if !is_ours(ctx) {
         return None;
     }
     let socket = context!(ctx.sock_addr, __bindgen_anon_1.sk);
-    // All are read, since the compiler would make one read of two, at an offset that the verifier doesn't know.
+    // All are read: else the compiler would merge two reads into one, at an offset that the verifier refuses.
     let (v4, v6) = (
         context!(socket, src_ip4),
         [

@@ -1,19 +1,19 @@
-//! How shuttle's own connections stay out of the capture: by name, and what may be asked for. How each works is the
-//! helper's business alone.
+//! The bypass of shuttle's own connections: its kinds by name, and the options. The helper alone knows how each works.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What tells shuttle's own connections from others. The order is the order in which [`BypassChoice::Auto`] tries them.
+/// What distinguishes shuttle's own connections from others. The order is the order in which [`BypassChoice::Auto`]
+/// tries them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BypassKind {
-    /// A bit in the sockets' mark, set by a cgroup program. Linux 4.14; every method goes by it.
+    /// A bit in the sockets' mark, set by a cgroup program. Linux 4.14; every method supports it.
     Mark,
-    /// The sockets' cgroup, matched by the packet filter. Methods with a packet filter only.
+    /// The sockets' cgroup, matched by the packet filter. Only methods with a packet filter support it.
     Cgroup,
-    /// The address and port of the peers that ssh and its children are connected to. Every method goes by it.
+    /// The address and port of the peers that ssh and its children are connected to. Every method supports it.
     Address,
 }
 
@@ -21,10 +21,10 @@ impl BypassKind {
     /// All of them, in the order of preference.
     pub const ALL: [Self; 3] = [Self::Mark, Self::Cgroup, Self::Address];
 
-    /// Whether it can keep these connections out of the capture.
+    /// Whether this kind can cover these connections.
     pub fn covers(self, whose: Bypassed) -> bool {
         match (self, whose) {
-            // An agent here connects to what is captured: its peers are those of everybody.
+            // A local agent connects to captured destinations: its peers are those of all programs.
             (Self::Address, Bypassed::LocalAgent) => false,
             (Self::Address, Bypassed::Ssh) | (Self::Mark | Self::Cgroup, _) => true,
         }
@@ -44,24 +44,24 @@ impl fmt::Display for BypassKind {
 /// Which kind of bypass to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BypassChoice {
-    /// The first that works on this machine and that the method can go by.
+    /// The first kind that works on this machine and that the method supports.
     #[default]
     Auto,
-    /// This one, or none.
+    /// This kind only.
     Only(BypassKind),
 }
 
-/// Whose connections must stay out of the capture.
+/// Whose connections bypass the capture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bypassed {
-    /// Those of ssh and whatever it starts.
+    /// Those of ssh and its children.
     #[default]
     Ssh,
-    /// Those of an agent on this machine, which go to captured destinations.
+    /// Those of a local agent, which connects to captured destinations.
     LocalAgent,
 }
 
-/// What is asked of the bypass.
+/// The options of the bypass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BypassOptions {
     /// Which kind.

@@ -14,12 +14,12 @@ use nix::sys::socket::{
 use super::DatagramArrival;
 use crate::sys::capture::destination_of_token;
 
-/// A listener of [`Captured`](super::handle::Captured) for UDP, and room for one datagram.
+/// A UDP listener of [`Captured`](super::handle::Captured), and a buffer for one datagram.
 #[derive(Debug)]
 pub struct Datagrams {
     socket: UdpSocket,
     arrival: DatagramArrival,
-    /// The listener's own address. A datagram that was sent to it was not captured.
+    /// The listener's own address. A datagram to this address was not captured.
     own: SocketAddr,
     buffer: Box<[u8]>,
     control: Vec<u8>,
@@ -28,34 +28,34 @@ pub struct Datagrams {
 /// A captured datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram<'a> {
-    /// The program's socket: where replies go.
+    /// The address of the program's socket, for replies.
     pub source: SocketAddr,
-    /// Where it was sent to.
+    /// The original destination.
     pub destination: SocketAddr,
-    /// What replies are sent from, with [`DatagramArrival::Token`]. Without one, an outlet of the helper sends them.
+    /// The source of replies, with [`DatagramArrival::Token`]. Without one, an outlet of the helper sends them.
     pub token: Option<Token>,
     /// Its payload, which may be empty.
     pub bytes: &'a [u8],
 }
 
-/// The address that replaced a rewritten destination. Programs see replies that leave from it come from that
-/// destination.
+/// The address that replaces a rewritten destination. If a reply leaves from it, the program sees the destination as
+/// the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub(crate) IpAddr);
 
-/// Sends replies out of a listener, each from a token. Made by [`Datagrams::token_outlet`].
+/// Sends replies from tokens, through a listener. Made by [`Datagrams::token_outlet`].
 #[derive(Debug)]
 pub struct TokenOutlet(UdpSocket);
 
 impl Datagrams {
-    /// Takes over a listener.
+    /// Takes a listener over.
     pub fn new(socket: UdpSocket, arrival: DatagramArrival) -> io::Result<Self> {
         let own = socket.local_addr()?;
         let buffer = vec![0; usize::from(u16::MAX)].into_boxed_slice();
         Ok(Self { socket, arrival, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
     }
 
-    /// Receives the next datagram; waits only if the socket is a blocking one. `None` for one that was not captured.
+    /// Receives the next datagram; waits only if the socket is blocking. `None` for one that was not captured.
     pub fn receive(&mut self) -> io::Result<Option<Datagram<'_>>> {
         let mut parts = [IoSliceMut::new(&mut self.buffer)];
         let control = Some(&mut self.control[..]);
@@ -69,7 +69,7 @@ impl Datagrams {
             DatagramArrival::ControlMessage => (sent_to, None),
             DatagramArrival::Token => match destination_of_token(&self.socket, number(sent_to.ip())) {
                 Ok(Some(destination)) => (destination, Some(Token(sent_to.ip()))),
-                // Sent to the socket itself, or so long ago that the token is no longer in use.
+                // It was sent to the listener itself, or its token is no longer in use.
                 Ok(None) | Err(_) => return Ok(None),
             },
         };
@@ -80,7 +80,7 @@ impl Datagrams {
         Ok(self.buffer.get(..length).map(|bytes| Datagram { source, destination, token, bytes }))
     }
 
-    /// What sends replies to the datagrams that have a token. It uses a duplicate of the listener's descriptor.
+    /// Returns the sender of replies to datagrams with a token. It uses a duplicate of the listener's descriptor.
     pub fn token_outlet(&self) -> io::Result<TokenOutlet> {
         self.socket.try_clone().map(TokenOutlet)
     }
@@ -118,7 +118,7 @@ impl TokenOutlet {
     }
 }
 
-/// Where a datagram was sent to, if this control message says so. The port is 0 where the message has none.
+/// The original destination, if this control message has it. The port is 0 if the message has none.
 fn sent_to(part: ControlMessageOwned) -> Option<SocketAddr> {
     match part {
         ControlMessageOwned::Ipv4OrigDstAddr(to) => {

@@ -1,10 +1,10 @@
-//! Why the helper did not do what it was asked, typed as it crosses the wire.
+//! Why the helper did not carry out a request, as types that cross the wire.
 
 use serde::{Deserialize, Serialize};
 
 use super::{BypassKind, MethodName};
 
-/// Why the helper did not do it. Each names the thing and, where there is one, the remedy.
+/// Why the helper did not carry out a request. Each names the object and, where there is one, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// The method can't carry out the plan on this machine.
@@ -15,7 +15,7 @@ pub enum Failure {
         /// What it lacks.
         missing: Vec<Missing>,
     },
-    /// The plan was for one method, which can't carry it out; another can.
+    /// The plan names a method that can't carry it out; another one can.
     #[error("{}; --method={instead} can", joined(missing))]
     OtherMethod {
         /// The method that was asked for.
@@ -43,18 +43,18 @@ pub enum Failure {
     /// Eight instances run here, or other software uses all our mark bits.
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
-    /// Our own connections can't be kept out of the capture.
+    /// Shuttle's own connections can't bypass the capture.
     #[error("{0}")]
     Bypass(String),
-    /// An operation failed that has nothing to do with what the method needs.
+    /// An operation failed that is not one of the method's needs.
     #[error("{operation}: {reason}")]
     System {
         /// The operation and its object.
         operation: String,
-        /// What the kernel says.
+        /// The kernel's error.
         reason: String,
     },
-    /// The client asked out of order.
+    /// The request is out of order.
     #[error("{0}")]
     OutOfOrder(String),
 }
@@ -67,9 +67,9 @@ pub enum Missing {
     Program {
         /// The program.
         name: String,
-        /// What the kernel says.
+        /// The kernel's error.
         reason: String,
-        /// What it takes.
+        /// What the program needs.
         needs: String,
     },
     /// The kernel refuses an eBPF map or its contents.
@@ -77,7 +77,7 @@ pub enum Missing {
     Map {
         /// The map.
         name: String,
-        /// What the kernel says.
+        /// The kernel's error.
         reason: String,
     },
     /// A cgroup can't be had.
@@ -86,25 +86,25 @@ pub enum Missing {
     /// There is no TUN device.
     #[error("creating a TUN device: {0} (needs root and /dev/net/tun: try `modprobe tun`)")]
     Tun(String),
-    /// Forwarded packets are steered by marks.
+    /// Forwarded packets are steered by marks, which rewriting doesn't use.
     #[error(
         "forwarded traffic can't be captured by rewriting: leave out --lan, or use --ebpf-steering=lookup (Linux 5.9)"
     )]
     Forwarding,
-    /// It captures all programs' traffic or none.
+    /// The method captures the traffic of all programs or of none.
     #[error("--method={method} can't tell {of}' traffic from that of others")]
     Scope {
         /// The method.
         method: MethodName,
-        /// Whose.
+        /// The scope.
         of: ScopeKind,
     },
-    /// It can't go by the bypass that this machine has.
+    /// The method doesn't support the kind of bypass that works on this machine.
     #[error("--method={method} can't keep shuttle's own connections out of the capture by {kind}")]
     Bypass {
         /// The method.
         method: MethodName,
-        /// What there is.
+        /// The kind of bypass.
         kind: BypassKind,
     },
     /// An option is for another method.
@@ -115,20 +115,20 @@ pub enum Missing {
         /// The method that it is for.
         of: MethodName,
     },
-    /// Something that was set up for a trial did not do what it is for.
+    /// The trial of the method failed.
     #[error("in a trial: {0}")]
     Trial(String),
-    /// A check could not be made.
+    /// A check needs root.
     #[error("not checked, since that needs root: {0}")]
     Unchecked(String),
 }
 
-/// Whose traffic a plan captures, where it isn't everybody's.
+/// A plan's scope, unless it is everyone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ScopeKind {
-    /// Certain users' or groups'.
+    /// Certain users or groups.
     Owners,
-    /// That of the programs in a cgroup.
+    /// The programs in a cgroup.
     Cgroup,
 }
 
@@ -141,10 +141,10 @@ impl std::fmt::Display for ScopeKind {
     }
 }
 
-/// Why an interface can't be a LAN's.
+/// Why an interface can't be a LAN interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum LanFault {
-    /// Nothing has this name.
+    /// No interface has this name.
     #[error("--lan {0}: there is no such interface (`ip link` lists them)")]
     Missing(String),
     /// `lo`.
@@ -155,7 +155,7 @@ pub enum LanFault {
     /// A TUN device of ours.
     #[error("--lan {0}: that is shuttle's own device; name the interface to your LAN")]
     Ours(String),
-    /// Its packets come in by another interface.
+    /// The interface is a port: its packets come in by the controller.
     #[error("--lan {name}: that is a port of {controller}; give --lan {controller}")]
     Port {
         /// The interface.
@@ -163,15 +163,16 @@ pub enum LanFault {
         /// The bridge or bond.
         controller: String,
     },
-    /// Of all interfaces, none fits.
+    /// No interface of this host qualifies.
     #[error(
-        "-l: no interface here is a LAN's (up, Ethernet, without a default route): name one by --lan (`ip link` lists them)"
+        "-l: no interface here is a LAN's (up, Ethernet, without a default route): name one by --lan \
+         (`ip link` lists them)"
     )]
     None,
 }
 
 impl Failure {
-    /// What the method lacks, if that is why.
+    /// What the method lacks, if that is the reason.
     pub fn missing(&self) -> Option<&[Missing]> {
         match self {
             Self::Unable { missing, .. } | Self::OtherMethod { missing, .. } => Some(missing),
@@ -187,7 +188,7 @@ impl Failure {
     }
 }
 
-/// One line of all that is missing.
+/// All that is missing, as one line.
 pub(crate) fn joined(missing: &[Missing]) -> String {
     missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

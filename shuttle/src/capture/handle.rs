@@ -1,4 +1,4 @@
-//! The client's end: starts the helper and asks it.
+//! The client's end of the helper: starts it and sends it requests.
 
 use std::{
     io,
@@ -19,101 +19,101 @@ use super::{
 };
 use crate::policy::Plan;
 
-/// The hidden subcommand that the program must map to [`helper::main`](super::helper::main).
+/// The hidden subcommand. `main` must map it to [`helper::main`](super::helper::main).
 pub const SUBCOMMAND: &str = "firewall-helper";
 
-/// How long `drop` waits for the helper to undo everything; it usually takes a tenth of a second.
+/// How long `drop` waits for the helper to undo everything. That usually takes a tenth of a second.
 const UNDO_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long the helper may take to answer: 100,000 rules take half a second, and in debug builds a whole one.
+/// How long the helper may take to answer. 100,000 rules take half a second, and a whole second in debug builds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// A running firewall helper. Its descriptor is hung up (POLLHUP) when the helper has died.
+/// A running firewall helper. Its descriptor reports POLLHUP once the helper is gone.
 ///
-/// Dropping it closes the socket, at which the helper undoes everything, and waits up to three seconds for that.
+/// Dropping it closes the socket, on which the helper undoes everything, and waits up to three seconds for that.
 #[derive(Debug)]
 pub struct Handle {
     stream: UnixStream,
     helper: Child,
-    /// The answer that was not waited for yet.
+    /// The check of a response that is still to be received.
     owed: Option<Fits>,
 }
 
-/// Whether an answer is one to the question.
+/// Whether a response fits the request.
 type Fits = fn(&Response) -> bool;
 
-/// What [`Handle::capture`] started.
+/// The result of [`Handle::capture`].
 #[derive(Debug)]
 pub struct Captured {
     /// The method in use.
     pub method: MethodName,
-    /// How the listeners are to be read.
+    /// How to read the listeners.
     pub arrival: Arrival,
-    /// What keeps this process's own connections out of it, if it is enclosed.
+    /// The kind of bypass of this process's own connections, if it has one.
     pub bypass: Option<BypassKind>,
-    /// What captured traffic arrives at.
+    /// The listeners to which captured traffic goes.
     pub listeners: Listeners,
-    /// By what replies to datagrams get to programs, where [`Arrival`] says that it takes the helper.
+    /// Asks the helper how replies to datagrams get to programs, if [`Arrival`] requires that.
     pub replies: ReplyChannel,
-    /// One line for the user: the method, and what of the plan this host cannot do.
+    /// One line for the user: the method, and the rules that this host can't carry out.
     pub description: String,
-    /// The methods that were passed over, with what each lacks.
+    /// The methods that were passed over, and what each lacks.
     pub passed_over: Vec<(MethodName, Vec<Missing>)>,
 }
 
-/// Why the helper did not do it.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no way to become root.
+    /// Neither root, sudo nor doas is available.
     #[error("capturing needs root, and neither sudo nor doas is installed: run shuttle as root")]
     NoSudo,
     /// The helper did not start.
     #[error("starting the firewall helper with {program}: {source}")]
     Spawn {
-        /// The program that would have run it.
+        /// The program that was to run it.
         program: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// sudo or doas ended without it, and has said why on stderr.
+    /// sudo or doas ended without starting the helper, and printed the reason on stderr.
     #[error(
         "{program} doesn't run the firewall helper ({status}), and capturing needs root: see what {program} says above"
     )]
     Refused {
         /// sudo or doas.
         program: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
     },
-    /// The helper went away; it has said why on stderr.
+    /// The helper ended, and printed the reason on stderr.
     #[error("the firewall helper ended early: {0}")]
     Gone(wire::Error),
-    /// The helper hangs. Its answer may still come, so that this handle is of no use any more.
+    /// The helper hangs. Its response may still come, so this handle can't be used any more.
     #[error("the firewall helper hasn't answered for {ANSWER_LIMIT:?}")]
     Silent,
-    /// Two versions of the program.
+    /// The versions of client and helper differ.
     #[error("the firewall helper speaks version {theirs}, this program {VERSION}: restart shuttle")]
     Version {
         /// The helper's version.
         theirs: u32,
     },
-    /// The helper says what failed.
+    /// The helper reports a failure.
     #[error(transparent)]
     Failed(Failure),
-    /// The helper answers another question.
+    /// The response is for another request.
     #[error("the firewall helper gave an answer that does not fit the question")]
     Confused,
 }
 
 impl Handle {
-    /// Starts the helper: as a child when this process is root, else through sudo or doas, which may ask the user
-    /// for a password on the terminal. Returns when the helper answers.
+    /// Starts the helper: as a child if this process is root, else through sudo or doas, which may ask for a password
+    /// on the terminal. Returns when the helper answers.
     pub fn spawn() -> Result<Self, Error> {
         Self::connect(spawn_helper)
     }
 
-    /// Starts the helper with the rights of this process, for [`dry_run`](Self::dry_run): without root it can look at this
-    /// host and change nothing.
+    /// Starts the helper with the rights of this process, for [`dry_run`](Self::dry_run). Without root the helper can
+    /// look at this host and change nothing.
     pub fn spawn_unprivileged() -> Result<Self, Error> {
         Self::connect(|socket| Ok((spawn_child(socket)?, None)))
     }
@@ -131,13 +131,13 @@ impl Handle {
             Err(Error::Gone(gone)) => return Err(handle.refused(program, gone)),
             Err(error) => return Err(error),
         };
-        // Before this, sudo may have been waiting for a password.
+        // Until now, sudo may have been waiting for a password.
         let limited = handle.stream.set_read_timeout(Some(ANSWER_LIMIT));
         limited.map_err(|error| Error::Gone(wire::Error::Io(error)))?;
         if theirs == VERSION { Ok(handle) } else { Err(Error::Version { theirs }) }
     }
 
-    /// Why nobody said hello.
+    /// Why the helper sent no hello.
     fn refused(&mut self, program: Option<&'static str>, gone: wire::Error) -> Error {
         match (program, self.helper.wait()) {
             (Some(program), Ok(status)) => Error::Refused { program, status },
@@ -145,21 +145,21 @@ impl Handle {
         }
     }
 
-    /// Has this process's later children, and theirs, kept out of the capture; sockets that exist already keep what they have.
-    /// It is done once [`settle`](Self::settle) says so: before ssh may be started. Which kind of bypass it is says
-    /// [`capture`](Self::capture).
+    /// Sets up the bypass for this process's later children and their descendants. Existing sockets are not affected.
+    /// Call [`settle`](Self::settle) to wait for it before ssh starts. [`capture`](Self::capture) returns the kind of
+    /// bypass.
     pub fn enclose(&mut self, options: BypassOptions) -> Result<(), Error> {
         self.begin(&Request::Enclose(options), |response| matches!(response, Response::Enclosed))
     }
 
-    /// Has all made ready that capturing needs, which takes the helper some hundredths of a second; nothing is captured.
-    /// Doesn't wait: what fails is said by [`capture`](Self::capture). Once for each handle.
+    /// Has the helper prepare everything that the capture needs, which takes it some hundredths of a second. Nothing is
+    /// captured yet. Returns at once; [`capture`](Self::capture) reports an error. Call it once per handle.
     pub fn prepare(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<(), Error> {
         let request = Request::Prepare { plan: plan.clone(), mechanism };
         self.begin(&request, |response| matches!(response, Response::Prepared))
     }
 
-    /// What would be set up for the plan, one step a line, and lines with a `#` that are remarks. Nothing is changed.
+    /// Returns what would be set up for the plan, one step per line; lines with a `#` are remarks. Changes nothing.
     pub fn dry_run(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<String, Error> {
         match self.ask(&Request::DryRun { plan: plan.clone(), mechanism })? {
             (Response::DryRun { text }, _) => Ok(text),
@@ -167,7 +167,7 @@ impl Handle {
         }
     }
 
-    /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
+    /// Starts the capture that was prepared; after an error nothing is captured. Call it once per handle.
     pub fn capture(&mut self) -> Result<Captured, Error> {
         let answer = self.ask(&Request::Capture)?;
         let (Response::Captured { method, arrival, bypass, families, description, passed_over }, descriptors) =
@@ -185,8 +185,8 @@ impl Handle {
         Ok(Captured { method, arrival, bypass, listeners, replies, description, passed_over })
     }
 
-    /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist
-    /// keep their way. Says what of the rules this host can't do; nothing where it can do all.
+    /// Replaces all rules of the running capture atomically; after an error the old ones stay. Existing connections
+    /// keep their path. Returns which rules this host can't carry out; empty if it can carry out all.
     pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<String, Error> {
         match self.ask(&Request::Replace { rules })? {
             (Response::Replaced { note }, _) => Ok(note),
@@ -194,7 +194,7 @@ impl Handle {
         }
     }
 
-    /// Asks for what has no result, and doesn't wait for the answer.
+    /// Sends a request that has no result, without waiting for the response.
     fn begin(&mut self, request: &Request, fits: Fits) -> Result<(), Error> {
         self.settle()?;
         wire::send(&self.stream, request, &[]).map_err(Error::Gone)?;
@@ -202,7 +202,7 @@ impl Handle {
         Ok(())
     }
 
-    /// Waits until the helper has done what it was asked for last.
+    /// Waits until the helper has answered the last request.
     pub fn settle(&mut self) -> Result<(), Error> {
         let Some(fits) = self.owed.take() else { return Ok(()) };
         let (response, _) = self.receive()?;
@@ -238,7 +238,7 @@ impl AsFd for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // A socket that is closed already says the same.
+        // An error means that the socket is closed already, which has the same effect.
         drop(self.stream.shutdown(std::net::Shutdown::Both));
         const STEP: Duration = Duration::from_millis(10);
         for _ in 0..UNDO_LIMIT.as_millis() / STEP.as_millis() {
@@ -250,7 +250,7 @@ impl Drop for Handle {
     }
 }
 
-/// Runs the helper with `socket` as its stdin and with the rights of this process.
+/// Runs the helper with the rights of this process, and `socket` as its stdin.
 #[expect(clippy::disallowed_methods, reason = "this is where the helper is started")]
 fn spawn_child(socket: OwnedFd) -> Result<Child, Error> {
     let this = "/proc/self/exe";
@@ -258,7 +258,8 @@ fn spawn_child(socket: OwnedFd) -> Result<Child, Error> {
     helper.map_err(|source| Error::Spawn { program: this.to_owned(), source })
 }
 
-/// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on; names the program that runs it.
+/// Runs the helper through sudo or doas. `socket` is its stdin, the only descriptor that sudo passes on. Returns the
+/// name of the program that runs it.
 #[expect(clippy::disallowed_methods, reason = "it is this program, by itself or by sudo or doas")]
 fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error> {
     let failed = |program: &str| {

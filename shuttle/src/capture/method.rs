@@ -1,4 +1,4 @@
-//! The methods by name, and what may be asked of them. How they work is the helper's business alone.
+//! The methods by name, and their options. The helper alone knows how they work.
 
 use std::fmt;
 
@@ -34,21 +34,21 @@ pub enum MethodChoice {
     Only(MethodName),
 }
 
-/// How to capture, beside what to capture: the [`Plan`](crate::policy::Plan) has nothing of this.
+/// How to capture. What to capture is in the [`Plan`](crate::policy::Plan).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mechanism {
     /// Which method.
     pub method: MethodChoice,
-    /// What is asked of the eBPF method. Any other method refuses what is not the default here.
+    /// The options of the eBPF method. Other methods refuse any value but the default.
     pub ebpf: EbpfOptions,
 }
 
-/// What may be asked of the eBPF method alone.
+/// The options of the eBPF method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EbpfOptions {
-    /// How to steer; `None` takes the first way that works on this machine.
+    /// How to steer; `None` uses the first way that works on this machine.
     pub steering: Option<Steering>,
-    /// Where forwarded packets are looked at.
+    /// Where forwarded packets are inspected.
     pub ingress: IngressHook,
     /// Whether to load the programs that log each decision to the helper's stderr.
     pub log: bool,
@@ -63,7 +63,7 @@ pub enum Steering {
     Rewrite,
 }
 
-/// Where the eBPF method looks at packets that come in by a LAN interface.
+/// Where the eBPF method inspects packets that come in by a LAN interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IngressHook {
     /// By tcx, or by clsact where the kernel has no tcx.

@@ -1,7 +1,7 @@
-//! The client's end of capturing: starts the firewall helper, asks it, and reads what it has captured.
+//! The client's end of the capture: starts the firewall helper, sends it requests, and reads captured traffic.
 //!
-//! The client describes what it wants as a [`Plan`](crate::policy::Plan); the helper checks it again, carries it out
-//! and undoes it when the client's end of their socket closes, whatever ended the client.
+//! The client describes what to capture in a [`Plan`](crate::policy::Plan). The helper checks the plan again and
+//! carries it out. When the client's end of their socket closes, for whatever reason, the helper undoes everything.
 
 mod arrival;
 mod bypass;

@@ -1,5 +1,5 @@
-//! What client and helper say to each other: a u32 length in network order, then that much JSON, over a UNIX stream
-//! socket; descriptors travel with the length. The client asks, the helper answers, one at a time.
+//! The messages between client and helper: a u32 length in network order, then that many bytes of JSON, over a UNIX
+//! stream socket. Descriptors travel with the length. The client sends one request at a time, and the helper responds.
 
 use std::{
     io::{self, Read, Write},
@@ -18,10 +18,10 @@ use crate::{
     sys::descriptors::{receive_with_descriptors, send_with_descriptors},
 };
 
-/// Both ends are one program, but an upgrade can come between their starts.
+/// Client and helper are one program, but an upgrade can come between their starts.
 pub const VERSION: u32 = 7;
 
-/// Above a plan of 200,000 rules, below what would trouble the machine.
+/// More than a plan of 200,000 rules needs; little enough for any machine.
 const MAX_LENGTH: u32 = 32 << 20;
 
 /// Client to helper.
@@ -32,25 +32,25 @@ pub enum Request {
         /// The client's [`VERSION`].
         version: u32,
     },
-    /// Put the client and its later children beyond capture.
+    /// Set up the bypass for the client and its later children.
     Enclose(BypassOptions),
-    /// Get everything ready that capturing needs, and capture nothing yet.
+    /// Prepare everything that the capture needs, and capture nothing yet.
     Prepare {
         /// What to capture.
         plan: Plan,
         /// How to capture.
         mechanism: Mechanism,
     },
-    /// Tell what would be set up, and set nothing up.
+    /// Return what would be set up, and set up nothing.
     DryRun {
         /// What to capture.
         plan: Plan,
         /// How to capture.
         mechanism: Mechanism,
     },
-    /// Start capturing what was prepared.
+    /// Start the capture that was prepared.
     Capture,
-    /// Replace the rules of the running capture at one stroke.
+    /// Replace the rules of the running capture atomically.
     Replace {
         /// The new rules, all of them.
         rules: Vec<Rule>,
@@ -71,28 +71,28 @@ pub enum Response {
     Prepared,
     /// Answers `DryRun`.
     DryRun {
-        /// One step a line; lines with a `#` are remarks.
+        /// One step per line; lines with a `#` are remarks.
         text: String,
     },
-    /// Answers `Capture`; descriptors come along: the TCP and the UDP listener of IPv4, then of IPv6, then the client's end
-    /// of the socket pair for [`replies`](super::replies).
+    /// Answers `Capture`. These descriptors come along: the TCP and the UDP listener of IPv4, then those of IPv6, then
+    /// the client's end of the socket pair for [`replies`](super::replies).
     Captured {
         /// The method in use.
         method: MethodName,
-        /// How the listeners are to be read.
+        /// How to read the listeners.
         arrival: Arrival,
-        /// What keeps the client's own connections out of it, if it is enclosed.
+        /// The kind of bypass of the client's own connections, if it has one.
         bypass: Option<BypassKind>,
         /// The address families whose listeners come along.
         families: Families,
         /// One line for the user.
         description: String,
-        /// The methods that were passed over, with what each lacks.
+        /// The methods that were passed over, and what each lacks.
         passed_over: Vec<(MethodName, Vec<Missing>)>,
     },
     /// Answers `Replace`.
     Replaced {
-        /// What of the rules this host can't do, for the user; empty where it can do all.
+        /// The rules that this host can't carry out, for the user; empty if it can carry out all.
         note: String,
     },
     /// The request failed and changed nothing.
@@ -102,13 +102,13 @@ pub enum Response {
     },
 }
 
-/// Why a message did not get through.
+/// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The other end is gone.
     #[error("the other end closed the socket")]
     Closed,
-    /// Nobody sends such a length.
+    /// The length is above the limit.
     #[error("a message of {0} bytes is above the limit of {MAX_LENGTH}")]
     TooLong(u64),
     /// The bytes are not a message.

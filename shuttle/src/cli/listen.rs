@@ -1,26 +1,26 @@
-//! `-l`, for who comes from sshuttle: there a machine is made a router by listening on all addresses.
+//! `-l`, for users of sshuttle: there a machine becomes a router by listening on all addresses.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
-/// What `-l ADDRESS[:PORT][,…]` asks for.
+/// The meaning of `-l ADDRESS[:PORT][,…]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// Loopback addresses alone: this machine's own traffic.
+    /// Loopback addresses only: this machine's own traffic.
     Here,
-    /// All addresses: that of every LAN as well.
+    /// All addresses: the traffic of every LAN as well.
     EveryLan,
 }
 
-/// What is wrong with a `-l`.
+/// Why a `-l` is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListenError {
-    /// Not of the form.
+    /// It has the wrong form.
     #[error("`{0}` is not an address: write 0.0.0.0, [::], or an address and a port like 0.0.0.0:12300")]
     Form(String),
-    /// An address of one interface.
+    /// It is the address of one interface.
     #[error(
-        "shuttle listens on no address of its own choice: in place of {0}, name the interface by --lan, or all by -l 0.0.0.0"
+        "shuttle can't listen on one address: in place of {0}, name the interface by --lan, or all by -l 0.0.0.0"
     )]
     Concrete(IpAddr),
 }
@@ -42,7 +42,7 @@ impl FromStr for Listen {
     }
 }
 
-/// The port is the kernel's choice, whatever is given. A port alone means all addresses, as in sshuttle.
+/// The port is ignored: the kernel chooses it. A port alone means all addresses, as in sshuttle.
 fn address(typed: &str) -> Option<IpAddr> {
     if typed.parse::<u16>().is_ok() {
         return Some(Ipv4Addr::UNSPECIFIED.into());

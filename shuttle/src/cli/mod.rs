@@ -1,4 +1,4 @@
-//! The command line as typed. `config` resolves it and has the defaults: an option that nobody typed is `None` here,
+//! The command line as typed. `config` resolves it and has the defaults: an option that was not typed is `None` here,
 //! and its help text only repeats the default.
 
 mod listen;
@@ -42,22 +42,22 @@ pub struct Tunnel {
     /// A file of networks to capture, one a line; `#` begins a comment
     #[arg(short, long, value_name = "FILE", action = ArgAction::Append)]
     pub subnets: Vec<PathBuf>,
-    /// A network to leave alone; of a subnet and an exclusion the more specific one decides
+    /// A network to exclude; if a subnet and an exclusion match, the more specific one decides
     #[arg(short = 'x', long, value_name = "SUBNET", action = ArgAction::Append)]
     pub exclude: Vec<Subnet>,
-    /// A file of networks to leave alone
+    /// A file of networks to exclude
     #[arg(short = 'X', long, value_name = "FILE", action = ArgAction::Append)]
     pub exclude_from: Vec<PathBuf>,
-    /// What `shuttle status` and its like call this tunnel [default: after the remote host]
+    /// The name of this tunnel for `shuttle status` and the other verbs [default: after the remote host]
     #[arg(long)]
     pub name: Option<Name>,
-    /// Capture for other machines too: what this one forwards for those behind this interface; may be repeated
+    /// Capture also what this machine forwards for the machines behind this interface; may be repeated
     #[arg(long, value_name = "IFACE", action = ArgAction::Append)]
     pub lan: Vec<String>,
-    /// As --lan for every LAN interface (up, Ethernet, without a default route): 0.0.0.0, or the same of IPv6
+    /// As --lan for every LAN interface (up, Ethernet, without a default route); give 0.0.0.0, or the IPv6 equivalent
     #[arg(short, long, value_name = "ADDRESS[:PORT]", conflicts_with = "lan")]
     pub listen: Option<Listen>,
-    /// Where forwarded traffic is seen: tests want the older kernels' way as well
+    /// Where forwarded traffic is inspected: tests force the hook of older kernels
     #[arg(long, value_enum, hide = true)]
     pub ebpf_ingress: Option<IngressArgument>,
     /// How names are resolved
@@ -69,30 +69,28 @@ pub struct Tunnel {
     /// How the eBPF method brings captured traffic to shuttle [default: auto]
     #[arg(long, value_enum, value_name = "HOW")]
     pub ebpf_steering: Option<SteeringArgument>,
-    /// The ssh command, with options of its own if need be [default: ssh]
+    /// The ssh command, with options if necessary [default: ssh]
     #[arg(short = 'e', long, value_name = "COMMAND")]
     pub ssh_cmd: Option<String>,
-    /// Leave the choice of cipher to ssh, also where AES-GCM would be faster
+    /// Leave the choice of cipher to ssh, even if AES-GCM would be faster
     #[arg(long)]
     pub no_cipher_preference: bool,
-    /// Sessions over the ssh connection that share the load: a number, or as many as a long, fast link needs
-    /// [default: auto]
+    /// Sessions that share the ssh connection: a number, or as many as a long, fast link needs [default: auto]
     #[arg(long, value_name = "N|auto")]
     pub lanes: Option<LaneCount>,
-    /// Separate ssh connections that share the load, for more than one processor's worth of encryption [default: 1]
+    /// Separate ssh connections that share the load, to use more than one processor for encryption [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub connections: Option<u8>,
-    /// Seconds after which a flow of datagrams ends to which no answer has come [default: 30]
+    /// Seconds after which an idle UDP flow without replies ends [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub udp_timeout: Option<u32>,
-    /// Seconds after which a flow of datagrams ends that has gone both ways [default: 120]
+    /// Seconds after which an idle UDP flow with replies ends [default: 120]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub udp_stream_timeout: Option<u32>,
-    /// Print what would be set up to capture, and by which method; change nothing. Without root some checks are left
-    /// out
+    /// Print what would be set up, and by which method; change nothing. Without root some checks are left out
     #[arg(long)]
     pub dry_run: bool,
-    /// Explain what happens: -v steps, -vv connections, -vvv everything
+    /// Log more: -v start-up steps, -vv connections, -vvv everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
 }
@@ -106,7 +104,7 @@ pub enum MethodArgument {
     Ebpf,
 }
 
-/// Where forwarded traffic is seen, as typed.
+/// Where forwarded traffic is inspected, as typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IngressArgument {
     /// The first that works
@@ -128,18 +126,18 @@ pub enum SteeringArgument {
     Rewrite,
 }
 
-/// What else shuttle does.
+/// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Show the state of a running tunnel
     Status(QueryArguments),
     /// List the connections that go through a running tunnel
     Flows(QueryArguments),
-    /// List the rules of a running tunnel, and where each comes from
+    /// List the rules of a running tunnel, and the origin of each
     Rules(QueryArguments),
     /// Capture a subnet while a tunnel runs
     Include(ChangeRules),
-    /// Leave a subnet alone while a tunnel runs
+    /// Exclude a subnet while a tunnel runs
     Exclude(ChangeRules),
     /// Remove the rules for a subnet while a tunnel runs
     Remove(ChangeRules),
@@ -156,12 +154,12 @@ pub enum Verb {
 }
 
 impl Args {
-    /// Parses argv. A mistake ends the process with exit code 2 and a line that names it.
+    /// Parses argv. A mistake ends the process with exit code 2 and one line that names it.
     pub fn parse_or_exit() -> Self {
         match Self::try_parse() {
             Ok(args) => args,
             Err(error) if error.use_stderr() => {
-                // Clap's first paragraph says what is wrong; the usage text after it would bury that.
+                // Clap's first paragraph names the mistake. The usage text after it would hide that.
                 let text = error.render().to_string();
                 let first = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
                 let line = first.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,4 +1,4 @@
-//! What of the command line is about DNS.
+//! The options about DNS.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +14,7 @@ pub struct Names {
     /// Have the remote side's resolver answer the queries to this machine's nameservers
     #[arg(long, group = "queries")]
     pub dns: bool,
-    /// The nameservers whose queries are captured, in place of those that this machine has; implies --dns
+    /// The nameservers whose queries are captured, in place of this machine's; implies --dns
     #[arg(long, value_name = "IP,…", value_delimiter = ',', value_parser = nameserver, group = "queries")]
     pub ns_hosts: Vec<Nameserver>,
     /// The nameserver that the remote side asks, in place of its own; needs --dns or --ns-hosts

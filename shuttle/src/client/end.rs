@@ -1,4 +1,4 @@
-//! Why a tunnel has ended, and what the user is told.
+//! Why a tunnel has ended, and the message for the user.
 
 use super::{Error, GREETING_TIMEOUT};
 use crate::link::End;
@@ -18,7 +18,7 @@ pub(super) enum Cause {
     Link(Option<End>),
 }
 
-/// ssh and what it said.
+/// ssh and its last output.
 pub(super) struct SessionEnd {
     pub(super) process: Process,
     pub(super) stderr: Stderr,
@@ -32,7 +32,7 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// What the user is told: nothing where the tunnel was to end, else the cause, with the session's last words.
+    /// The message for the user: none if the tunnel was to end, else the cause, with the session's last line.
     pub(super) async fn report(self) -> Result<(), Error> {
         let Self { cause, mut session } = self;
         let name = session.name;

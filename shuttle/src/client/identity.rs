@@ -1,4 +1,4 @@
-//! Whom the client works for: ssh must find that user's keys, and the network's bytes must not meet root.
+//! Whose rights the client uses: ssh must find that user's keys, and root must not read the network's bytes.
 
 use std::env;
 use std::ffi::{CString, OsString};
@@ -11,7 +11,7 @@ use caps::{CapSet, CapsHashSet};
 use nix::sys::prctl;
 use nix::unistd::{self, Gid, Uid, User};
 
-/// Whose rights and surroundings the client takes on.
+/// Whose rights and environment the client takes on.
 #[derive(Debug)]
 pub(super) enum Identity {
     /// An ordinary user started the client: it is theirs already.
@@ -41,7 +41,7 @@ pub enum IdentityError {
     Step {
         /// What was tried.
         step: &'static str,
-        /// The system's word.
+        /// The system's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
@@ -62,7 +62,7 @@ impl Identity {
         Ok(Self::Invoker(Box::new(Invoker { user, agent_socket })))
     }
 
-    /// Takes it on, for good. To be called while the process has one thread.
+    /// Takes the identity on, for good. Call it while the process has one thread.
     pub(super) fn assume(&self) -> Result<(), IdentityError> {
         match self {
             Self::Own => Ok(()),
@@ -71,7 +71,7 @@ impl Identity {
         }
     }
 
-    /// What ssh's environment must have in place of this process's.
+    /// The variables for ssh that replace this process's.
     pub(super) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let Self::Invoker(invoker) = self else { return Vec::new() };
         let user = &invoker.user;

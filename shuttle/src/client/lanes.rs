@@ -7,13 +7,13 @@ use tokio::task::JoinSet;
 
 use crate::link::Pipes;
 use crate::mux::{Door, LaneId};
-use crate::ssh::{self, Lane, LaneCount, LaneError, Process, Way};
+use crate::ssh::{self, Lane, LaneConnection, LaneCount, LaneError, Process};
 
 /// The most lanes that are opened without `--lanes`: OpenSSH's server allows ten sessions a connection (MaxSessions in
 /// sshd_config(5)).
 const MAX_AUTOMATIC: usize = 8;
 
-/// How many there are to be.
+/// How many lanes and connections there should be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub(super) lanes: LaneCount,
@@ -26,7 +26,7 @@ pub(super) struct Opener {
     /// The lane that the session began with is there.
     has_first: bool,
     /// `None` once there is no use in asking for more.
-    lanes: Option<Arc<ssh::Lanes>>,
+    lanes: Option<Arc<ssh::LaneSpawner>>,
     wanted: Wanted,
     door: Option<Door>,
     next: u32,
@@ -35,7 +35,7 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    pub(super) fn new(lanes: Option<ssh::Lanes>, wanted: Wanted) -> Self {
+    pub(super) fn new(lanes: Option<ssh::LaneSpawner>, wanted: Wanted) -> Self {
         Self {
             has_first: true,
             lanes: lanes.map(Arc::new),
@@ -50,18 +50,18 @@ impl Opener {
     /// The agent takes further lanes: opens those that were asked for.
     pub(super) fn found_door(&mut self, door: Door) {
         self.door = Some(door);
-        self.open(Way::Connection, self.wanted.connections.saturating_sub(1).into());
+        self.open(LaneConnection::Separate, self.wanted.connections.saturating_sub(1).into());
         if let LaneCount::Exactly(count) = self.wanted.lanes {
-            self.open(Way::Shared, usize::from(count.get()) - 1);
+            self.open(LaneConnection::Shared, usize::from(count.get()) - 1);
         }
     }
 
-    /// The lanes hold the session back: opens half of those that there may be, or the rest.
+    /// The lanes limit the session: opens half of the most lanes, or the rest of them.
     pub(super) fn is_narrow(&mut self) {
         let there = usize::from(self.has_first) + self.processes.len() + self.opening.len();
         if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
             let step = if there < MAX_AUTOMATIC / 2 { MAX_AUTOMATIC / 2 } else { MAX_AUTOMATIC };
-            self.open(Way::Shared, step.saturating_sub(there));
+            self.open(LaneConnection::Shared, step.saturating_sub(there));
         }
     }
 
@@ -72,9 +72,9 @@ impl Opener {
         self.processes.remove(&lane);
     }
 
-    fn open(&mut self, way: Way, count: usize) {
+    fn open(&mut self, connection: LaneConnection, count: usize) {
         let (Some(lanes), Some(door)) = (&self.lanes, self.door) else { return };
-        if way == Way::Shared && count > 0 && !lanes.can_share() {
+        if connection == LaneConnection::Shared && count > 0 && !lanes.can_share() {
             return self.failed(LaneId(self.next), &LaneError::Unshared);
         }
         for _ in 0..count {
@@ -83,7 +83,7 @@ impl Opener {
             if lane > LaneId::MAX {
                 return;
             }
-            self.opening.spawn(async move { (lane, lanes.open(way, door, lane).await) });
+            self.opening.spawn(async move { (lane, lanes.open(connection, door, lane).await) });
         }
     }
 
@@ -103,7 +103,7 @@ impl Opener {
         }
     }
 
-    /// More would fail the same way. What was asked for in so many words is missed in so many.
+    /// Opens no more lanes, as they would fail in the same way. Warns if their number was given on the command line.
     fn failed(&mut self, lane: LaneId, error: &LaneError) {
         let told = self.lanes.take().is_none();
         match (self.wanted.lanes, self.wanted.connections) {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::{Subnet, SubnetError};
 
-/// Above what the kernel's maps take, and far below what would trouble the machine.
+/// More than the kernel's maps hold; little enough for any machine.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What is wrong with a file of subnets.
+/// Why a file of subnets can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// It can't be read.
@@ -17,7 +17,7 @@ pub enum ListError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: io::Error,
     },
     /// A line of it is no subnet.
@@ -40,7 +40,7 @@ pub(super) fn read_list(path: &Path) -> Result<Vec<Subnet>, ListError> {
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    // Pipes tell no length, and a shell's `<(…)` is one.
+    // A pipe, such as a shell's `<(…)`, doesn't tell its length.
     let length = fs::metadata(path)?.len();
     if length > MAX_BYTES {
         return Err(io::Error::other(format!("its {length} bytes are more than {MAX_BYTES}")));

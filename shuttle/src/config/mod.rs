@@ -1,6 +1,5 @@
-//! The arguments → [`Config`], resolved once: the only place for defaults. Where its rules are to be read from files or
-//! looked up as names, [`Sources::resolve`] does so later, without privilege, and makes the
-//! [`RuleSet`](crate::policy::RuleSet).
+//! Resolves the arguments into a [`Config`], once: the only place for defaults. Files and names of its rules are read
+//! and looked up later by [`Sources::resolve`], without privilege, which makes the [`RuleSet`](crate::policy::RuleSet).
 
 mod lists;
 mod nameservers;
@@ -16,7 +15,7 @@ use crate::mux::Target;
 use crate::policy::{Lans, MaskError, Scope, TooManyRules};
 use crate::ssh::{CommandLine, CommandLineError, LaneCount};
 pub use lists::ListError;
-use shuttle_common::resolvers;
+use shuttle_common::resolvers::MAX_RESOLVERS;
 pub use sources::{Sources, changed_subnets, resolve};
 pub use verbosity::Verbosity;
 
@@ -32,15 +31,15 @@ const UDP_STREAM_TIMEOUT: u32 = 120;
 /// What a tunnel is to do, as far as the arguments say. Making it touches neither files nor the network.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What verbs call the tunnel; `None` takes a free one after the remote's host.
+    /// The name for verbs; `None` uses a free one after the remote's host.
     pub name: Option<Name>,
-    /// How to run ssh, and to which server; `None` has a local agent make the connections.
+    /// How to run ssh, and the server; `None` makes a local agent make the connections.
     pub ssh: Option<CommandLine>,
-    /// Whether to ask for the fastest cipher where the ssh configuration names none.
+    /// Whether to ask for the fastest cipher if the ssh configuration names none.
     pub prefer_cipher: bool,
     /// Sessions that share each ssh connection.
     pub lanes: LaneCount,
-    /// ssh connections, 1 at the least.
+    /// ssh connections, at least 1.
     pub connections: u8,
     /// How to capture.
     pub mechanism: Mechanism,
@@ -54,9 +53,9 @@ pub struct Config {
     pub resolver: Target,
     /// When flows of datagrams end.
     pub udp_timeouts: UdpTimeouts,
-    /// Whether to say only what would be set up.
+    /// Whether to only print what would be set up.
     pub dry_run: bool,
-    /// How much to explain.
+    /// How much to log.
     pub verbosity: Verbosity,
 }
 
@@ -80,14 +79,14 @@ pub enum Error {
     Name {
         /// The subnet as typed.
         name: String,
-        /// The resolver's word.
+        /// The resolver's error.
         source: std::io::Error,
     },
     /// A mask doesn't fit the addresses of its name.
     #[error(transparent)]
     Mask(#[from] MaskError),
     /// More nameservers than can be captured.
-    #[error("{0} nameservers are more than can be captured: name at most {max} by --ns-hosts", max = resolvers::MOST)]
+    #[error("{0} nameservers are more than can be captured: name at most {max} by --ns-hosts", max = MAX_RESOLVERS)]
     TooManyNameservers(usize),
     /// A file of subnets can't be used.
     #[error(transparent)]
@@ -212,7 +211,7 @@ mod tests {
         );
     }
 
-    /// The text stands in `cli`, which knows no defaults.
+    /// The help texts are in `cli`, which has no defaults.
     #[test]
     fn the_help_tells_the_defaults() {
         let command = Args::command();

@@ -1,4 +1,4 @@
-//! Which nameservers this machine asks.
+//! The nameservers that this machine asks.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(super) fn of_this_machine() -> Vec<Nameserver> {
     reachable
 }
 
-/// Each once, in order.
+/// Removes duplicates, and keeps the order.
 pub(super) fn without_repetition(mut nameservers: Vec<Nameserver>) -> Vec<Nameserver> {
     let mut seen = HashSet::new();
     nameservers.retain(|server| seen.insert(*server));

@@ -1,4 +1,4 @@
-//! Where the rules come from, and what is read and looked up to have them.
+//! The sources of rules, and how they are read and looked up.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ impl Sources {
         if include.is_empty() && nameservers.is_empty() {
             return Err(Error::Nothing);
         }
-        if nameservers.len() > resolvers::MOST as usize {
+        if nameservers.len() > resolvers::MAX_RESOLVERS as usize {
             return Err(Error::TooManyNameservers(nameservers.len()));
         }
         let include = include.into_iter().map(|(subnet, origin)| resolve(subnet, Verdict::Capture, origin));
@@ -75,7 +75,7 @@ impl Sources {
 }
 
 impl Subnets {
-    /// All of them, those in files too.
+    /// All subnets, including those in files.
     fn read(&self) -> Result<Vec<(Subnet, Origin)>, ListError> {
         let mut all: Vec<_> = self.typed.iter().map(|subnet| (subnet.clone(), Origin::CommandLine)).collect();
         for path in &self.files {
@@ -102,7 +102,7 @@ fn look_up(name: &str) -> std::io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// The subnets that a verb is about, those in files too, which are read.
+/// The subnets of a verb, including those in files, which are read here.
 pub fn changed_subnets(arguments: &ChangeRules) -> Result<Vec<Subnet>, ListError> {
     let mut all = arguments.subnet.clone();
     for path in &arguments.subnets {

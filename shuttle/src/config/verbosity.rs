@@ -1,6 +1,6 @@
 //! `-v`.
 
-/// How much to explain on stderr.
+/// How much to log on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
     /// Warnings.
@@ -14,7 +14,7 @@ pub enum Verbosity {
 }
 
 impl Verbosity {
-    /// For so many `-v`.
+    /// The verbosity for this many `-v`.
     pub fn from_count(count: u8) -> Self {
         match count {
             0 => Self::Warnings,

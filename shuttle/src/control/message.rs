@@ -1,11 +1,12 @@
-//! What verb and tunnel say to each other. `--json` prints the answers as they are: fields may be added, none change.
+//! The messages between a verb and a tunnel. `--json` prints the responses as they are: fields may be added, but none
+//! changes its meaning.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Verb to tunnel.
+/// A verb's message to the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
@@ -17,11 +18,11 @@ pub enum Request {
     Rules,
     /// Change the rules, atomically.
     Change(Change),
-    /// End in order. The connection stays open until everything is undone.
+    /// End the tunnel in order. The connection stays open until everything is undone.
     Stop,
 }
 
-/// A change of the rules: for all of `subnets`, or for none.
+/// An atomic change of the rules for `subnets`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// What to do with them.
@@ -44,7 +45,7 @@ pub enum Action {
     Remove,
 }
 
-/// Tunnel to verb.
+/// The tunnel's message to the verb.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
@@ -58,7 +59,7 @@ pub enum Response {
     Changed(Changed),
     /// Answers `Stop`.
     Stopping,
-    /// The request makes no sense here, and changed nothing.
+    /// The request is a mistake, and changed nothing.
     Mistaken {
         /// One line.
         message: String,
@@ -73,25 +74,25 @@ pub enum Response {
 /// The state of a tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// What the instance is called.
+    /// The name of the instance.
     pub name: String,
-    /// The version of its program.
+    /// The version of its program, as Cargo.toml has it.
     pub version: String,
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
-    /// How it captures.
+    /// The method's name.
     pub method: String,
-    /// The method's own details, for people.
+    /// The method's details, as text for people.
     pub capture: String,
-    /// What keeps shuttle's own connections out of the capture: `socket mark`, `cgroup match` or `server address`.
+    /// The kind of bypass of shuttle's own connections: `socket mark`, `cgroup match` or `server address`.
     pub bypass: Option<String>,
-    /// The ssh server as typed; none where this machine makes the connections.
+    /// The ssh server as typed; `None` if an agent on this machine makes the connections.
     pub remote: Option<String>,
-    /// Since the agent greeted.
+    /// Seconds since the agent greeted.
     pub uptime_seconds: u64,
     /// The ssh sessions that share the load.
     pub lanes: LaneStatus,
-    /// To the agent and back, queues included, of late; none before anything was sent.
+    /// The recent round trip to the agent, queues included; `None` before anything was sent.
     pub round_trip_ms: Option<f64>,
     /// The shortest one known.
     pub shortest_round_trip_ms: Option<f64>,
@@ -103,7 +104,7 @@ pub struct Status {
     pub streams: u64,
     /// Connections since the start.
     pub streams_opened: u64,
-    /// What did not get through.
+    /// What was captured and not delivered.
     pub drops: Drops,
     /// The rules in force.
     pub rules: RuleCounts,
@@ -112,27 +113,27 @@ pub struct Status {
 /// The ssh sessions that share the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStatus {
-    /// Those that carry data.
+    /// How many carry data.
     pub open: u32,
 }
 
-/// What went one way, without what the tunnel adds.
+/// What was carried in one direction, without the tunnel's overhead.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Direction {
-    /// Since the start.
+    /// Bytes since the start.
     pub bytes: u64,
-    /// In the quarter of a second before the answer.
+    /// Bytes per second, over the quarter of a second before the answer.
     pub bytes_per_second: u64,
 }
 
-/// What was captured and did not get through.
+/// What was captured and not delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
-    /// Refused or lost here, for want of descriptors or memory.
+    /// Connections refused or lost on this side, for lack of descriptors or memory.
     pub here: u64,
-    /// Reset by the remote side: refused by their target, unreachable, timed out, or broken later.
+    /// Connections reset by the remote side: refused by their target, unreachable, timed out, or broken later.
     pub there: u64,
-    /// Datagrams that waited too long here, or for whom there was no room.
+    /// Datagrams that waited too long on this side, or found no room.
     #[serde(default)]
     pub datagrams: u64,
 }
@@ -144,34 +145,34 @@ pub struct RuleCounts {
     pub include: u64,
     /// Exclusions.
     pub exclude: u64,
-    /// Exclusions that are there by default.
+    /// Default exclusions.
     pub default: u64,
 }
 
 /// A captured connection, or flow of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
-    /// What it speaks.
+    /// Its protocol.
     pub protocol: Protocol,
     /// The program's own address.
     pub source: SocketAddr,
-    /// Where the program connected to.
+    /// The original destination.
     pub destination: SocketAddr,
     /// Bytes towards the destination.
     pub bytes_up: u64,
     /// Bytes from it.
     pub bytes_down: u64,
-    /// Since it was captured.
+    /// Milliseconds since it was captured.
     pub age_ms: u64,
 }
 
-/// What a flow speaks.
+/// The protocol of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// A TCP connection.
     Tcp,
-    /// What one UDP socket exchanges with one peer.
+    /// The datagrams between one UDP socket and one peer.
     Udp,
 }
 
@@ -186,12 +187,12 @@ pub struct RuleLine {
     /// For a name, the networks that it stood for when it was typed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
-    /// It is an exclusion that is there by default.
+    /// Whether it is a default exclusion.
     pub default: bool,
-    /// Where it comes from; a tunnel of an older version doesn't tell.
+    /// Where it comes from; `None` from a tunnel of an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<RuleOrigin>,
-    /// For [`RuleOrigin::File`], which one, as typed.
+    /// The file as typed, for [`RuleOrigin::File`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
 }
@@ -208,7 +209,7 @@ pub enum RuleOrigin {
     Verb,
     /// A nameserver whose queries are captured.
     Nameserver,
-    /// Nobody asked for it.
+    /// The default exclusions.
     Default,
 }
 
@@ -222,14 +223,14 @@ pub enum RuleKind {
     Exclude,
 }
 
-/// What a change brought about.
+/// The result of a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
     /// The rules in force now.
     pub rules: RuleCounts,
     /// Connections that were reset.
     pub killed: u64,
-    /// What of the rules the machine can't do; empty where it can do all.
+    /// The rules that this machine can't carry out, as text; empty if it can carry out all.
     pub note: String,
 }
 

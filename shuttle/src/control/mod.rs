@@ -1,6 +1,6 @@
-//! How a running tunnel is asked and changed: the messages, where the sockets are, the verbs.
+//! Controlling a running tunnel: the messages, the places of the sockets, the verbs.
 //!
-//! The tunnel's end is `client::control`.
+//! `client::control` is the tunnel's end.
 
 mod message;
 mod place;

@@ -1,8 +1,8 @@
-//! Where the control sockets are, and what they are called.
+//! The places and names of control sockets.
 //!
-//! Each user has one directory for them, which nobody else may enter: `shuttle` in the runtime directory of the user's
-//! login session, else `/tmp/shuttle-UID`. Tunnel and verb find it by their uid alone, so that it is the same under
-//! sudo, over ssh, and from a service manager. A socket is called after its instance: `NAME.sock`.
+//! Each user has one directory for control sockets, which nobody else may enter: `shuttle` in the runtime directory of
+//! the user's login session, else `/tmp/shuttle-UID`. Tunnel and verb derive it from their uid alone, so it is the same
+//! under sudo, over ssh, and under a service manager. The socket of an instance is `NAME.sock`.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -18,9 +18,9 @@ use nix::unistd::{Uid, geteuid};
 
 use crate::private::{is_abandoned, is_closed, is_private, purge, runtime_directory};
 
-/// The longest name, bytes: its socket's path has room for 107 (unix(7)).
+/// The longest name, in bytes: the path of its socket has room for 107 (unix(7)).
 const MAX_NAME: usize = 32;
-/// The highest number behind the name of a host after which several instances of a user are called.
+/// The highest number that is appended to a name that is taken.
 const MAX_NUMBER: u32 = 99;
 const SUFFIX: &str = ".sock";
 const TEMPORARY: &str = "/tmp";
@@ -31,7 +31,7 @@ const SESSIONS: &str = "/run/user";
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name(String);
 
-/// A name that an instance can't have.
+/// The text is not a valid [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is no name: use up to {MAX_NAME} letters, digits, `.`, `-` and `_`, and begin with a letter or digit"
@@ -49,10 +49,10 @@ impl FromStr for Name {
     }
 }
 
-/// A running instance as typed: `NAME`, or for root, who sees those of all users, `UID/NAME`.
+/// A running instance as typed: `NAME`, or `UID/NAME` for root, who sees the instances of all users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstanceName {
-    /// Its user, if it was said.
+    /// Its user, if given.
     pub user: Option<u32>,
     /// Its name.
     pub name: Name,
@@ -71,7 +71,7 @@ impl FromStr for InstanceName {
 }
 
 impl Name {
-    /// What an instance is called that goes to this host, or to none, where nobody has said.
+    /// The default name of an instance for this host, or without a remote host.
     pub fn of_host(host: Option<&str>) -> Self {
         let Some(host) = host else { return Self("local".into()) };
         let sound: String = host.chars().map(|c| if is_sound(c) { c } else { '-' }).collect();
@@ -99,8 +99,8 @@ fn is_sound(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')
 }
 
-/// A name that is this process's own, and the socket of that name. Dropping it removes the socket, and the directory
-/// when it was the last there.
+/// A name that this process holds, and the socket of that name. Dropping it removes the socket, and the directory if it
+/// is empty then.
 #[derive(Debug)]
 pub struct Claim {
     /// The name.
@@ -109,24 +109,25 @@ pub struct Claim {
     path: PathBuf,
 }
 
-/// Why an instance can't have a name.
+/// Why an instance can't have its name.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// The name that was asked for is another's.
+    /// Another instance has the name.
     #[error(
         "an instance called {0} runs already: give this one another --name, or end that one by \
          `shuttle stop --name {0}`"
     )]
     Taken(String),
-    /// There is no place for a socket.
+    /// The socket can't be made.
     #[error("no control socket: {0}")]
     Place(#[from] io::Error),
 }
 
 impl Claim {
-    /// Takes `name`, or where it needn't be `exact` one that is numbered from 2. Sockets of dead instances are removed.
+    /// Takes `name`; unless `exact`, appends a number from 2 if the name is taken. Removes the sockets of dead
+    /// instances.
     pub fn take(name: &Name, exact: bool) -> Result<Self, ClaimError> {
-        // An instance that ends may remove the directory again in the same moment.
+        // Another instance that ends may remove the directory at the same moment.
         const TRIES: usize = 5;
         let mut result = Err(io::Error::from(io::ErrorKind::NotFound).into());
         for _ in 0..TRIES {
@@ -166,17 +167,17 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         drop(fs::remove_file(&self.path));
-        // Others of this user may be there.
+        // Fails if other instances of this user are there.
         drop(self.path.parent().map(fs::remove_dir));
     }
 }
 
-/// The directories that `user` may have: the session's may come and go while a tunnel runs.
+/// The possible directories of `user`. The session's may appear and disappear while a tunnel runs.
 fn directories_of(user: Uid) -> [PathBuf; 2] {
     [runtime_directory(user).join("shuttle"), Path::new(TEMPORARY).join(format!("{TEMPORARY_PREFIX}{user}"))]
 }
 
-/// This user's directory, made if need be.
+/// This user's directory, created if it doesn't exist.
 fn make_directory() -> io::Result<PathBuf> {
     let user = geteuid();
     let [session, temporary] = directories_of(user);
@@ -191,7 +192,7 @@ fn make_directory() -> io::Result<PathBuf> {
     Err(io::Error::other(format!("{} isn't a directory of yours alone: remove it", directory.display())))
 }
 
-/// Keeps other processes from claiming or clearing away while this lives.
+/// Keeps other processes from taking or removing names while the returned file is open.
 fn lock(directory: &Path) -> io::Result<File> {
     const STEP: Duration = Duration::from_millis(10);
     let file = File::open(directory)?;
@@ -205,7 +206,7 @@ fn lock(directory: &Path) -> io::Result<File> {
     Err(io::Error::other(format!("{} is locked: does another shuttle hang?", directory.display())))
 }
 
-/// To be called under the lock: between its bind and its listen, a socket looks dead.
+/// Call under the lock: a socket looks dead between its bind and its listen.
 fn remove_dead(directory: &Path) {
     purge(directory, |name| instance_name(name).is_some());
 }
@@ -218,7 +219,7 @@ fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// An instance that somebody listens for.
+/// An instance that listens on its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Instance {
     pub(super) name: Name,
@@ -226,7 +227,7 @@ pub(super) struct Instance {
     pub(super) path: PathBuf,
 }
 
-/// The instances of this user; for root, of all users. Those of this user that are dead are cleared away.
+/// The instances of this user; for root, of all users. Removes this user's dead ones.
 pub(super) fn instances() -> Vec<Instance> {
     let own = geteuid();
     let mut found: Vec<_> = users(own).into_iter().flat_map(|user| instances_of(user, user == own)).collect();

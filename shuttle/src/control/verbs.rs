@@ -1,4 +1,4 @@
-//! The verbs: find the instance, ask it, print what it says.
+//! The verbs: find the instance, send the request, print the response.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -17,56 +17,56 @@ use super::wire::{self, MAX_RESPONSE};
 use super::{Change, Request, Response, table};
 use crate::say::say;
 
-/// How long an instance may take to answer: a change of 100,000 rules takes half a second, one of names as long as the
-/// resolver does.
+/// How long an instance may take to answer. A change of 100,000 rules takes half a second; one with names takes as long
+/// as the resolver.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-/// The exit code of a mistake on the command line, or of one that only the instance could see.
+/// The exit code for a mistake on the command line, or one that only the instance could detect.
 const USAGE: u8 = 2;
-/// The exit code where there is no such instance.
+/// The exit code if no such instance runs.
 const NOT_RUNNING: u8 = 3;
 
-/// What is asked, and how the answer is printed.
+/// A request, and how to print the response.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// Which instance, where it was said.
+    /// The instance, if given.
     pub name: Option<InstanceName>,
-    /// What.
+    /// The request.
     pub request: Request,
-    /// Print JSON.
+    /// Whether to print JSON.
     pub json: bool,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// None runs, or none of that name.
+    /// No instance runs, or none of that name.
     #[error("{0}")]
     NotRunning(String),
-    /// Several run, and none was named.
+    /// Several instances run, and no name was given.
     #[error("several instances run: say which one by --name: {0}")]
     Several(String),
-    /// The socket is served by another user than the one in whose directory it lies.
+    /// A user other than the directory's owner serves the socket.
     #[error("the socket of {0} is served by user {1}: not asking it")]
     Impostor(String, Uid),
-    /// It doesn't answer.
+    /// The instance doesn't answer.
     #[error("{name} doesn't answer: {source}")]
     Silent {
         /// The instance.
         name: String,
-        /// Why.
+        /// The cause.
         source: wire::Error,
     },
-    /// It answers another question.
+    /// The response is for another request.
     #[error("{0} gave an answer that doesn't fit the question")]
     Confused(String),
-    /// It says what is wrong with the question.
+    /// The request is a mistake.
     #[error("{0}")]
     Mistaken(String),
-    /// It says what failed.
+    /// The instance failed to carry out the request.
     #[error("{0}")]
     Failed(String),
-    /// The answer can't be printed.
+    /// The response can't be printed.
     #[error("can't print the answer: {0}")]
     Print(#[from] io::Error),
 }
@@ -85,7 +85,8 @@ impl Error {
     }
 }
 
-/// Asks, and prints the answer. 0 when it was done, 1 when it failed, 2 for a mistake, 3 when no such instance runs.
+/// Sends the request and prints the response. The exit code is 0 for success, 1 for failure, 2 for a mistake, and 3 if
+/// no such instance runs.
 pub fn run(question: &Question) -> ExitCode {
     match ask(question) {
         Ok(()) => ExitCode::SUCCESS,
@@ -148,7 +149,7 @@ fn print<T: Serialize>(answer: &T, json: bool, table: impl Fn(&T) -> String) -> 
     tell(&table(answer))
 }
 
-/// What another user's tunnel says must not steer root's terminal.
+/// Control characters in the response of another user's tunnel must not reach root's terminal.
 fn tell(text: &str) -> Result<(), Error> {
     Ok(io::stdout().lock().write_all(printable(text).as_bytes())?)
 }
@@ -157,7 +158,7 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
-/// The one instance that is meant.
+/// The one instance that the question names.
 fn choose(running: Vec<Instance>, question: &Question) -> Result<Instance, Error> {
     let labels = |some: &[Instance]| some.iter().map(label).collect::<Vec<_>>().join(", ");
     let is_meant = |it: &Instance| {
@@ -181,7 +182,7 @@ fn choose(running: Vec<Instance>, question: &Question) -> Result<Instance, Error
     }
 }
 
-/// The name; with the user where that is another one.
+/// The name, prefixed with the user if that is not the caller.
 fn label(instance: &Instance) -> String {
     match instance.user == geteuid() {
         true => instance.name.as_str().to_owned(),
@@ -209,13 +210,13 @@ fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> Result<T, wire::Erro
     let mut head = [0; 4];
     stream.read_exact(&mut head)?;
     let length = u64::from(wire::length(head, MAX_RESPONSE)?);
-    // Grows by what comes, not by what is announced.
+    // Allocates as bytes arrive, not by the announced length.
     let mut body = Vec::new();
     stream.take(length).read_to_end(&mut body)?;
     wire::decode(&body)
 }
 
-/// The instance holds the connection until its process ends.
+/// Waits until the instance's process ends, which closes the connection.
 fn wait_for_the_end(stream: &mut UnixStream) -> io::Result<()> {
     loop {
         match stream.read(&mut [0; 16]) {

@@ -1,30 +1,30 @@
-//! A message: a u32 length in network order, then that much JSON with a version. One request and one
-//! response a connection.
+//! The format of a message: a u32 length in network order, then that many bytes of JSON with a version. A connection
+//! carries one request and one response.
 
 use std::io;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// An upgrade can come between the starts of tunnel and verb.
+/// The version of the protocol. Tunnel and verb may differ, as an upgrade can come between their starts.
 pub const VERSION: u32 = 1;
 /// The longest request, bytes: 200,000 subnets.
 pub const MAX_REQUEST: u32 = 8 << 20;
-/// The longest response, bytes: as many rules, or flows.
+/// The longest response, bytes: 200,000 rules or flows.
 pub const MAX_RESPONSE: u32 = 64 << 20;
 
-/// Why bytes are no message.
+/// Why a message can't be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody sends such a length.
+    /// The length is above the limit.
     #[error("a message of {0} bytes is too long")]
     TooLong(u64),
-    /// Another version's.
+    /// The peer speaks another version.
     #[error("it speaks version {theirs} of the control protocol, this program {VERSION}")]
     Version {
-        /// Theirs.
+        /// The peer's version.
         theirs: u32,
     },
-    /// Not JSON, or not of this shape.
+    /// The bytes are not JSON, or not of this type.
     #[error("not a message: {0}")]
     Malformed(#[from] serde_json::Error),
     /// The socket failed.
@@ -38,7 +38,7 @@ struct Envelope<T> {
     message: T,
 }
 
-/// The bytes of a message.
+/// Encodes a message, with its length in front.
 pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, &Envelope { version: VERSION, message })?;
@@ -48,15 +48,15 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// The length that a message's first bytes tell, if it is `most` at most.
-pub fn length(head: [u8; 4], most: u32) -> Result<u32, Error> {
+/// Decodes the length of a message from its first bytes, and checks that it is at most `max`.
+pub fn length(head: [u8; 4], max: u32) -> Result<u32, Error> {
     let length = u32::from_be_bytes(head);
-    if length > most { Err(Error::TooLong(length.into())) } else { Ok(length) }
+    if length > max { Err(Error::TooLong(length.into())) } else { Ok(length) }
 }
 
-/// The message that follows the length.
+/// Decodes the message that follows the length.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    // Of another version nothing else need be understood.
+    // The version is checked first: a message of another version need not parse.
     let Envelope { version, message: _ } = serde_json::from_slice::<Envelope<serde::de::IgnoredAny>>(body)?;
     if version != VERSION {
         return Err(Error::Version { theirs: version });

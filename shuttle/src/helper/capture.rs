@@ -1,4 +1,4 @@
-//! A capture: a method and the parts that it works with, from the plan to the undoing.
+//! A capture, from the plan to undoing it: a method and the parts that it uses.
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
@@ -23,19 +23,19 @@ use crate::{
     policy::Plan,
 };
 
-/// All that a capture needs but what captures: listeners that nothing leads to, programs that are not attached, routes
-/// that no rule leads to.
+/// A capture that is ready to start: its listeners receive nothing, its programs are not attached, and no rule leads to
+/// its routes.
 #[derive(Debug)]
 pub(super) struct Prepared {
     method: Method,
     parts: Parts,
     listeners: Listeners,
-    /// What of the rules this host can't do.
+    /// The rules that this host can't carry out.
     note: String,
     order: Order,
 }
 
-/// What was asked for, and the ways to it that are left.
+/// The request, and the candidates that are left.
 #[derive(Debug)]
 struct Order {
     plan: Plan,
@@ -45,7 +45,7 @@ struct Order {
     passed_over: Vec<(Candidate, Vec<Missing>)>,
 }
 
-/// A running capture. What captures ends with this process, however it ends; [`undo`](Self::undo) also removes what is
+/// A running capture. What captures ends with this process, however it ends. [`undo`](Self::undo) also removes what is
 /// inert without it.
 #[derive(Debug)]
 pub(super) struct Capture {
@@ -54,7 +54,7 @@ pub(super) struct Capture {
     watch: Watch,
 }
 
-/// What [`Prepared::start`] hands out beside the capture itself.
+/// What [`Prepared::start`] returns besides the capture.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) method: MethodName,
@@ -64,17 +64,17 @@ pub(super) struct Started {
     pub(super) passed_over: Vec<(MethodName, Vec<Missing>)>,
 }
 
-/// How answers get to a program.
+/// How replies get to a program.
 #[derive(Debug)]
 pub(super) struct ReturnPath {
     /// The address of the program's socket.
     pub(super) sender: Sender,
-    /// By what, where that was asked for.
+    /// The outlet, if the client asked for one.
     pub(super) outlet: Option<(OutletKind, OwnedFd)>,
 }
 
 impl Prepared {
-    /// Gets ready by the first way that this machine can go. On an error, nothing is left.
+    /// Prepares by the first candidate that works on this machine. After an error nothing is left.
     pub(super) async fn new(
         loader: &mut Loader,
         plan: Plan,
@@ -93,12 +93,12 @@ impl Prepared {
         self.method.set_entries(self.parts.entries.clone())
     }
 
-    /// Starts capturing. Where that fails for want of something, and no method was named, the next way is tried. On an error,
+    /// Starts capturing. If that fails because something is missing, the next candidate is tried. After an error
     /// nothing is left.
     pub(super) async fn start(mut self) -> Result<(Capture, Started), Failure> {
         loop {
             let Self { mut method, mut parts, listeners, note, mut order } = self;
-            // Watched before the first look, so that no change falls between.
+            // The watch starts before the first look at the addresses, so that no change is missed.
             let started = match Watch::open() {
                 Ok(watch) => method.start(None, &mut parts).await.map(|()| watch),
                 Err(error) => Err(error.into()),
@@ -164,8 +164,8 @@ impl Order {
         Ok(())
     }
 
-    /// The failure to tell of when no way was found. Of the ways of one method that of the first says what the kernel lacks;
-    /// but who asks for forwarded traffic is told that the last one can't have it.
+    /// The failure to report when no candidate is left. Of a method's candidates the first one's shows what the kernel
+    /// lacks. But if forwarded traffic was requested, the failure says that the last one can't capture it.
     fn nothing_left(&self) -> Failure {
         let tried = self.passed_over();
         match (self.mechanism.method, &tried[..]) {
@@ -179,7 +179,7 @@ impl Order {
         }
     }
 
-    /// The methods that were passed over, each with what it lacks.
+    /// The methods that were passed over, and what each lacks.
     fn passed_over(&self) -> Vec<(MethodName, Vec<Missing>)> {
         let mut all: Vec<(MethodName, Vec<Missing>)> = Vec::new();
         for (candidate, missing) in &self.passed_over {
@@ -194,7 +194,7 @@ impl Order {
         all
     }
 
-    /// The method of the way that is being gone.
+    /// The method of the current candidate.
     fn used(&self) -> MethodName {
         self.candidates.first().map_or(MethodName::Ebpf, |candidate| candidate.method())
     }
@@ -249,7 +249,7 @@ impl Capture {
         }
     }
 
-    /// How replies get to the program that has sent something to the peer, if it can be that it has.
+    /// Finds how replies get to the program at `source`, if it can have sent something to the peer.
     pub(super) async fn answer(&mut self, request: &PathRequest) -> Result<ReturnPath, answer::Error> {
         let PathRequest { source, peer, wants_outlet } = *request;
         let (sender, reach) = self.sender(source, peer).await?;
@@ -257,7 +257,7 @@ impl Capture {
         Ok(ReturnPath { sender, outlet })
     }
 
-    /// Tells a program what the network says of its datagram, where it could have replies from there.
+    /// Passes an ICMP error on to a program, if the program could have replies from the peer.
     pub(super) async fn notify(&mut self, notice: &Notice) -> Result<(), answer::Error> {
         let Notice { source, peer, what } = *notice;
         let (sender, reach) = self.sender(source, peer).await?;
@@ -275,7 +275,7 @@ impl Capture {
         Ok((sender, reach))
     }
 
-    /// Waits until the addresses of this host change. Meanwhile the method watches over what it has set up.
+    /// Waits until the addresses of this host change. Meanwhile the method watches what it has set up.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
             () = self.watch.changed() => {}
@@ -283,7 +283,7 @@ impl Capture {
         }
     }
 
-    /// Takes notice of what has changed.
+    /// Updates this host's own addresses.
     pub(super) async fn refresh(&mut self) -> Result<(), Failure> {
         self.method.look_at_own(&mut self.parts).await
     }

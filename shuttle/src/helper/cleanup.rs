@@ -1,5 +1,5 @@
-//! `shuttle cleanup`: removes what instances left that were killed together with their helper. Nothing of it captures
-//! anything; the next start removes it as well.
+//! `shuttle cleanup`: removes what killed instances left if their helper was killed too. None of it captures anything,
+//! and the next start removes it as well.
 
 use std::{fmt, io};
 
@@ -24,10 +24,10 @@ impl fmt::Display for Report {
 /// Why cleaning up failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Only root can.
+    /// Only root may.
     #[error("cleaning up needs root: run it with sudo")]
     NotRoot,
-    /// No runtime.
+    /// The runtime can't be started.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A step failed.
@@ -35,8 +35,8 @@ pub enum Error {
     Network(#[from] Failure),
 }
 
-/// Removes the leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Live instances
-/// are left alone.
+/// Removes leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Running instances
+/// are not touched.
 pub fn run() -> Result<Report, Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot);

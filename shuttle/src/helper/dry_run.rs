@@ -1,5 +1,5 @@
-//! `--dry-run`: what would be set up, and by which method. Changes nothing, and needs no root; without it some checks are
-//! not made, which the text says.
+//! `--dry-run`: what would be set up, and by which method. Changes nothing and needs no root. Without root some checks
+//! are left out, and the text says which.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{
     policy::Plan,
 };
 
-/// The text, one step a line; lines with a `#` are remarks.
+/// The text: one step per line; lines with a `#` are remarks.
 pub(super) async fn text(plan: &Plan, mechanism: &Mechanism) -> Result<String, Failure> {
     let mut remarks = String::new();
     let mut tried = Vec::new();

@@ -1,4 +1,4 @@
-//! What the client is told of errors of the parts.
+//! Converts the errors of the parts into failures for the client.
 
 use super::bypass;
 use super::parts::{PartsError, claim, lan, listeners, netlink, tun};

@@ -1,4 +1,4 @@
-//! The methods: one set of verbs, and for each verb one match over all of them.
+//! The methods: one set of verbs, each a match over all methods.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -23,10 +23,10 @@ use crate::{
     policy::{Lans, Plan, Scope},
 };
 
-/// What loads the programs of methods that have some.
+/// Loads the programs of methods that have programs.
 pub(super) type Loader = ebpf::Loader;
 
-/// A method at work.
+/// A method in use.
 #[derive(Debug)]
 pub(super) enum Method {
     Ebpf(Box<Ebpf>),
@@ -39,7 +39,7 @@ pub(super) enum Candidate {
 }
 
 impl Candidate {
-    /// The ways that may be tried, in the order in which they are.
+    /// The candidates, in the order in which they are tried.
     pub(super) fn of(mechanism: &Mechanism) -> Vec<Self> {
         let of = |name| match name {
             MethodName::Ebpf => match mechanism.ebpf.steering {
@@ -62,23 +62,23 @@ impl Candidate {
         }
     }
 
-    /// Whose way it is.
+    /// The method that it belongs to.
     pub(super) fn method(self) -> MethodName {
         match self {
             Self::Ebpf(_) => MethodName::Ebpf,
         }
     }
 
-    /// Whether it can keep our own connections out of the capture by this.
+    /// Whether it supports this kind of bypass.
     pub(super) fn goes_by(self, kind: BypassKind) -> bool {
         match (self, kind) {
             (_, BypassKind::Mark | BypassKind::Address) => true,
-            // No packet filter takes part.
+            // It uses no packet filter.
             (Self::Ebpf(_), BypassKind::Cgroup) => false,
         }
     }
 
-    /// What of a plan it can do on no machine.
+    /// What of the plan it can't carry out on any machine.
     pub(super) fn refusals(self, plan: &Plan, mechanism: &Mechanism) -> Vec<Missing> {
         let method = self.method();
         let mut missing = Vec::new();
@@ -107,7 +107,7 @@ impl Candidate {
 }
 
 impl Candidate {
-    /// What would be set up, one step a line.
+    /// What would be set up, one step per line.
     pub(super) fn render(self, mechanism: &Mechanism, facts: Facts<'_>) -> String {
         match self {
             Self::Ebpf(steering) => ebpf::render(steering, mechanism.ebpf.ingress, facts),
@@ -125,8 +125,8 @@ impl fmt::Display for Candidate {
 }
 
 impl Method {
-    /// Gets all ready that capturing needs; nothing is captured. What it has set up is in the parts' ledger, after an error
-    /// too.
+    /// Prepares everything that the capture needs; nothing is captured yet. The parts' ledger has what was set up, also
+    /// after an error.
     pub(super) async fn prepare(
         candidate: Candidate,
         mechanism: &Mechanism,
@@ -142,7 +142,7 @@ impl Method {
         }
     }
 
-    /// From now on the plan's traffic is captured: that of all programs, or in a trial of those in one cgroup.
+    /// Starts capturing the plan's traffic: that of all programs, or, in a trial, of those in one cgroup.
     pub(super) async fn start(&mut self, trial: Option<&Cgroup>, parts: &mut Parts) -> Result<(), Failure> {
         match (self, trial) {
             (Self::Ebpf(ebpf), None) => ebpf.start(parts).await?,
@@ -151,14 +151,14 @@ impl Method {
         Ok(())
     }
 
-    /// The rules as the method carries them out.
+    /// The rules as entries for the method.
     pub(super) fn entries_for(&self, parts: &Parts, rules: &[Rule]) -> Result<Entries, compile::Error> {
         match self {
             Self::Ebpf(ebpf) => ebpf.entries_for(parts, rules),
         }
     }
 
-    /// Sets the entries to go by before the start.
+    /// Sets the entries before the start.
     pub(super) fn set_entries(&mut self, entries: Arc<Entries>) -> Result<(), Failure> {
         match self {
             Self::Ebpf(ebpf) => Ok(ebpf.set_entries(entries)?),
@@ -172,7 +172,7 @@ impl Method {
         }
     }
 
-    /// The program that sends what comes in from `source` for `peer`, to which answers go.
+    /// The program that sends what arrives from `source` for `peer`. Replies go to it.
     pub(super) fn sender(
         &mut self,
         parts: &Parts,
@@ -184,14 +184,14 @@ impl Method {
         }
     }
 
-    /// Takes notice of this host's own addresses, which have changed.
+    /// Updates this host's own addresses.
     pub(super) async fn look_at_own(&mut self, parts: &mut Parts) -> Result<(), Failure> {
         match self {
             Self::Ebpf(ebpf) => Ok(ebpf.look_at_own(parts).await?),
         }
     }
 
-    /// Watches over what was set up. Never ends; may be dropped and called again.
+    /// Watches what was set up. Never returns; may be dropped and called again.
     pub(super) async fn watch(&mut self) {
         match self {
             Self::Ebpf(ebpf) => ebpf.watch().await,

@@ -1,4 +1,5 @@
-//! What runs as root: carries out the client's [`Plan`](crate::policy::Plan), and undoes it when the client is gone.
+//! The part of shuttle that runs as root. It carries out the client's [`Plan`](crate::policy::Plan), and undoes it when
+//! the client is gone.
 
 mod bypass;
 mod capture;

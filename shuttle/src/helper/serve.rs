@@ -1,7 +1,7 @@
-//! The root end: carries out what the client asks and undoes it when the client is gone.
+//! Root's end of the socket: carries out the client's requests, and undoes everything when the client is gone.
 //!
-//! It reads nothing but the client's messages and the kernel's answers, and runs no other program. A terminal's
-//! Ctrl-C reaches it as well as the client: it ignores that, since the end of the socket is what tells it to undo.
+//! It reads nothing but the client's messages and the kernel's answers, and runs no other program. A terminal's Ctrl-C
+//! reaches it as well as the client. It ignores that, since the end of the socket tells it to undo.
 
 use std::{
     io,
@@ -37,8 +37,8 @@ use crate::capture::{
 use crate::policy::{Families, Plan};
 use crate::say::say;
 
-/// Runs the helper on its end of the socket pair, which [`Handle::spawn`](crate::capture::handle::Handle::spawn) makes its
-/// stdin. Returns when the socket closes or SIGTERM comes, with everything undone.
+/// Runs the helper on its end of the socket pair, which [`Handle::spawn`](crate::capture::handle::Handle::spawn) makes
+/// its stdin. Returns when the socket closes or SIGTERM comes, after everything is undone.
 pub fn main(socket: BorrowedFd<'_>) -> ExitCode {
     let run = || -> Result<(), Error> {
         let stream = UnixStream::from(socket.try_clone_to_owned()?);
@@ -78,7 +78,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
         rules: Vec::new(),
         prepared: None,
         capture: None,
-        questions: None,
+        reply_requests: None,
     };
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -87,7 +87,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             request = requests.recv() => match request {
                 Some(Ok(request)) => match helper.answer(&stream, request).await {
                     Ok(()) => {}
-                    // It has left without waiting for the answer, as it does when ssh fails early.
+                    // The client has left without waiting for the response, as it does if ssh fails early.
                     Err(Error::Wire(wire::Error::Io(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
                         break Ok(());
                     }
@@ -99,7 +99,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
             _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass(),
-            request = asked(&mut helper.questions) => match request {
+            request = next_reply_request(&mut helper.reply_requests) => match request {
                 ReplyRequest::Path(request) => helper.reply(request).await,
                 ReplyRequest::Unreachable(notice) => helper.notify(notice).await,
             },
@@ -109,8 +109,8 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
     ended
 }
 
-/// A thread reads, so that a client that sends half a message keeps the helper neither from its signals nor from the
-/// kernel's notices. The channel closes at the end of the socket.
+/// Receives messages on a thread, so that a client that sends half a message doesn't keep the helper from its signals
+/// or the kernel's notices. The channel closes at the end of the socket.
 fn receive_requests<T: DeserializeOwned + Send + 'static>(
     stream: UnixStream,
 ) -> mpsc::Receiver<Result<T, wire::Error>> {
@@ -139,14 +139,14 @@ async fn local_changed(capture: &mut Option<Capture>) {
 }
 
 /// The helper's end of the socket pair for replies.
-struct Questions {
+struct ReplyRequests {
     stream: UnixStream,
     receiver: mpsc::Receiver<Result<ReplyRequest, wire::Error>>,
 }
 
-/// The next request. After the last there are none.
-async fn asked(questions: &mut Option<Questions>) -> ReplyRequest {
-    match questions.as_mut().map(|questions| questions.receiver.recv()) {
+/// The next request. Waits for ever after the last one.
+async fn next_reply_request(reply_requests: &mut Option<ReplyRequests>) -> ReplyRequest {
+    match reply_requests.as_mut().map(|reply_requests| reply_requests.receiver.recv()) {
         Some(next) => match next.await {
             Some(Ok(request)) => return request,
             Some(Err(error)) => tracing::warn!(%error, "no more replies to datagrams"),
@@ -154,7 +154,7 @@ async fn asked(questions: &mut Option<Questions>) -> ReplyRequest {
         },
         None => return std::future::pending().await,
     }
-    *questions = None;
+    *reply_requests = None;
     std::future::pending().await
 }
 
@@ -163,11 +163,11 @@ struct Helper {
     greeted: bool,
     loader: Loader,
     bypass: Option<Bypass>,
-    /// What the client has asked for last, without what the bypass adds.
+    /// The client's latest rules, without those that the bypass adds.
     rules: Vec<Rule>,
     prepared: Option<Prepared>,
     capture: Option<Capture>,
-    questions: Option<Questions>,
+    reply_requests: Option<ReplyRequests>,
 }
 
 impl Helper {
@@ -218,7 +218,7 @@ impl Helper {
             let suits = |kind| candidates.iter().any(|candidate| candidate.goes_by(kind));
             self.bypass = Some(bypass.suit(suits)?);
         }
-        // Nothing is loaded after this, and what the loader knows is many megabytes.
+        // Nothing is loaded after this, and the loader's types take many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
         self.rules.clone_from(&plan.rules);
         let kind = self.bypass.as_ref().map(Bypass::kind);
@@ -240,12 +240,12 @@ impl Helper {
         let receiver = ours.try_clone().map(receive_requests).map_err(failed)?;
         let (capture, started) = prepared.start().await?;
         self.capture = Some(capture);
-        self.questions = Some(Questions { stream: ours, receiver });
+        self.reply_requests = Some(ReplyRequests { stream: ours, receiver });
         Ok((started, theirs))
     }
 
     async fn reply(&mut self, request: PathRequest) {
-        let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
+        let (Some(capture), Some(reply_requests)) = (&mut self.capture, &self.reply_requests) else { return };
         let (answer, socket) = match capture.answer(&request).await {
             Ok(ReturnPath { sender, outlet }) => {
                 let (kind, socket) = outlet.unzip();
@@ -254,13 +254,13 @@ impl Helper {
             Err(error) => (PathResponse::Refused { message: error.to_string() }, None),
         };
         let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = wire::send(&questions.stream, &answer, &descriptors) {
+        if let Err(error) = wire::send(&reply_requests.stream, &answer, &descriptors) {
             tracing::debug!(%error, "the client asks for no more replies");
-            self.questions = None;
+            self.reply_requests = None;
         }
     }
 
-    /// As with an ICMP error of the network, nobody hears if it does not get there.
+    /// A failure is only logged: an ICMP error of the network may get lost too.
     async fn notify(&mut self, notice: Notice) {
         if let Some(capture) = &mut self.capture
             && let Err(error) = capture.notify(&notice).await
@@ -313,7 +313,7 @@ impl Helper {
         if let Some(capture) = self.capture {
             capture.undo().await;
         }
-        // Last: without it, ssh would be captured.
+        // Dropped last: without the bypass, ssh would be captured.
         drop(self.bypass);
     }
 }

@@ -1,4 +1,4 @@
-//! What each method sets up for each of these plans, held by snapshots: `cargo insta review` shows what has changed.
+//! Snapshots of what each method sets up for some plans. `cargo insta review` shows what has changed.
 
 use shuttle_common::{
     compile::compile,

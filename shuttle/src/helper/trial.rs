@@ -1,5 +1,5 @@
-//! What a method can do on this machine, proved by doing: it captures a connection and a datagram of each family, in a network
-//! namespace and a cgroup made for that. Nothing of this host changes.
+//! Proves what a method can do on this machine: it captures a connection and a datagram of each family, in a network
+//! namespace and a cgroup that are made for the trial. The rest of this host doesn't change.
 
 use std::{
     io,
@@ -29,16 +29,16 @@ use crate::{
     policy::{Lans, Plan},
 };
 
-/// The networks that the trial captures: those of documents (RFC 5737, RFC 3849), where nobody is.
+/// The networks that the trial captures: those reserved for documentation (RFC 5737, RFC 3849).
 const NETWORKS: [&str; 2] = ["192.0.2.0/24", "2001:db8::/32"];
-/// What the trial connects and sends to.
+/// The destinations of the trial.
 const DESTINATIONS: [&str; 2] = ["192.0.2.1:7", "[2001:db8::1]:7"];
-/// How long something captured may take to arrive; it usually takes a tenth of a millisecond.
+/// How long captured traffic may take to arrive. It usually takes a tenth of a millisecond.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
-/// What can't be checked without root.
+/// The checks that need root.
 const CHECKS: &str = "a trial capture in a network namespace and a cgroup of its own";
 
-/// What a candidate lacks to carry out the plan here; nothing, where it can.
+/// What a candidate lacks to carry out the plan on this machine; empty if it can.
 pub(super) fn missing(candidate: Candidate, plan: &Plan, mechanism: &Mechanism) -> Vec<Missing> {
     let refusals = candidate.refusals(plan, mechanism);
     if !refusals.is_empty() {
@@ -54,7 +54,7 @@ pub(super) fn missing(candidate: Candidate, plan: &Plan, mechanism: &Mechanism) 
         let runtime = runtime.map_err(|error| failed("starting a runtime", &error))?;
         runtime.block_on(run(candidate, plan, mechanism))
     };
-    // Only the thread is in the new namespace, which goes with it.
+    // Only this thread enters the new namespace, which ends with it.
     let result = thread::scope(|scope| scope.spawn(trial).join());
     match result {
         Ok(Ok(())) => Vec::new(),
@@ -107,7 +107,7 @@ async fn try_out(
     arrives(candidate, method.arrival(), listeners)
 }
 
-/// Connects and sends to what is captured, from this very process.
+/// Connects and sends to captured destinations, from this process.
 fn arrives(candidate: Candidate, arrival: Arrival, listeners: Listeners) -> Result<(), Failure> {
     let Listeners { v4, v6 } = listeners;
     for (destination, listener) in DESTINATIONS.iter().zip([v4, v6]) {
@@ -157,7 +157,7 @@ fn datagram_arrives(destination: SocketAddr, arrival: Arrival, listener: UdpSock
     }
 }
 
-/// The cgroup whose programs' traffic a trial captures: that of this process, for the time.
+/// The cgroup whose traffic a trial captures: a child that this process is in meanwhile.
 struct TrialCgroup {
     parent: Cgroup,
     child: Cgroup,
@@ -168,7 +168,7 @@ impl TrialCgroup {
     fn enter() -> Result<Self, bypass::Error> {
         let pid = nix::unistd::getpid().as_raw();
         let parent = Cgroup::root()?.of_process(pid)?;
-        let child = parent.make_bypass(pid)?;
+        let child = parent.make_child(pid)?;
         let trial = Self { parent, child, pid };
         let remedy = "needs root, and a cgroup2 hierarchy that can be written to";
         trial.child.add(pid).map_err(bypass::Error::step("moving into", "the trial's cgroup", remedy))?;
@@ -177,9 +177,9 @@ impl TrialCgroup {
 }
 
 impl Drop for TrialCgroup {
-    /// What remains, if anything, is empty and removed by the next start.
+    /// If the cgroup remains, it is empty, and the next start removes it.
     fn drop(&mut self) {
-        let left = self.parent.add(self.pid).and_then(|()| self.parent.remove_bypass(self.pid));
+        let left = self.parent.add(self.pid).and_then(|()| self.parent.remove_child(self.pid));
         if let Err(error) = left {
             tracing::debug!(%error, "the trial's cgroup remains");
         }

@@ -1,4 +1,4 @@
-//! Undoing what a ledger holds: after an error half way, at the end, and for what dead instances left.
+//! Undoes the entries of a ledger: after an error half way, at the end, and for leftovers of dead instances.
 
 use super::{
     ebpf::hook,
@@ -10,15 +10,15 @@ use super::{
     },
 };
 
-/// Undoes all that a ledger holds, in reverse order. Goes on at an error: what then remains is inert, and removed by the
-/// next start. Whatever captures must have been dropped before.
+/// Undoes all entries of a ledger, in reverse order. Continues after an error: what remains then is inert, and the next
+/// start removes it. Drop whatever captures before this.
 pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
     for entry in ledger.into_reverse() {
         let words = words(&entry);
         match one(entry, netlink).await {
             Ok(()) => {}
-            // A step that failed, or what somebody else has removed.
-            Err(error) if error.is_absent() => tracing::debug!(%error, words, "gone already"),
+            // The step had failed, or somebody else has removed the object.
+            Err(error) if error.is_absent() => tracing::debug!(%error, words, "already removed"),
             Err(error) => {
                 tracing::warn!(%error, "a {words} remains; it is inert, and `shuttle cleanup` removes it");
             }
@@ -26,9 +26,9 @@ pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
     }
 }
 
-/// Removes what dead instances left in this network namespace, and describes it.
+/// Removes what dead instances left in this network namespace, and returns a description.
 pub(super) async fn leftovers(netlink: &Netlink) -> Result<Vec<String>, Error> {
-    // Routes first: that they are gone shows that an instance is dead.
+    // Routes first: without them an instance counts as dead.
     let mut removed = each(link_local::leftovers(netlink).await?, netlink).await?;
     removed.extend(each(policy_rules::leftovers(netlink).await?, netlink).await?);
     removed.extend(each(hook::leftovers(netlink).await?, netlink).await?);

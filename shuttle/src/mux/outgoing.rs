@@ -223,7 +223,9 @@ mod tests {
     proptest! {
         /// Whatever the sizes of frames, writes and acknowledgements, the bytes come out once and in order.
         #[test]
-        fn bytes_come_out_in_order(steps in prop::collection::vec((1usize..200_000, 1usize..400_000, any::<bool>()), 1..60)) {
+        fn bytes_come_out_in_order(
+            steps in prop::collection::vec((1usize..200_000, 1usize..400_000, any::<bool>()), 1..60)
+        ) {
             let mut queue = Outgoing::default();
             let (mut given, mut out) = (0u64, 0u64);
             for (frame, write, ack) in steps {

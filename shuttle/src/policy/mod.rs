@@ -1,4 +1,4 @@
-//! What is to be captured: subnets, the rule set and the plan that comes of it. Pure: no files, no network, no clock.
+//! What is to be captured: subnets, the rule set, and the plan made from it. Pure: no files, no network, no clock.
 
 mod plan;
 mod rules;

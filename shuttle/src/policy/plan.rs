@@ -1,4 +1,4 @@
-//! What to capture: plain values that a method carries out. Nothing of a mechanism stands in it.
+//! What to capture, as plain values that a method carries out. A plan has nothing of a mechanism.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,8 +6,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
-/// The upper limit on rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and a message to
-/// the helper can carry.
+/// The upper limit on rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and what a message
+/// to the helper can carry.
 pub const MAX_RULES: usize = 262_144;
 
 /// What one running shuttle captures. The only input of a firewall method.
@@ -16,10 +16,10 @@ pub struct Plan {
     /// Includes and excludes in any order: precedence is a property of the rules, not of the list
     /// (see [`shuttle_common::rule`]).
     pub rules: Vec<Rule>,
-    /// Nameservers, whose port 53 is captured also where this host owns the address, as far as the rules say so.
+    /// Nameservers. Their port 53 is captured even if this host owns the address, as far as the rules say so.
     pub nameservers: Vec<Nameserver>,
-    /// The address families to prepare; one that is off gets no listener, route or policy rule, and rules about it no
-    /// effect, also those that come later.
+    /// The address families to prepare. A family that is off gets no listener, route or policy rule; rules about it,
+    /// also later ones, have no effect.
     pub families: Families,
     /// Whose traffic is captured.
     pub scope: Scope,
@@ -54,7 +54,7 @@ impl Nameserver {
     }
 }
 
-/// Whose traffic is captured, of what this machine sends itself.
+/// Whose traffic is captured, of the traffic that this machine sends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// That of all programs.
@@ -92,7 +92,7 @@ pub struct Families {
     pub v6: bool,
 }
 
-/// Excludes for what has no meaning beyond this host or its link: put them into every plan. By the rules' usual
+/// Exclusions of addresses that have no meaning beyond this host or its link. Put them into every plan. By the usual
 /// precedence a longer include beats them, as does one with fewer ports.
 pub fn default_exclusions() -> Vec<Rule> {
     let v4 =

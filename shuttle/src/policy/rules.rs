@@ -1,4 +1,4 @@
-//! The rules: where each comes from, and what all of them come to.
+//! The rule set: each rule with its origin, and the plan that all of them give.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -41,7 +41,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What is to be done with the traffic to one subnet.
+/// What to do with the traffic to one subnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetRule {
     /// As typed.
@@ -78,27 +78,27 @@ impl SubnetRule {
     }
 }
 
-/// All rules of a tunnel: the explicit ones, which users give and change, and those that follow from them and from
-/// the nameservers.
+/// All rules of a tunnel: the explicit ones, which users add and change, and those that follow from them and from the
+/// nameservers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSet {
     explicit: Vec<SubnetRule>,
     nameservers: Vec<Nameserver>,
 }
 
-/// What makes two subnets the same, however they are typed.
+/// Identifies a subnet, however it is typed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// An address or a network.
     Network(IpNet, (u16, u16)),
-    /// A name, not what it stands for.
+    /// A name, not its addresses.
     Name(String, Option<u8>, (u16, u16)),
 }
 
 /// A subnet that has no explicit rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownRule {
-    /// It has none at all.
+    /// It has no rule at all.
     #[error("there is no rule for {0}: see `shuttle rules`")]
     Nowhere(String),
     /// It is excluded by default.
@@ -111,7 +111,7 @@ pub enum UnknownRule {
     Nameserver(String),
 }
 
-/// More rules than the kernel's maps take.
+/// There are more rules than the kernel's maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} subnets are more than the {MAX_RULES} that fit the kernel's maps: join some of them")]
 pub struct TooManyRules(usize);
@@ -133,7 +133,7 @@ impl RuleSet {
         &self.explicit
     }
 
-    /// The rules that nobody typed: for the nameservers, then the default exclusions.
+    /// The rules that were not typed: those for the nameservers, then the default exclusions.
     pub fn implied(&self) -> Vec<SubnetRule> {
         let queries = self.query_rules().map(|rule| SubnetRule::implied(rule, Origin::Nameserver));
         let defaults = self.defaults().into_iter().map(|rule| SubnetRule::implied(rule, Origin::Default));
@@ -174,7 +174,7 @@ impl RuleSet {
         if all > MAX_RULES { Err(TooManyRules(all)) } else { Ok(()) }
     }
 
-    /// All rules, as a method takes them.
+    /// All rules, for a method.
     pub fn rules(&self) -> Vec<Rule> {
         let explicit = self.explicit.iter().flat_map(SubnetRule::rules);
         explicit.chain(self.query_rules()).chain(self.defaults()).collect()
@@ -311,7 +311,7 @@ mod tests {
             "0.0.0.0/8:80 default",
         ];
         assert_eq!(text[..4], want);
-        // What is shown is what is in force.
+        // The rules that are shown are those in force.
         assert_eq!(all.iter().flat_map(SubnetRule::rules).collect::<Vec<_>>(), rules.rules());
         let subnet = "fd00::53".parse::<Subnet>().unwrap();
         assert_eq!(rules.remove(&[subnet]), Err(UnknownRule::Nowhere("fd00::53".into())));

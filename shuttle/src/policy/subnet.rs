@@ -1,4 +1,4 @@
-//! `10.0.0.0/8:8000-9000` and its like, in the forms that sshuttle's users know.
+//! Subnets such as `10.0.0.0/8:8000-9000`, in the forms that sshuttle's users know.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,7 +25,7 @@ enum Host {
     Name(String),
 }
 
-/// What is wrong with a subnet.
+/// Why a subnet is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubnetError {
     /// Neither an address nor a name.
@@ -53,7 +53,7 @@ pub enum SubnetError {
     Brackets,
 }
 
-/// A mask that doesn't fit the addresses of the name it is on.
+/// A mask doesn't fit the addresses of its name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MaskError {
     /// The name has addresses of both families.
@@ -114,7 +114,7 @@ fn parse_host(text: &str) -> Result<Host, SubnetError> {
     Ok(Host::Name(text.to_owned()))
 }
 
-/// One to four decimal parts; the last fills what the others leave, as inet_aton(3) has it: `10.1` is 10.0.0.1.
+/// One to four decimal parts; the last part fills the remaining bytes, as in inet_aton(3): `10.1` is 10.0.0.1.
 fn parse_inet_aton(text: &str) -> Option<Ipv4Addr> {
     let parts: Vec<u32> = text.split('.').map(parse_decimal).collect::<Option<_>>()?;
     let (last, firsts) = parts.split_last()?;
@@ -166,7 +166,7 @@ impl fmt::Display for Subnet {
 }
 
 impl From<Rule> for Subnet {
-    /// As somebody would have typed it.
+    /// In a form that a user could have typed.
     fn from(Rule { network, ports, .. }: Rule) -> Self {
         let range = match (ports.first, ports.last) {
             _ if ports == Ports::ALL => String::new(),
@@ -182,7 +182,7 @@ impl From<Rule> for Subnet {
 }
 
 impl Subnet {
-    /// The same for all ways to type the same subnet. Asks nobody.
+    /// Equal for all forms of the same subnet. Looks nothing up.
     pub(super) fn key(&self) -> Key {
         let ports = (self.ports.first, self.ports.last);
         match &self.host {
@@ -202,7 +202,7 @@ impl Subnet {
         }
     }
 
-    /// The networks it stands for: one, or for a name one for each of `resolved`, the name's addresses.
+    /// The networks that it stands for: one, or for a name one for each address in `resolved`.
     pub(super) fn networks(&self, resolved: &[IpAddr]) -> Result<Vec<IpNet>, MaskError> {
         let addresses = match &self.host {
             Host::Address(address) => std::slice::from_ref(address),

@@ -1,4 +1,4 @@
-//! How the agent gets to a remote machine that has nothing but a POSIX shell, and leaves nothing there.
+//! Sends the agent to a remote machine that has only a POSIX shell, and leaves nothing there.
 //!
 //! ```text
 //! remote  shuttle-hello 1 FORM Linux x86_64 HOST   after whatever a login script prints
@@ -7,11 +7,10 @@
 //! remote  shuttle-start                            length and hash are right; what follows is the agent's
 //! ```
 //!
-//! FORM is `xz`, `gzip` where there is no xz, or `raw` where there is neither. HOST is the boot's id and the network
-//! namespace, where there are such things: a client that finds its own there would capture the connections of its own
-//! agent, for ever.
+//! FORM is `xz`; `gzip` if there is no xz; `raw` if there is neither. HOST is the boot id and the network namespace, if
+//! available. A client that finds its own there would capture the connections of its own agent.
 //!
-//! The client sends nothing more before `shuttle-start`, so it doesn't matter when a remote tool reads ahead.
+//! The client sends nothing more before `shuttle-start`, so remote tools may read ahead.
 
 mod agents;
 mod script;
@@ -27,38 +26,38 @@ use self::script::SCRIPT;
 use crate::link::Pipes;
 use crate::say::printable;
 
-/// What a login script may print before the remote shell gets to our command, bytes.
-const MOST_NOISE: usize = 1024 * 1024;
-/// The longest line of the dialogue, bytes.
-const MOST_LINE: usize = 256;
+/// The most bytes that a login script may print before the remote shell runs our command.
+const MAX_NOISE: usize = 1024 * 1024;
+/// The longest line of the dialogue, in bytes.
+const MAX_LINE: usize = 256;
 
 const HELLO: &str = "\nshuttle-hello 1 ";
 const START: &str = "shuttle-start";
 const FAILED: &str = "shuttle-failed ";
 
-/// What ssh is asked to run.
+/// The command that ssh runs remotely.
 pub(super) fn remote_command() -> String {
     format!("exec /bin/sh -c '{SCRIPT}'")
 }
 
-/// Why the remote machine doesn't run our agent.
+/// Why the agent doesn't run on the remote machine.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// ssh or the remote shell ended before it got to our command.
+    /// ssh or the remote shell ended before it ran our command.
     #[error("ssh ended before the agent started")]
     Ended {
-        /// What was printed instead.
+        /// The last line that was printed instead.
         noise: String,
     },
-    /// More noise than any login script makes.
+    /// The login script printed more than [`MAX_NOISE`].
     #[error(
-        "the remote shell printed {MOST_NOISE} bytes and didn't run the command: is its login script waiting for input?"
+        "the remote shell printed {MAX_NOISE} bytes and didn't run the command: is its login script waiting for input?"
     )]
     Noise,
-    /// No agent for that machine.
+    /// There is no agent for that machine.
     #[error("no agent for {machine}: this shuttle carries one for {}", carried())]
     Machine {
-        /// What `uname` said there.
+        /// The machine according to `uname`.
         machine: String,
     },
     /// The remote machine is this one.
@@ -67,22 +66,22 @@ pub enum BootstrapError {
          connections for ever: leave out -r"
     )]
     Here,
-    /// No directory to run a program from.
+    /// No directory there allows running a program.
     #[error(
         "the remote account has no directory in which a program may be run: tried $TMPDIR or /tmp, \
          $XDG_RUNTIME_DIR, $HOME, /var/tmp and /dev/shm; set TMPDIR there to one that isn't mounted noexec"
     )]
     Nowhere,
-    /// The upload arrived changed.
+    /// The upload arrived damaged.
     #[error("the agent arrived damaged on the remote machine: is its disk full?")]
     Damaged,
-    /// Nothing there tells whether the upload arrived whole.
+    /// No tool there can verify the upload.
     #[error("the agent can't be verified on the remote machine, which has neither sha256sum nor cksum")]
     Unchecked,
     /// The agent doesn't run there.
     #[error("the agent can't be run on the remote machine, which says that it is {0}")]
     Unfit(String),
-    /// Something that isn't in the dialogue.
+    /// An answer that is not part of the dialogue.
     #[error("the remote shell answered `{0}`, which makes no sense")]
     Answer(String),
     /// The pipes to ssh failed.
@@ -94,7 +93,7 @@ fn carried() -> String {
     AGENTS.iter().map(|agent| agent.machine).collect::<Vec<_>>().join(", ")
 }
 
-/// Leads the dialogue over the child's stdin and stdout, and returns them once the agent has them.
+/// Carries out the dialogue over the child's stdin and stdout, and returns them once the agent owns them.
 pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
     let (Some(stdin), Some(stdout)) = (child.stdin.as_mut(), child.stdout.as_mut()) else {
         return Err(io::Error::from(io::ErrorKind::NotConnected).into());
@@ -107,7 +106,7 @@ pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
     let Some(agent) = Agent::of(&hello.machine) else {
         return Err(BootstrapError::Machine { machine: hello.machine });
     };
-    // ssh ending is seen on its stdout, and explained better there.
+    // If ssh ends, its stdout tells so, with a better error.
     drop(stdin.write_all(agent.header(hello.form).as_bytes()).await);
     drop(stdin.write_all(agent.bytes(hello.form)).await);
     drop(stdin.flush().await);
@@ -130,13 +129,13 @@ pub(super) fn pipes(child: &mut Child) -> io::Result<Pipes> {
     Pipes::new(input, output)
 }
 
-/// What the remote shell says of its machine.
+/// The hello of the remote shell.
 #[derive(Debug, PartialEq, Eq)]
 struct Hello {
     form: Form,
-    /// As `uname` says it.
+    /// The system and the processor, according to `uname`.
     machine: String,
-    /// The boot and the network namespace, where there are such things.
+    /// The boot id and the network namespace, if available.
     host: String,
 }
 
@@ -150,20 +149,20 @@ impl Hello {
     }
 }
 
-/// What the script would say of the host if it ran here.
+/// The host as the script would print it on this machine.
 fn this_host() -> Option<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = std::fs::read_link("/proc/self/ns/net").ok()?;
     Some(format!("{} {}", boot.trim(), namespace.display()))
 }
 
-/// Skips noise up to the hello, and returns what it says.
+/// Skips noise up to the hello, and returns the rest of its line.
 async fn hello(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, BootstrapError> {
-    // The script prints an empty line first; at the very beginning none is needed.
+    // The script prints an empty line first. The leading newline here makes that unnecessary at the very beginning.
     listen(stdout, b"\n".to_vec(), find_machine).await
 }
 
-/// Reads on after what was `heard` until `find` has found what it looks for after a login script's noise.
+/// Reads on, after what was already `heard`, until `find` returns something.
 pub(super) async fn listen<T>(
     stdout: &mut (impl AsyncRead + Unpin),
     mut heard: Vec<u8>,
@@ -173,7 +172,7 @@ pub(super) async fn listen<T>(
         if let Some(found) = find(&heard) {
             return Ok(found);
         }
-        if heard.len() > MOST_NOISE {
+        if heard.len() > MAX_NOISE {
             return Err(BootstrapError::Noise);
         }
         if stdout.read_buf(&mut heard).await? == 0 {
@@ -189,10 +188,10 @@ fn find_machine(heard: &[u8]) -> Option<String> {
     Some(printable(String::from_utf8_lossy(&rest[..end]).trim()))
 }
 
-/// One line and not a byte more: what follows is the agent's.
+/// Reads one line and no byte beyond it: those are the agent's.
 async fn line(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, BootstrapError> {
     let mut line = Vec::new();
-    while line.len() < MOST_LINE {
+    while line.len() < MAX_LINE {
         let mut byte = [0];
         if stdout.read(&mut byte).await? == 0 {
             return Err(BootstrapError::Ended { noise: last_line(&line) });

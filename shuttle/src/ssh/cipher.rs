@@ -1,15 +1,16 @@
-//! Which cipher to ask ssh for.
+//! The choice of the ssh cipher.
 //!
-//! OpenSSH prefers chacha20-poly1305 everywhere; where the processor has AES instructions, AES-GCM carries half as
-//! much again or more (docs/performance.md). A user who has chosen ciphers keeps them.
+//! OpenSSH prefers chacha20-poly1305 everywhere. On processors with AES instructions, AES-GCM carries at least half as
+//! much again (docs/performance.md). The choice of a user who has configured ciphers is kept.
 
 use super::config::Config;
 
 const PREFERRED: [&str; 2] = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"];
 
-/// The options that put AES-GCM first; none where it would not be faster, or where the user has chosen.
+/// The options that put AES-GCM first; none if it is not faster here, or if the user has configured ciphers.
 ///
-/// What the user has chosen is what ssh has `in_effect` and not by `default`, without a configuration.
+/// The user has configured ciphers if those `in_effect` differ from the `default`, which is what ssh uses without a
+/// configuration.
 pub(super) fn preference(in_effect: Option<&Config>, default: Option<&Config>) -> Vec<String> {
     let (Some(in_effect), Some(default)) = (in_effect, default) else { return Vec::new() };
     if in_effect.ciphers != default.ciphers {
@@ -19,7 +20,7 @@ pub(super) fn preference(in_effect: Option<&Config>, default: Option<&Config>) -
     prefer(&default.ciphers).unwrap_or_default()
 }
 
-/// The same list with AES-GCM first. Spelt out, since `^` is new in OpenSSH 8.0.
+/// Moves AES-GCM to the front of the list. The list is written out, since `^` is new in OpenSSH 8.0.
 fn prefer(list: &str) -> Option<Vec<String>> {
     let (first, rest): (Vec<&str>, Vec<&str>) =
         list.split(',').partition(|cipher| PREFERRED.contains(cipher));

@@ -1,24 +1,24 @@
-//! What ssh makes of the user's configuration, as `ssh -G` tells it.
+//! The user's ssh configuration, as `ssh -G` prints it.
 
 use std::process::Stdio;
 
 use super::{CommandLine, Settings};
 
-/// The settings in effect for a destination that matter here.
+/// The settings in effect for a destination, as far as shuttle needs them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Config {
     /// The ciphers in order of preference, separated by commas.
     pub(super) ciphers: String,
-    /// Whether the user shares connections by a control socket of their own.
+    /// Whether the user configured a control socket for sharing connections.
     pub(super) has_control_path: bool,
 }
 
 impl Config {
-    /// Asks ssh, with `options` after those of the command line; `None` when ssh can't say, which it will explain
-    /// itself later on.
+    /// Runs `ssh -G`, with `options` after those of the command line. `None` if it fails; ssh itself reports the reason
+    /// later.
     pub(super) async fn read(line: &CommandLine, options: &[&str], settings: &Settings) -> Option<Self> {
         let mut command = line.command(&[], settings);
-        // Of two -F the last one counts.
+        // Of two -F options, ssh uses the last.
         command.arg("-G").args(options).arg(&line.destination);
         let output =
             command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output().await.ok()?;

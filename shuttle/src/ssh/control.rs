@@ -1,4 +1,4 @@
-//! The control socket by which further sessions use one authenticated connection (ControlMaster in ssh_config(5)).
+//! The control socket through which more sessions use one authenticated connection (ControlMaster in ssh_config(5)).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,61 +9,62 @@ use nix::unistd::geteuid;
 use crate::private::{is_private, purge, runtime_directory};
 
 const PREFIX: &str = "shuttle-ssh.";
-/// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17
-/// longer.
-const MOST_PATH: usize = 90;
+/// The longest path, in bytes. The path of a socket has at most 107 (unix(7)), and ssh creates the socket under a name
+/// that is 17 bytes longer.
+const MAX_PATH: usize = 90;
 
-/// By which socket a connection is shared.
+/// The control socket that a connection is shared by.
 #[derive(Debug)]
 pub(super) enum Control {
-    /// The user's configuration names one.
-    Theirs,
-    /// One of our own, for this connection alone.
-    Ours(Socket),
+    /// The one that the user's configuration names.
+    Configured,
+    /// One of our own, for this connection only.
+    Own(Socket),
 }
 
-/// A path for a socket that ssh makes, and removes when it ends, by SIGTERM too; and we if it couldn't.
+/// The path of a socket that ssh creates, and removes when it ends, also by SIGTERM. Dropping it removes the socket if
+/// ssh did not.
 #[derive(Debug)]
 pub(super) struct Socket(PathBuf);
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Most often ssh has removed it.
+        // ssh has usually removed it already.
         drop(fs::remove_file(&self.0));
     }
 }
 
 impl Control {
-    /// A place for a socket of our own, after those that killed processes left are cleared away. `None`: there is no
-    /// private directory for it, or none with a name that ssh reads as it is.
-    pub(super) fn ours(home: Option<&Path>) -> Option<Self> {
+    /// Chooses a path for a socket of our own, and removes those that killed processes left. `None` if there is no
+    /// private directory, or none whose name ssh reads literally.
+    pub(super) fn own(home: Option<&Path>) -> Option<Self> {
         let runtime = runtime_directory(geteuid());
         let keys = home.map(|home| home.join(".ssh"));
         let directory = [Some(runtime), keys].into_iter().flatten().find(|path| is_private(path))?;
         purge(&directory, |name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
-        // Processes in containers may have the same number and share the directory.
+        // The process id is not unique: processes in containers may have the same one and share the directory.
         #[expect(clippy::disallowed_methods, reason = "it makes a name unique")]
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let path = directory.join(format!("{PREFIX}{}.{:x}", std::process::id(), now.as_nanos()));
-        // ssh takes the words of a setting apart.
+        // ssh splits a setting into words.
         let fits = path.to_str().is_some_and(|text| {
-            text.len() <= MOST_PATH && text.chars().all(|c| c.is_ascii_graphic() && !"\"'\\".contains(c))
+            text.len() <= MAX_PATH && text.chars().all(|c| c.is_ascii_graphic() && !"\"'\\".contains(c))
         });
-        fits.then(|| Self::Ours(Socket(path)))
+        fits.then(|| Self::Own(Socket(path)))
     }
 
     /// The options that make the first session's ssh share its connection.
     pub(super) fn master_options(&self) -> Vec<String> {
         match self {
-            Self::Theirs => Vec::new(),
-            Self::Ours(socket) => options(["ControlMaster=yes", "ControlPersist=no", &socket.setting()]),
+            Self::Configured => Vec::new(),
+            Self::Own(socket) => options(["ControlMaster=yes", "ControlPersist=no", &socket.setting()]),
         }
     }
 
-    /// The options of a session that uses the shared connection, and ends rather than make one of its own.
+    /// The options of a session that uses the shared connection, and fails instead of making a new one.
     pub(super) fn session_options(&self) -> Vec<String> {
         let mut all = options(["ControlMaster=no", "ProxyCommand=false", "BatchMode=yes"]);
-        if let Self::Ours(socket) = self {
+        if let Self::Own(socket) = self {
             all.extend(options([&socket.setting()]));
         }
         all
@@ -72,7 +73,7 @@ impl Control {
 
 impl Socket {
     fn setting(&self) -> String {
-        // ssh expands what follows a per cent sign.
+        // ssh expands a per cent sign and what follows it.
         format!("ControlPath={}", self.0.display().to_string().replace('%', "%%"))
     }
 }

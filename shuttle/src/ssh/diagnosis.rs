@@ -1,4 +1,4 @@
-//! What ssh says on stderr, and what to make of it when it ends.
+//! Reads ssh's stderr, and explains why ssh ended.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,29 +14,29 @@ use tokio::task::JoinHandle;
 use super::{CommandLine, Remote};
 use crate::say::{printable, say};
 
-/// Lines that are remembered for the diagnosis.
+/// How many lines are kept for the diagnosis.
 const REMEMBERED: usize = 50;
-/// The longest line, bytes; what goes on counts as the next one.
-const MOST_LINE: u64 = 1024;
-/// How long stderr may stay open once ssh has ended.
+/// The longest line, in bytes. The rest counts as the next line.
+const MAX_LINE: u64 = 1024;
+/// How long stderr may stay open after ssh has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 type Lines = Arc<Mutex<VecDeque<String>>>;
 
-/// ssh's stderr. Its lines pass on to ours, but for those that the diagnosis will put better.
+/// ssh's stderr. Its lines are relayed to ours, except those that the diagnosis explains better.
 pub struct Stderr {
     task: Option<JoinHandle<()>>,
     lines: Lines,
     shown: watch::Sender<Shown>,
 }
 
-/// Which lines pass on to the user.
+/// Which lines are relayed to the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
     All,
-    /// All but those that the diagnosis will put better.
+    /// All except those that the diagnosis explains better.
     Unexplained,
-    /// All but what ssh says of lanes that the server refuses, which is of no consequence.
+    /// All except those about lanes that the server refuses, which do no harm.
     Connected,
     None,
 }
@@ -46,7 +46,7 @@ impl Stderr {
         Self::new(stderr, if verbose { Shown::All } else { Shown::Unexplained })
     }
 
-    /// Of a program that is not needed: unless `verbose`, its lines are remembered and not passed on.
+    /// Reads the stderr of a process that is not essential: unless `verbose`, its lines are kept and not relayed.
     pub(super) fn keep(stderr: Option<ChildStderr>, verbose: bool) -> Self {
         Self::new(stderr, if verbose { Shown::All } else { Shown::None })
     }
@@ -58,7 +58,7 @@ impl Stderr {
         Self { task, lines, shown }
     }
 
-    /// There is no start-up left to diagnose.
+    /// Call when the agent has started: from then on there is no start to diagnose.
     pub(super) fn connected(&mut self) {
         self.shown.send_if_modified(|shown| {
             let modified = *shown == Shown::Unexplained;
@@ -69,8 +69,8 @@ impl Stderr {
         });
     }
 
-    /// The last lines, once ssh has closed its stderr; or after a short while, as a proxy command may outlive ssh and
-    /// hold it open.
+    /// The last lines, once ssh has closed its stderr, or after [`LAST_WORDS`]: a proxy command may outlive ssh and
+    /// hold stderr open.
     pub async fn rest(&mut self) -> Vec<String> {
         if let Some(task) = self.task.take() {
             drop(tokio::time::timeout(LAST_WORDS, task).await);
@@ -99,14 +99,14 @@ async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines)
     }
 }
 
-/// The next line, or as much of it as a line may be.
+/// The next line, or its first [`MAX_LINE`] bytes.
 async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
     let mut line = Vec::new();
-    input.take(MOST_LINE).read_until(b'\n', &mut line).await.ok().filter(|length| *length > 0)?;
+    input.take(MAX_LINE).read_until(b'\n', &mut line).await.ok().filter(|length| *length > 0)?;
     Some(printable(String::from_utf8_lossy(&line).trim_end()))
 }
 
-/// A text in ssh's last lines, and what it means.
+/// Texts in ssh's last lines, and their causes.
 const CAUSES: [(&str, Cause); 16] = [
     ("REMOTE HOST IDENTIFICATION HAS CHANGED", Cause::KeyChanged),
     ("Host key verification failed", Cause::KeyUnknown),
@@ -126,7 +126,7 @@ const CAUSES: [(&str, Cause); 16] = [
     ("Can't open user config file", Cause::Configuration),
 ];
 
-/// What the ssh whose connection is shared says when the server gives no further session (clientloop.c).
+/// Whether ssh reports, about the shared connection, that the server refuses another session (clientloop.c).
 fn is_refused_lane(line: &str) -> bool {
     line.starts_with("channel ") && line.contains(": open failed: ")
 }
@@ -135,7 +135,7 @@ fn is_cause(line: &str) -> bool {
     CAUSES.iter().any(|(text, _)| line.contains(text))
 }
 
-/// The rest of the block in which ssh warns of a changed host key.
+/// Whether the line belongs to the block in which ssh warns of a changed host key.
 fn in_warning(before: &VecDeque<String>, line: &str) -> bool {
     line.starts_with("@@@")
         || before.iter().any(|line| line.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"))
@@ -164,13 +164,13 @@ impl Diagnosis {
         noise: &str,
         status: Option<ExitStatus>,
     ) -> Self {
-        // What ssh -v tells includes addresses that were tried in vain before the right one.
+        // The output of ssh -v includes addresses that failed before the right one.
         let told = || lines.iter().rev().filter(|line| !line.starts_with("debug"));
         let cause = CAUSES.iter().find_map(|(text, cause)| {
             told().find(|line| line.contains(text)).map(|line| (*cause, line.as_str()))
         });
         let remote = &command.remote;
-        // ssh itself ends with 255; any other code is the remote shell's.
+        // ssh itself exits with 255. Any other code is the remote shell's.
         Self(match (cause, status.and_then(|status| status.code())) {
             (Some((cause, line)), Some(255)) => explain(cause, command, line.trim_start_matches("ssh: ")),
             (_, Some(255) | None) => {
@@ -221,7 +221,7 @@ fn explain(cause: Cause, command: &CommandLine, line: &str) -> String {
     }
 }
 
-/// The server's name in known_hosts, in quotes where the shell wants them.
+/// The server's name in known_hosts, quoted if the shell needs it.
 fn known_as(remote: &Remote) -> String {
     match remote.port {
         Some(port) if port != 22 => format!("'[{}]:{port}'", remote.host),
@@ -241,7 +241,7 @@ mod tests {
 
     use super::*;
 
-    /// What the user is told when ssh says `lines` and ends with `code`.
+    /// The message for the user when ssh prints `lines` and exits with `code`.
     fn told(remote: &str, command: &str, lines: &[&str], code: i32) -> String {
         let command = CommandLine::new(command, &remote.parse().unwrap()).unwrap();
         let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();

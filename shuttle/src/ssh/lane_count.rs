@@ -4,21 +4,21 @@ use std::fmt;
 use std::num::NonZeroU8;
 use std::str::FromStr;
 
-/// Lanes at the most.
-const MOST: u8 = 64;
+/// The most lanes.
+const MAX: u8 = 64;
 
 /// How many lanes share an ssh connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneCount {
-    /// As many as it takes.
+    /// As many as the link needs.
     Auto,
-    /// So many from the start.
+    /// This many, from the start.
     Exactly(NonZeroU8),
 }
 
-/// Neither `auto` nor a number in reach.
+/// The text is neither `auto` nor a number from 1 to [`MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be auto or a number from 1 to {MOST}")]
+#[error("must be auto or a number from 1 to {MAX}")]
 pub struct LaneCountError;
 
 impl FromStr for LaneCount {
@@ -29,7 +29,7 @@ impl FromStr for LaneCount {
             return Ok(Self::Auto);
         }
         let count: NonZeroU8 = typed.parse().map_err(|_| LaneCountError)?;
-        if count.get() > MOST { Err(LaneCountError) } else { Ok(Self::Exactly(count)) }
+        if count.get() > MAX { Err(LaneCountError) } else { Ok(Self::Exactly(count)) }
     }
 }
 

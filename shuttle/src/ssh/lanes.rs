@@ -1,4 +1,4 @@
-//! Further lanes to the agent of a session.
+//! Opens further lanes to the agent of a session.
 
 use std::io;
 use std::time::Duration;
@@ -7,36 +7,36 @@ use super::{BootstrapError, CommandLine, ConnectError, Extras, Process, Settings
 use crate::link::Pipes;
 use crate::mux::{Door, LaneId};
 
-/// How long a lane may take that nobody is asked a password for.
+/// How long a lane may take to open if nobody is asked for a password.
 const SHARED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What it takes to open lanes beside a session's own.
+/// Opens lanes beside a session's first one.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct LaneSpawner {
     pub(super) line: CommandLine,
     pub(super) extras: Extras,
     pub(super) settings: Settings,
 }
 
-/// How a lane gets there.
+/// The ssh connection of a further lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// As a further session over the connection that there is.
+pub enum LaneConnection {
+    /// Another session over the existing connection.
     Shared,
-    /// Over an ssh connection of its own.
-    Connection,
+    /// A connection of its own.
+    Separate,
 }
 
-/// A lane that the agent has taken.
+/// A lane that the agent has accepted.
 #[derive(Debug)]
 pub struct Lane {
-    /// What the link drives.
+    /// The pipes for the link.
     pub pipes: Pipes,
     /// Its ssh.
     pub process: Process,
 }
 
-/// Why there is no further lane.
+/// Why a lane could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LaneError {
     /// ssh can't be started.
@@ -48,7 +48,7 @@ pub enum LaneError {
     /// ssh or the agent refused.
     #[error("{0}")]
     Refused(String),
-    /// Nothing happened for too long.
+    /// There was no answer in time.
     #[error("no answer for {SHARED_TIMEOUT:?}")]
     Silent,
     /// The pipes to ssh failed.
@@ -56,21 +56,26 @@ pub enum LaneError {
     Io(#[from] io::Error),
 }
 
-impl Lanes {
-    /// Whether [`Way::Shared`] may work.
+impl LaneSpawner {
+    /// Whether [`LaneConnection::Shared`] may work.
     pub fn can_share(&self) -> bool {
         self.extras.control.is_some()
     }
 
-    /// Opens lane `lane` to the agent behind `door`. Dropping the future gives it up.
-    pub async fn open(&self, way: Way, door: Door, lane: LaneId) -> Result<Lane, LaneError> {
+    /// Opens lane `lane` to the agent behind `door`. Dropping the future cancels it.
+    pub async fn open(
+        &self,
+        connection: LaneConnection,
+        door: Door,
+        lane: LaneId,
+    ) -> Result<Lane, LaneError> {
         let Self { line, extras, settings } = self;
-        let mut command = match way {
-            Way::Shared => {
+        let mut command = match connection {
+            LaneConnection::Shared => {
                 let control = extras.control.as_ref().ok_or(LaneError::Unshared)?;
                 line.command(&control.session_options(), settings)
             }
-            Way::Connection => line.command(&extras.options, settings),
+            LaneConnection::Separate => line.command(&extras.options, settings),
         };
         command.arg(&line.destination).arg(enter_command(door, lane));
         let mut process = spawn(command, &line.program)?;
@@ -78,14 +83,14 @@ impl Lanes {
         let Some(stdout) = process.child().stdout.as_mut() else {
             return Err(io::Error::from(io::ErrorKind::NotConnected).into());
         };
-        // Nothing follows that line before this side has greeted.
+        // The agent sends nothing after that line before this side has greeted.
         let begins = |heard: &[u8]| heard.ends_with(Door::ENTERING.as_bytes()).then_some(());
         let entered = bootstrap::listen(stdout, Vec::new(), begins);
-        let entered = match way {
-            Way::Shared => {
+        let entered = match connection {
+            LaneConnection::Shared => {
                 tokio::time::timeout(SHARED_TIMEOUT, entered).await.map_err(|_| LaneError::Silent)?
             }
-            Way::Connection => entered.await,
+            LaneConnection::Separate => entered.await,
         };
         match entered {
             Ok(()) => Ok(Lane { pipes: bootstrap::pipes(process.child())?, process }),
@@ -99,7 +104,7 @@ impl Lanes {
     }
 }
 
-/// What ssh is asked to run. The agent's file is gone, and its program is found where the kernel keeps it.
+/// The command that ssh runs remotely. The agent's file is gone by then; the kernel still gives access to its program.
 fn enter_command(door: Door, lane: LaneId) -> String {
     format!("exec /proc/{}/exe --lane {:032x} {}", door.process, door.token, lane.0)
 }

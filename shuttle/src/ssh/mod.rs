@@ -1,4 +1,4 @@
-//! The ssh sessions that are lanes: their command line, their start, the agent's way to the other side.
+//! The ssh sessions that are lanes: their command line, their start, and the bootstrap of the agent.
 
 mod bootstrap;
 mod cipher;
@@ -19,7 +19,7 @@ use tokio::process::Command;
 pub use bootstrap::BootstrapError;
 pub use diagnosis::{Diagnosis, Stderr};
 pub use lane_count::{LaneCount, LaneCountError};
-pub use lanes::{Lane, LaneError, Lanes, Way};
+pub use lanes::{Lane, LaneConnection, LaneError, LaneSpawner};
 pub use process::Process;
 pub use remote::{Remote, RemoteError};
 
@@ -28,21 +28,21 @@ use crate::sys;
 use config::Config;
 use control::Control;
 
-/// A running ssh with the agent at its far end, about to greet. Dropping it ends ssh.
+/// A running ssh whose agent has started and is about to greet. Dropping it ends ssh.
 pub struct Session {
-    /// What the link drives.
+    /// The pipes for the link.
     pub pipes: Pipes,
-    /// ssh itself, or the local agent.
+    /// The process of ssh, or of the local agent.
     pub process: Process,
-    /// What ssh and the agent say on stderr, relayed and remembered.
+    /// The stderr of ssh and the agent, relayed and remembered.
     pub stderr: Stderr,
-    /// What opens further lanes beside it; a local agent has none.
-    pub lanes: Option<Lanes>,
-    /// What to call it to the user.
+    /// Opens further lanes; a local agent has none.
+    pub lanes: Option<LaneSpawner>,
+    /// The name of the session in messages.
     pub name: &'static str,
 }
 
-/// Why there is no session. Its text is the one line that the user sees.
+/// Why there is no session. The text is the line that the user sees.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// ssh can't be started.
@@ -50,23 +50,23 @@ pub enum ConnectError {
     Spawn {
         /// The program.
         program: String,
-        /// The system's word.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// ssh ended, for a reason that it gave.
+    /// ssh ended, for a known reason.
     #[error("{0}")]
     Ssh(Diagnosis),
-    /// The remote host has no place or no agent.
+    /// The remote host doesn't run the agent.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
 }
 
-/// `-e` isn't a command.
+/// `-e` is not a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("-e '{0}' isn't a command: its quotes don't match, or it is empty")]
 pub struct CommandLineError(String);
 
-/// How to run ssh, without what it runs remotely.
+/// How to run ssh, without the remote command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
     program: String,
@@ -76,7 +76,7 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// `command` is what `-e` was given, in the shell's quoting.
+    /// `command` is the argument of `-e`, quoted as for a shell.
     pub fn new(command: &str, remote: &Remote) -> Result<Self, CommandLineError> {
         let words = shlex::split(command).unwrap_or_default();
         let Some((program, options)) = words.split_first() else {
@@ -99,7 +99,7 @@ impl CommandLine {
         &self.remote
     }
 
-    /// ssh with the user's options, which yield to those `before` them: of two values ssh takes the first.
+    /// ssh with the user's options after those in `before`: of two values ssh uses the first.
     #[expect(clippy::disallowed_methods, reason = "it is ssh")]
     fn command(&self, before: &[String], settings: &Settings) -> Command {
         let mut command = Command::new(&self.program);
@@ -107,7 +107,7 @@ impl CommandLine {
         command
     }
 
-    /// What the user can type to see for themselves.
+    /// The command for users who want to try by hand.
     fn by_hand(&self) -> String {
         let words = [&self.program].into_iter().chain(&self.options).chain([&self.destination]);
         let words: Vec<_> = words.map(String::as_str).collect();
@@ -120,16 +120,16 @@ impl CommandLine {
     }
 }
 
-/// How ssh is to be run, besides its command line.
+/// How to run ssh, besides its command line.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// What replaces what ssh would inherit from this process's environment.
+    /// Variables that replace those of this process's environment.
     pub environment: Vec<(&'static str, OsString)>,
-    /// Whether the fastest cipher may be asked for where the user has chosen none.
+    /// Whether to ask for the fastest cipher, unless the user configured ciphers.
     pub prefer_cipher: bool,
-    /// Whether further sessions may share the connection.
+    /// Whether more sessions may share the connection.
     pub share: bool,
-    /// Whether to pass on everything that ssh says.
+    /// Whether to relay everything that ssh prints.
     pub verbose: bool,
 }
 
@@ -140,17 +140,17 @@ impl Settings {
     }
 }
 
-/// What ssh is asked for besides what the user asks it for.
+/// The options that shuttle adds to the user's.
 #[derive(Debug, Default)]
 pub struct Extras {
-    /// A cipher.
+    /// Options that select a cipher.
     options: Vec<String>,
-    /// That its connection can be shared.
+    /// The control socket, if the connection can be shared.
     control: Option<Control>,
 }
 
 impl Extras {
-    /// Finds out by `ssh -G` what may be asked for; nothing is connected to.
+    /// Asks `ssh -G` which options may be added. Makes no connection.
     pub async fn find(line: &CommandLine, settings: &Settings) -> Self {
         let prefer_cipher = settings.prefer_cipher && cipher::has_aes();
         if !line.is_openssh() || !prefer_cipher && !settings.share {
@@ -160,17 +160,17 @@ impl Extras {
             async { if prefer_cipher { Config::read(line, &["-F", "none"], settings).await } else { None } };
         let (in_effect, default) = tokio::join!(Config::read(line, &[], settings), default);
         let control = match &in_effect {
-            Some(config) if settings.share && config.has_control_path => Some(Control::Theirs),
-            Some(_) if settings.share => Control::ours(settings.home().as_deref()),
+            Some(config) if settings.share && config.has_control_path => Some(Control::Configured),
+            Some(_) if settings.share => Control::own(settings.home().as_deref()),
             Some(_) | None => None,
         };
         Self { options: cipher::preference(in_effect.as_ref(), default.as_ref()), control }
     }
 }
 
-/// Connects, and starts the agent on the other side.
+/// Connects, and starts the agent on the remote machine.
 ///
-/// Takes as long as ssh takes to authenticate, prompts included; dropping the future ends ssh.
+/// This takes as long as ssh takes to authenticate, prompts included. Dropping the future ends ssh.
 pub async fn connect(
     line: &CommandLine,
     extras: Extras,
@@ -188,7 +188,7 @@ pub async fn connect(
     match bootstrap::run(process.child()).await {
         Ok(pipes) => {
             stderr.connected();
-            let lanes = Lanes { line: line.clone(), extras, settings: settings.clone() };
+            let lanes = LaneSpawner { line: line.clone(), extras, settings: settings.clone() };
             Ok(Session { pipes, process, stderr, lanes: Some(lanes), name: "the ssh connection" })
         }
         Err(BootstrapError::Ended { noise }) => {

@@ -1,4 +1,4 @@
-//! ssh's process, or a local agent's, and how it is ended.
+//! The process of ssh, or of a local agent, and how to end it.
 
 use std::io;
 use std::process::ExitStatus;
@@ -9,13 +9,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Child;
 
-/// How long a process that was asked to end may take.
+/// How long a process may take to end after SIGTERM.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// A child that is [ended](Self::end) when this is dropped.
+/// A child process. Dropping it [ends](Self::end) it.
 ///
-/// Killed at once, ssh in the middle of a password would leave the terminal without echo, and a master connection its
-/// control socket.
+/// SIGKILL would be too rough: an ssh that asks for a password would leave the terminal without echo, and a master
+/// connection would leave its control socket.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -28,17 +28,17 @@ impl Process {
         &mut self.0
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.0.wait().await
     }
 
-    /// Ends it: asks by SIGTERM, and kills half a second later.
+    /// Ends the process: sends SIGTERM, and SIGKILL half a second later.
     ///
-    /// Asks again and again: ssh that has just prompted for a password only takes note of a signal, and then waits for
-    /// the password all the same.
+    /// SIGTERM is sent repeatedly: an ssh that has just prompted for a password only records the signal, and goes on
+    /// waiting for the password.
     pub fn end(&mut self) {
-        // None once its end has been taken note of.
+        // `None` once the process has been reaped.
         let Some(pid) = self.0.id().and_then(|pid| pid.try_into().ok()) else { return };
         const STEP: Duration = Duration::from_millis(5);
         const STEPS_A_SIGNAL: u128 = 10;

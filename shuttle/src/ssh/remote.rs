@@ -15,19 +15,19 @@ pub struct Remote {
     pub port: Option<u16>,
 }
 
-/// What is wrong with a remote.
+/// Why a remote is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RemoteError {
-    /// No host, or one that ssh would take for an option.
+    /// There is no host, or ssh would take it for an option.
     #[error("`{0}` is no host name or address")]
     Host(String),
-    /// No user before `@`, or one that ssh would take for an option.
+    /// There is no user before `@`, or ssh would take it for an option.
     #[error("`{0}` is no user name")]
     User(String),
     /// `user:password@host`.
     #[error("a password on the command line is visible to everyone: leave it out, and ssh will ask for it")]
     Password,
-    /// A port that is no number from 1 to 65535.
+    /// The port is no number from 1 to 65535.
     #[error("the port {0} must be a number from 1 to 65535")]
     Port(String),
 }
@@ -80,7 +80,7 @@ fn split_port(host: &str) -> Result<(&str, Option<u16>), RemoteError> {
 }
 
 impl Remote {
-    /// What ssh takes as its destination.
+    /// The destination on ssh's command line.
     pub(super) fn destination(&self) -> String {
         match &self.user {
             Some(user) => format!("{user}@{}", self.host),

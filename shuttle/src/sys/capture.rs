@@ -1,4 +1,4 @@
-//! What capturing needs of Linux and no safe library offers.
+//! System calls for the capture that no safe library offers.
 
 use std::{
     ffi::CStr,
@@ -12,8 +12,9 @@ use std::{
 use shuttle_common::endpoints::TOKEN_LEVEL;
 use socket2::SockAddr;
 
-/// The root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that nobody else
-/// sees: hybrid hosts mount it at odd places, and `ip netns exec` hides it. Linux 5.2; needs `CAP_SYS_ADMIN`.
+/// The root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that is visible to
+/// nobody else. Hybrid hosts mount it elsewhere than /sys/fs/cgroup, and `ip netns exec` hides it. Linux 5.2; needs
+/// `CAP_SYS_ADMIN`.
 pub fn cgroup2_root() -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_long = 1;
     const FSCONFIG_CMD_CREATE: libc::c_long = 6;
@@ -32,8 +33,8 @@ pub fn cgroup2_root() -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_fsmount, raw, FSMOUNT_CLOEXEC, NULL) })
 }
 
-/// A new TUN device that lives as long as the descriptor. `template` names it, `%d` standing for the first free
-/// number; the second value is the name it got.
+/// Makes a TUN device that lives as long as the descriptor. `template` names it; `%d` stands for the first free number.
+/// The second value is its name.
 pub fn open_tun(template: &CStr) -> io::Result<(OwnedFd, String)> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq.
@@ -65,9 +66,9 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Waits until every eBPF program has ended that was running at the time of the call, and every packet has gone its way
-/// that was being handled: a grace period of RCU (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3), some
-/// milliseconds; where processors are exempt from that (nohz_full), for longer than any packet takes.
+/// Waits until every eBPF program that ran at the time of the call has ended, and every packet that was being processed
+/// has been handled. This is an RCU grace period (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3) and takes some
+/// milliseconds. On processors that are exempt from that (nohz_full), it waits longer than any packet takes.
 pub fn wait_for_programs() {
     const GLOBAL: libc::c_long = 1;
     // SAFETY: takes plain numbers only.
@@ -76,7 +77,7 @@ pub fn wait_for_programs() {
     }
 }
 
-/// Has the kernel compute the checksum of what a raw IPv6 socket sends, and put it at this offset (IPV6_CHECKSUM, RFC
+/// Has the kernel compute the checksum of what a raw IPv6 socket sends, and store it at this offset (IPV6_CHECKSUM, RFC
 /// 3542).
 pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
     const IPV6_CHECKSUM: libc::c_int = 7;
@@ -90,7 +91,7 @@ pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The destination that a token stands for, as our getsockopt program tells it for the sockets of one cgroup.
+/// The destination that a token stands for. Our getsockopt program answers this for the sockets of one cgroup.
 pub fn destination_of_token(socket: impl AsFd, token: u32) -> io::Result<Option<SocketAddr>> {
     // SAFETY: the kernel writes an address into the storage, and its length.
     let asked = unsafe {

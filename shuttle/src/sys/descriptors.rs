@@ -1,4 +1,4 @@
-//! Descriptors that travel over UNIX sockets.
+//! Passing descriptors over UNIX sockets.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -17,7 +17,7 @@ pub fn peer_is_own_user(socket: impl AsFd) -> io::Result<bool> {
     Ok(peer.uid() == geteuid().as_raw())
 }
 
-/// Sends `bytes`, at least one, and with the first of them the descriptors; tells how many bytes went.
+/// Sends `bytes` (at least one), and the descriptors with the first of them. Returns how many bytes were sent.
 pub fn send_with_descriptors(
     socket: impl AsFd,
     bytes: &[u8],
@@ -30,8 +30,8 @@ pub fn send_with_descriptors(
     Ok(sendmsg::<()>(socket.as_fd().as_raw_fd(), &bytes, control, MsgFlags::MSG_NOSIGNAL, None)?)
 }
 
-/// Receives up to `buffer.len()` bytes and the descriptors that came with them, closed on exec. Descriptors beyond
-/// [`MAX_DESCRIPTORS`] are closed by the kernel.
+/// Receives up to `buffer.len()` bytes and the descriptors that came with them, as close-on-exec. The kernel closes
+/// descriptors beyond [`MAX_DESCRIPTORS`].
 pub fn receive_with_descriptors(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
     let mut buffer = [io::IoSliceMut::new(buffer)];

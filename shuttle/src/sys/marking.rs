@@ -1,5 +1,5 @@
-//! The program that marks the sockets of a cgroup: the one eBPF program that is needed before ssh can start. It goes
-//! without a loader of objects: aya's reads all of the kernel's types first, 5 MB of them, while the user waits.
+//! The program that marks the sockets of a cgroup: the one eBPF program that must be there before ssh can start. It is
+//! loaded without aya, whose loader first reads all of the kernel's types, 5 MB of them, while the user waits.
 
 use std::{
     io,
@@ -9,12 +9,12 @@ use std::{
 
 use super::capture::owned;
 
-/// Beside which other programs an attached program runs.
+/// Which other programs may run beside an attached program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Company {
-    /// Those of the cgroups above and below, and others of this one (Linux 4.15).
+    /// Those of the cgroups above and below, and others of this cgroup (Linux 4.15).
     Others,
-    /// None: none can be attached here or below.
+    /// None: no other program can be attached here or below.
     Nobody,
 }
 
@@ -22,13 +22,13 @@ pub enum Company {
 #[repr(C)]
 struct Instruction {
     code: u8,
-    /// Destination in the lower half, source in the upper one.
+    /// Destination in the lower four bits, source in the upper four.
     registers: u8,
     offset: i16,
     immediate: i32,
 }
 
-/// What BPF_PROG_LOAD takes, up to what is used.
+/// The argument of BPF_PROG_LOAD, up to the last field in use.
 #[repr(C)]
 #[derive(Default)]
 struct Load {
@@ -44,7 +44,7 @@ struct Load {
     name: [u8; 16],
 }
 
-/// What BPF_LINK_CREATE takes, up to what is used.
+/// The argument of BPF_LINK_CREATE, up to the last field in use.
 #[repr(C)]
 struct Link {
     program: RawFd,
@@ -53,7 +53,7 @@ struct Link {
     flags: u32,
 }
 
-/// What BPF_PROG_ATTACH and BPF_PROG_DETACH take, up to what is used.
+/// The argument of BPF_PROG_ATTACH and BPF_PROG_DETACH, up to the last field in use.
 #[repr(C)]
 struct Attachment {
     target: RawFd,
@@ -67,15 +67,15 @@ const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_F_ALLOW_MULTI: u32 = 2;
-/// What `bpftool prog` shows.
+/// The name in `bpftool prog`.
 const NAME: &str = "exempt";
 const BPF_PROG_TYPE_CGROUP_SOCK: u32 = 9;
-/// Also what the kernel takes a program of that type to be for, where that is not told.
+/// Also the attach type that the kernel assumes for a program of this type if none is given.
 const BPF_CGROUP_INET_SOCK_CREATE: u32 = 2;
 
 /// Loads a program that ORs `bits` into the mark of each new socket (Linux 4.14; needs `CAP_BPF` and `CAP_NET_ADMIN`).
 pub fn load_marking_program(bits: u32) -> io::Result<OwnedFd> {
-    // Where `struct bpf_sock` has the mark. The context is in r1, what is returned in r0; 1 allows the socket.
+    // The offset of the mark in `struct bpf_sock`. The context is in r1, the return value in r0; 1 allows the socket.
     const MARK: i16 = 16;
     let instruction = |code, registers, offset, immediate| Instruction { code, registers, offset, immediate };
     let instructions = [
@@ -88,7 +88,7 @@ pub fn load_marking_program(bits: u32) -> io::Result<OwnedFd> {
     ];
     let mut name = [0; 16];
     name[..NAME.len()].copy_from_slice(NAME.as_bytes());
-    // Linux 4.14 takes no names.
+    // Linux 4.14 supports no names.
     load(&instructions, name).or_else(|_| load(&instructions, [0; 16]))
 }
 
@@ -105,7 +105,7 @@ fn load(instructions: &[Instruction], name: [u8; 16]) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) })
 }
 
-/// Has the program run for each new socket in `cgroup` and below, for as long as what is returned is open (Linux 5.7).
+/// Runs the program for each new socket in `cgroup` and below, until the returned descriptor is closed (Linux 5.7).
 pub fn link_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result<OwnedFd> {
     let link = Link {
         program: program.as_fd().as_raw_fd(),
@@ -117,8 +117,8 @@ pub fn link_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const link, size_of::<Link>()) })
 }
 
-/// Has the program run for each new socket in `cgroup` and below, until it is detached or the cgroup's directory is
-/// removed (Linux 4.14). It outlives this process.
+/// Runs the program for each new socket in `cgroup` and below, until it is detached or the cgroup's directory is
+/// removed (Linux 4.14). The program outlives this process.
 pub fn attach_marking_program(program: impl AsFd, cgroup: impl AsFd, company: Company) -> io::Result<()> {
     let flags = match company {
         Company::Others => BPF_F_ALLOW_MULTI,

@@ -11,7 +11,7 @@ mod unwind;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Makes reads and writes of the descriptor's open file return at once.
+/// Sets O_NONBLOCK on the descriptor's open file.
 pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: F_GETFL takes no argument, and the descriptor is open for the borrow's life.
     let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
@@ -20,7 +20,7 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks for a pipe's capacity in bytes (Linux 2.6.35, F_SETPIPE_SZ in fcntl(2)); elsewhere it fails.
+/// Sets a pipe's capacity in bytes (Linux 2.6.35, F_SETPIPE_SZ in fcntl(2)); fails on other systems.
 pub fn set_pipe_size(fd: BorrowedFd<'_>, size: usize) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -40,8 +40,9 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Has large pieces of memory go back to the system as soon as they are freed. glibc, having freed one, would put
-/// others of its size, up to 32 MiB, where what lies after them keeps them (M_MMAP_THRESHOLD in mallopt(3)).
+/// Makes the allocator return large pieces of memory to the system as soon as they are freed. By default glibc, once it
+/// has freed a large piece, allocates others of its size (up to 32 MiB) from the heap, where later allocations keep
+/// them from being returned (M_MMAP_THRESHOLD in mallopt(3)).
 pub fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -62,8 +63,8 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the command's process sent SIGTERM when the thread that spawns it ends, however it ends (Linux,
-/// PR_SET_PDEATHSIG in prctl(2)). Elsewhere this does nothing, and the end of its stdin must do.
+/// Has the kernel send SIGTERM to the command's process when the thread that spawns it ends, however it ends (Linux,
+/// PR_SET_PDEATHSIG in prctl(2)). On other systems this does nothing; the process has to notice the end of its stdin.
 #[cfg(feature = "client")]
 pub fn die_with_parent(command: &mut std::process::Command) {
     #[cfg(target_os = "linux")]

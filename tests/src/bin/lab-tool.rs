@@ -34,7 +34,7 @@ enum Tool {
         #[arg(long)]
         offload: bool,
     },
-    /// One connection to a `who` port: how did it go, and who made it?
+    /// Makes one connection to a `who` port; prints how it went and who made it.
     Probe {
         address: SocketAddr,
         #[arg(long)]
@@ -44,15 +44,15 @@ enum Tool {
         #[arg(long, default_value_t = 5_000)]
         limit_ms: u64,
     },
-    /// One connection to a `who` port: a line once it stands, and another with the end that it meets.
+    /// Makes one connection to a `who` port; prints a line once it is established, and another when it ends.
     Fate {
         address: SocketAddr,
         #[arg(long, default_value_t = 5_000)]
         limit_ms: u64,
     },
-    /// Both directions at once, hashed, half-closed.
+    /// Transfers in both directions at once, checked by hash, ended by half-closes.
     Exchange { address: SocketAddr, bytes: u64 },
-    /// Bulk flows for a time.
+    /// Runs bulk flows for a time.
     Bulk {
         address: IpAddr,
         direction: Direction,
@@ -60,17 +60,17 @@ enum Tool {
         flows: usize,
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
-        /// Where the service is, when it is not on its usual port.
+        /// The service's port, if it is not the usual one.
         #[arg(long)]
         port: Option<u16>,
     },
-    /// Round trips on an idle path.
+    /// Measures round trips on an idle path.
     Rtt {
         address: SocketAddr,
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
     },
-    /// Round trips beside bulk flows.
+    /// Measures round trips beside bulk flows.
     LoadedRtt {
         echo: SocketAddr,
         bulk: SocketAddr,
@@ -80,24 +80,24 @@ enum Tool {
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
-    /// Short connections to the echo service.
+    /// Makes short connections to the echo service.
     Connects { address: SocketAddr, total: usize, at_once: usize },
-    /// Idle connections, until standard input ends. Each line of it asks how many still echo.
+    /// Holds idle connections until standard input ends. Each line of it asks how many still echo.
     Hold { address: SocketAddr, count: usize },
-    /// A reader that never reads, until standard input ends.
+    /// Holds a connection that never reads, until standard input ends.
     Stall {
         address: SocketAddr,
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
-    /// Sends a message with its length to a UNIX socket, and tells how many bytes are answered.
+    /// Sends a message with its length to a UNIX socket, and prints how many bytes the answer has.
     Knock { path: std::path::PathBuf, message: String },
-    /// Datagrams to echo services.
+    /// Sends datagrams to echo services.
     Udp {
         #[command(flatten)]
         plan: Datagrams,
     },
-    /// The same, beside bulk flows.
+    /// Sends datagrams to echo services beside bulk flows.
     UdpLoaded {
         bulk: SocketAddr,
         direction: Direction,
@@ -106,13 +106,13 @@ enum Tool {
         #[command(flatten)]
         plan: Datagrams,
     },
-    /// As whom one socket is seen by `who` ports. Each line of standard input asks again.
+    /// Prints the address of one socket as `who` ports see it. Each line of standard input asks again.
     UdpWho { services: Vec<SocketAddr> },
-    /// How many of so many sockets a `who` port answers.
+    /// Prints how many of `count` sockets a `who` port answers.
     UdpMany { service: SocketAddr, count: usize },
-    /// A QUIC server, until it is killed. A line says that it is there.
+    /// Runs a QUIC server until it is killed. Prints a line when it is ready.
     QuicServe { address: SocketAddr },
-    /// QUIC exchanges, hashed, with so many servers by one socket.
+    /// Makes QUIC exchanges, checked by hash, with several servers through one socket.
     Quic {
         #[arg(long)]
         from: SocketAddr,
@@ -120,21 +120,21 @@ enum Tool {
         bytes: u64,
         #[arg(long, required = true)]
         to: Vec<SocketAddr>,
-        /// What each server has printed.
+        /// The line that each server has printed.
         #[arg(long, required = true)]
         certificate: Vec<String>,
     },
-    /// What connected sockets hear of datagrams to each of these.
+    /// Prints the errors that connected sockets get for datagrams to these addresses.
     UdpRefusal {
         addresses: Vec<SocketAddr>,
         #[arg(long, default_value_t = 3_000)]
         limit_ms: u64,
     },
-    /// A nameserver, until it is killed. A line says that it is there.
+    /// Runs a nameserver until it is killed. Prints a line when it is ready.
     Nameserver { address: SocketAddr, manner: dns::Manner },
-    /// So many DNS queries at once.
+    /// Sends `count` DNS queries at once.
     DnsAtOnce { server: SocketAddr, count: usize },
-    /// Programs that ask one DNS query after the other.
+    /// Runs programs that send DNS queries one after another.
     Dns {
         server: SocketAddr,
         #[arg(long, default_value_t = 1)]
@@ -142,7 +142,7 @@ enum Tool {
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
     },
-    /// Sends without end to the echo service and never reads, until standard input ends.
+    /// Sends to the echo service without end and never reads, until standard input ends.
     Flood {
         address: SocketAddr,
         #[arg(long, default_value_t = 5.0)]
@@ -179,7 +179,7 @@ impl Datagrams {
 }
 
 fn main() -> Result<()> {
-    // A thousand connections are more than the usual limit of open files.
+    // A thousand connections exceed the usual limit on open files.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     match Tool::parse() {
@@ -248,7 +248,7 @@ fn knock(path: &std::path::Path, message: &str) -> Result<usize> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut answer = Vec::new();
-    // Who is refused may find the socket closed already.
+    // If the message is refused, the socket may be closed already.
     stream.write_all(&[&(message.len() as u32).to_be_bytes()[..], message.as_bytes()].concat()).ok();
     stream.read_to_end(&mut answer).ok();
     Ok(answer.len())
@@ -264,7 +264,7 @@ fn print(result: &impl Serialize) -> Result<()> {
     Ok(stdout().flush()?)
 }
 
-/// The descriptor itself, without the buffering of the standard streams.
+/// A duplicate of the descriptor, without the buffering of the standard streams.
 fn device(stream: impl AsFd) -> Result<File> {
     Ok(stream.as_fd().try_clone_to_owned()?.into())
 }

@@ -1,4 +1,4 @@
-//! What joins the client and the server.
+//! The link between the client and the server.
 
 pub mod queue;
 pub mod relay;
@@ -21,25 +21,25 @@ pub enum Link {
     Wan,
     /// A gigabit across an ocean.
     Fat,
-    /// A home line with too large a buffer.
+    /// A home line with a buffer that is too large.
     Slow,
     /// A line that loses packets.
     Lossy,
 }
 
-/// What an emulated link does to every frame, the same in both directions.
+/// How an emulated link treats every frame, the same in both directions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
-    /// One way, half of the round trip.
+    /// In one direction: half of the round trip.
     pub delay: Duration,
     /// In bit/s, of Ethernet frames.
     pub rate: u64,
-    /// What may wait for the wire, in bytes; what does not fit is dropped.
+    /// Bytes that may wait for the wire. Frames that don't fit are dropped.
     pub queue: u64,
     /// The share of frames lost on the wire.
     pub loss: f64,
-    /// Whether TCP segments cross in bundles, as between a host and its network card: only so does the relay keep
-    /// up with a gigabit. Rate and queue count the frames they stand for; loss would take whole bundles.
+    /// Whether TCP segments cross in bundles, as between a host and its network card. Without this the relay can't keep
+    /// up with a gigabit. Rate and queue count the frames that a bundle stands for; a loss would take a whole bundle.
     pub offload: bool,
 }
 
@@ -58,7 +58,7 @@ impl Link {
         }
     }
 
-    /// How it is emulated; nothing for a veth pair.
+    /// The shape of an emulated link; `None` for a veth pair.
     pub fn shape(self) -> Option<Shape> {
         match self {
             Link::Lan => None,
@@ -96,7 +96,7 @@ impl Shape {
     }
 }
 
-/// Puts a device called `wire` into both hosts. The process returned, if any, carries frames between them; `tool`
+/// Puts a device called `wire` into both hosts. Returns the process that carries frames between them, if any. `tool`
 /// makes the command for it, on a host whose processor time counts for neither.
 pub(crate) fn join(
     client: &Host,
@@ -111,7 +111,7 @@ pub(crate) fn join(
     let tap = |host: &Host| host.in_network(|| sys::open_tap("wire", shape.offload));
     let (near, far) = (tap(client)?, tap(server)?);
     for host in [client, server] {
-        // The device's own ring must not drop what the emulated queue would take.
+        // The device's own ring must not drop frames that the emulated queue would accept.
         host.script("ip link set dev wire txqueuelen 20000")?;
     }
     let mut relay = tool()?;

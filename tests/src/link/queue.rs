@@ -1,4 +1,4 @@
-//! One direction of an emulated link as pure state: frames and the time go in, frames come out when they are due.
+//! One direction of an emulated link as pure state. Frames and the time go in; frames come out when they are due.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::Shape;
 #[derive(Debug)]
 pub struct Queue {
     shape: Shape,
-    /// When the wire will have sent all it was given.
+    /// When the wire will have sent everything that it was given.
     busy_until: Duration,
     in_flight: VecDeque<(Duration, Vec<u8>)>,
     random: u64,
@@ -21,7 +21,7 @@ impl Queue {
         Queue { shape, busy_until: Duration::ZERO, in_flight: VecDeque::new(), random: seed | 1 }
     }
 
-    /// Takes a frame at `now` that is `size` bytes on the wire. It may be dropped: the queue is full, or the wire
+    /// Takes a frame at `now` that has `size` bytes on the wire. The frame is dropped if the queue is full or the wire
     /// loses it.
     pub fn push(&mut self, frame: Vec<u8>, size: u64, now: Duration) {
         let starts = self.busy_until.max(now);
@@ -35,12 +35,12 @@ impl Queue {
         }
     }
 
-    /// When [`Queue::pop`] has the next frame.
+    /// When [`Queue::pop`] will return the next frame.
     pub fn next_due(&self) -> Option<Duration> {
         self.in_flight.front().map(|(due, _)| *due)
     }
 
-    /// The next frame to arrive, if it has by `now`.
+    /// The next frame, if it has arrived by `now`.
     pub fn pop(&mut self, now: Duration) -> Option<Vec<u8>> {
         if self.next_due()? > now {
             return None;

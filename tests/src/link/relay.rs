@@ -1,8 +1,8 @@
 //! Carries frames between two TAP devices, a thread for each direction.
 //!
-//! Without offload a frame is what a real wire would carry; with it a bundle of TCP segments crosses as one and is
-//! charged as the frames that it stands for. A thread wakes at most every [`PAUSE`], which keeps its cost low
-//! enough for a gigabit and adds at most that much to the delay.
+//! Without offload a frame is what a real wire would carry. With offload a bundle of TCP segments crosses as one frame,
+//! and is charged as the frames that it stands for. A thread wakes at most every [`PAUSE`]: that keeps its cost low
+//! enough for a gigabit, and adds at most that much to the delay.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,14 +17,14 @@ use nix::sys::time::TimeSpec;
 use super::Shape;
 use super::queue::Queue;
 
-/// The shortest sleep: a gigabit brings 16 frames of 1,500 bytes meanwhile.
+/// The shortest sleep. At a gigabit, 16 frames of 1,500 bytes arrive meanwhile.
 const PAUSE: Duration = Duration::from_micros(200);
 /// A bundle of segments and its headers.
 const LONGEST_FRAME: usize = (64 << 10) + 256;
-/// `struct virtio_net_hdr`, which comes before each frame with offload.
+/// The length of `struct virtio_net_hdr`, which precedes each frame with offload.
 const OFFLOAD_HEADER: usize = 10;
 
-/// Relays until a device goes away.
+/// Relays until a device disappears.
 pub fn run(near: File, far: File, shape: Shape) -> Result<()> {
     let (near2, far2) = (near.try_clone()?, far.try_clone()?);
     let back = thread::spawn(move || Direction::new(far2, near2, shape, 0x9E37_79B9).run());
@@ -71,13 +71,13 @@ impl Direction {
     fn deliver(&mut self) -> Result<()> {
         let now = self.started.elapsed();
         while let Some(frame) = self.queue.pop(now) {
-            // The far device may be down or full: the frame is lost, as on a wire.
+            // If the far device is down or full, the frame is lost, as on a wire.
             let _sent = self.to.write(&frame);
         }
         Ok(())
     }
 
-    /// Sleeps until a frame is due or one comes in, but never less than the pause.
+    /// Sleeps until a frame is due or arrives, but at least for the pause.
     fn wait(&self) -> Result<()> {
         thread::sleep(PAUSE);
         let now = self.started.elapsed();
@@ -90,7 +90,7 @@ impl Direction {
     }
 }
 
-/// What a frame with an offload header takes on the wire: every segment repeats the headers.
+/// The bytes that a frame with an offload header takes on the wire: every segment repeats the headers.
 fn wire_size(frame: &[u8]) -> usize {
     let field = |at: usize| {
         frame.get(at..at + 2).map_or(0, |bytes| usize::from(u16::from_ne_bytes([bytes[0], bytes[1]])))

@@ -1,4 +1,4 @@
-//! Bulk flows, and the rate they reach together.
+//! Bulk flows, and their total rate.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -12,10 +12,10 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 const CHUNK: usize = 256 << 10;
-/// Longer than any buffer on the way takes to drain; without it a stuck tunnel would hang the bench.
+/// Longer than any buffer takes to drain. Without it a stuck tunnel would hang the bench.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// The way the bytes go, seen from the client.
+/// The direction of the bytes, as the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     /// From the target.
@@ -36,16 +36,16 @@ impl FromStr for Direction {
     }
 }
 
-/// What a bulk transfer reached.
+/// The result of a bulk transfer.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Rate {
-    /// Received by the application, all flows together.
+    /// The rate received by the application, all flows together.
     pub mbits: f64,
-    /// What that rate was taken of.
+    /// The bytes of which that rate was taken.
     pub bytes: u64,
     /// From the first connect to the last byte's arrival.
     pub seconds: f64,
-    /// Jain's index of the flows' shares: 1 when all have the same.
+    /// Jain's index of the flows' shares: 1 if all are equal.
     pub fairness: f64,
 }
 
@@ -72,7 +72,7 @@ impl Flows {
         Flows { stop, threads, started: Instant::now() }
     }
 
-    /// Stops them. An upload counts once the target has said that it has all, and that time counts too.
+    /// Stops them. An upload counts once the target has confirmed that it has everything, and that time counts too.
     pub fn stop(self) -> Result<Rate> {
         self.stop.store(true, Ordering::Relaxed);
         let (mut bytes, mut squares, flows) = (0, 0.0, self.threads.len() as f64);
@@ -113,7 +113,7 @@ fn up(address: SocketAddr, stop: &AtomicBool) -> io::Result<u64> {
     stream.set_read_timeout(Some(STUCK))?;
     let zeros = vec![0; CHUNK];
     while !stop.load(Ordering::Relaxed) {
-        // A part will do: write_all would not notice the stop on a slow link.
+        // A partial write is enough: write_all would not notice the stop on a slow link.
         let _part = stream.write(&zeros)?;
     }
     stream.shutdown(Shutdown::Write)?;

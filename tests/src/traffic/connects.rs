@@ -1,4 +1,4 @@
-//! Many short connections: connect, one message there and back, close.
+//! Many short connections: each connects, exchanges one message and closes.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use super::Spread;
 
-/// How the connections went.
+/// The result of the connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Connects {
-    /// Completed in a second, all workers together.
+    /// Completed per second, all workers together.
     pub per_second: f64,
     /// From connect to the echo.
     pub time: Spread,
     /// How many did not complete.
     pub lost: usize,
-    /// Why the first of those did not.
+    /// The error of the first of those.
     pub first_error: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! DNS: queries, so many at once, and a nameserver that lies or says nothing.
+//! DNS: queries, many at once, and a nameserver that lies or is silent.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -12,22 +12,22 @@ use serde::{Deserialize, Serialize};
 
 use super::Spread;
 
-/// All queries have this id, so that only their sockets tell them apart.
+/// The id of all queries: only their sockets tell them apart.
 const ID: [u8; 2] = [0x12, 0x34];
-/// The longest that an answer is waited for.
+/// How long to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(4);
 const HEADER: usize = 12;
 
-/// What came of queries.
+/// The result of queries.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Answers {
     /// Queries sent.
     pub sent: usize,
-    /// Those that were answered truly.
+    /// Queries with the right answer.
     pub right: usize,
-    /// Those that got another's answer, or none that makes sense.
+    /// Queries with another query's answer, or with one that makes no sense.
     pub wrong: usize,
-    /// True answers a second.
+    /// Right answers per second.
     pub per_second: f64,
     /// How long they took.
     pub time: Spread,
@@ -36,17 +36,18 @@ pub struct Answers {
 /// How a nameserver of the lab behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Manner {
-    /// Each name has an address of its own, and it tells it.
+    /// It answers with the address of the name; each name has its own.
     Honest,
-    /// Before that come answers with another id, to another question, and from another port, all with a false address.
+    /// Before the right answer it sends answers with another id, to another question, and from another port, all with a
+    /// false address.
     Forged,
     /// It never answers.
     Mute,
-    /// It says that it can't tell.
+    /// It answers with SERVFAIL.
     Failing,
 }
 
-/// The address that an honest server gives to `name`.
+/// The address of `name` in an honest answer.
 fn truth(name: &str) -> Ipv4Addr {
     let sum = name.bytes().fold(7_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     Ipv4Addr::from(0x0a00_0000 | sum & 0x00ff_ffff)
@@ -62,7 +63,7 @@ fn query(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// The name that a query asks for, in lower case, and the end of its question.
+/// The name in a query, in lower case, and the end of its question.
 fn question(query: &[u8]) -> Option<(String, usize)> {
     let (mut labels, mut at) = (Vec::new(), HEADER);
     loop {
@@ -76,7 +77,7 @@ fn question(query: &[u8]) -> Option<(String, usize)> {
     }
 }
 
-/// An answer with one address, or with none and a code.
+/// An answer with one address, or with an error code.
 fn answer(query: &[u8], end: usize, result: Result<Ipv4Addr, u8>) -> Vec<u8> {
     let mut bytes = query.get(..end).unwrap_or_default().to_vec();
     bytes[2..HEADER].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -94,7 +95,7 @@ fn answer(query: &[u8], end: usize, result: Result<Ipv4Addr, u8>) -> Vec<u8> {
 /// Serves until killed.
 pub fn serve(address: SocketAddr, manner: Manner) -> Result<()> {
     let socket = UdpSocket::bind(address).with_context(|| format!("bind {address}"))?;
-    // Hundreds at once are to be heard all.
+    // The buffer holds hundreds of queries at once.
     setsockopt(&socket, RcvBufForce, &(8 << 20))?;
     let other = UdpSocket::bind((address.ip(), 0))?;
     println!("true");
@@ -116,7 +117,7 @@ pub fn serve(address: SocketAddr, manner: Manner) -> Result<()> {
                 for forged in [&id, &asked, &query.to_vec(), &lie[..20].to_vec()] {
                     socket.send_to(forged, from)?;
                 }
-                // Who is connected to the other port is refused, which is no concern of ours.
+                // A connected socket refuses what comes from the other port, which is no error here.
                 other.send_to(&lie, from).ok();
                 socket.send_to(&truly, from)?
             }
@@ -124,7 +125,7 @@ pub fn serve(address: SocketAddr, manner: Manner) -> Result<()> {
     }
 }
 
-/// A program that asks a nameserver.
+/// A program that sends queries.
 struct Asker {
     socket: UdpSocket,
     name: String,
@@ -143,7 +144,7 @@ impl Asker {
         self.socket.send(&query(&self.name))
     }
 
-    /// Whether the answer is the right one; `None` for none.
+    /// Whether the answer is right; `None` if there is none.
     fn hear(&self) -> Option<bool> {
         let mut buffer = [0; 512];
         let length = self.socket.recv(&mut buffer).ok()?;
@@ -152,7 +153,7 @@ impl Asker {
     }
 }
 
-/// So many queries at once, each for another name and from a socket of its own, with the same id.
+/// Sends `count` queries at once, each for another name, from a socket of its own, with the same id.
 pub fn at_once(server: SocketAddr, count: usize) -> Result<Answers> {
     let askers: io::Result<Vec<_>> = (0..count).map(|number| Asker::new(server, number)).collect();
     let (askers, started) = (askers?, Instant::now());
@@ -162,7 +163,7 @@ pub fn at_once(server: SocketAddr, count: usize) -> Result<Answers> {
     let mut answers = Answers { sent: count, ..Answers::default() };
     let mut silent = 0;
     for asker in &askers {
-        // Only the first that says nothing is waited for.
+        // Only the first silence is waited for in full.
         if silent > 0 {
             asker.socket.set_read_timeout(Some(Duration::from_millis(1)))?;
         }
@@ -176,7 +177,7 @@ pub fn at_once(server: SocketAddr, count: usize) -> Result<Answers> {
     Ok(answers)
 }
 
-/// Programs that ask one query after the other.
+/// Runs programs that send one query after another.
 pub fn run(server: SocketAddr, programs: usize, time: Duration) -> Result<Answers> {
     let started = Instant::now();
     let program = |number: usize| {

@@ -1,4 +1,4 @@
-//! Both directions at once, each checked by hash, each ended by a half-close.
+//! Transfers in both directions at once, each checked by hash and ended by a half-close.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 pub(super) const CHUNK: usize = 64 << 10;
 
-/// A stream of bytes without a short period, equal at both ends for equal seeds.
+/// A stream of bytes without a short period. Equal seeds give equal streams.
 #[derive(Debug)]
 pub struct Pattern(u64);
 
@@ -29,10 +29,10 @@ impl Pattern {
     }
 }
 
-/// An exchange that went well.
+/// The result of a successful exchange.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Exchanged {
-    /// Each way.
+    /// In each direction.
     pub bytes: u64,
     /// From connect to the last byte.
     pub seconds: f64,
@@ -62,7 +62,7 @@ pub fn run(address: SocketAddr, bytes: u64) -> Result<Exchanged> {
     Ok(Exchanged { bytes, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// The target's side: the hash it sends last comes only after the client's half-close.
+/// The target's side. It sends its hash last, after the client's half-close.
 pub(super) fn answer(mut stream: TcpStream) -> io::Result<()> {
     let mut bytes = [0; 8];
     stream.read_exact(&mut bytes)?;

@@ -1,4 +1,4 @@
-//! Connections that stay: idle ones, and one whose reader stalls. Each ends when standard input does.
+//! Connections that are held: idle ones, and ones whose reader stalls. All end when standard input does.
 
 use std::io::{BufRead, Read, Write, stdin};
 use std::net::{SocketAddr, TcpStream};
@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// Connections that are opened, or used, at the same time.
+/// How many connections are opened, or used, at the same time.
 const AT_ONCE: usize = 32;
 
-/// Printed once the connections stand, and again after each line of standard input.
+/// The line that is printed once the connections are established, and again after each line of standard input.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Held {
-    /// How many echo.
+    /// How many of them echo.
     pub count: usize,
 }
 
-/// Opens `count` connections to the echo service, each used once so that it stands on the far side too.
+/// Opens `count` connections to the echo service. Each is used once, so that it is established on the far side too.
 pub fn idle(echo: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
     let (next, opened) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = || -> Result<()> {
@@ -55,15 +55,15 @@ fn use_once(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.read_exact(&mut [0])
 }
 
-/// Asks the source service for bytes and reads none; returns when `time` for every buffer to fill has passed.
+/// Asks the source service for bytes and reads none. Returns after `time`, in which all buffers fill.
 pub fn stalled(source: SocketAddr, time: Duration) -> Result<Vec<TcpStream>> {
     let stream = TcpStream::connect(source)?;
     sleep(time);
     Ok(vec![stream])
 }
 
-/// Sends to the echo service for `time` and reads nothing: the service's reader stops as well, once nobody takes what
-/// it answers.
+/// Sends to the echo service for `time` and reads nothing. The service stops reading as well, once nobody reads its
+/// answers.
 pub fn flood(echo: SocketAddr, time: Duration) -> Result<Vec<TcpStream>> {
     let mut stream = TcpStream::connect(echo)?;
     let started = Instant::now();
@@ -72,7 +72,7 @@ pub fn flood(echo: SocketAddr, time: Duration) -> Result<Vec<TcpStream>> {
     Ok(vec![stream])
 }
 
-/// Keeps `held` until standard input ends, and calls `asked` with them at each line of it.
+/// Holds `held` until standard input ends, and calls `asked` with them for each line of it.
 pub fn until_end_of_input(
     mut held: Vec<TcpStream>,
     asked: impl Fn(&mut [TcpStream]) -> Result<()>,

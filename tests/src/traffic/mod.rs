@@ -18,23 +18,23 @@ use serde::{Deserialize, Serialize};
 
 /// The target's services, on both of its addresses in both families.
 pub mod port {
-    /// Sends back what comes.
+    /// Echoes what arrives.
     pub const ECHO: u16 = 7000;
     /// Reads to the end and answers with the number of bytes, eight of them, big-endian.
     pub const DISCARD: u16 = 7001;
     /// Sends zeros until the connection closes.
     pub const SOURCE: u16 = 7002;
-    /// Sends as many bytes of [`super::exchange::Pattern`] as the first eight bytes say, and hashes what comes.
+    /// Sends as many bytes of [`super::exchange::Pattern`] as the first eight bytes say, and hashes what arrives.
     pub const EXCHANGE: u16 = 7003;
     /// Sends the peer's address as a line, then echoes: for [`super::probe`]. The others are for port ranges.
     pub const WHO: [u16; 4] = [7004, 8000, 8080, 9100];
-    /// Nothing listens: refused at once.
+    /// Nothing listens there: refused at once.
     pub const REFUSED: u16 = 7099;
-    /// Opened last: when it answers, all do.
+    /// Opened last: if it answers, all do.
     pub const LAST: u16 = ECHO;
 }
 
-/// Middle and tail of some durations, in microseconds.
+/// Median and tail of some durations, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// Half were shorter.
@@ -46,7 +46,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of no times, everything is zero.
+    /// Without durations, everything is zero.
     pub fn of(mut times: Vec<Duration>) -> Spread {
         times.sort_unstable();
         let at = |part: f64| {

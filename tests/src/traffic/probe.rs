@@ -1,4 +1,4 @@
-//! One connection, and exactly how it went.
+//! Makes one connection, and reports exactly how it went.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The target saw another address and port than ours: somebody connected in our place.
+    /// The target saw another address and port than ours: something else connected for us.
     Captured,
     /// The target saw our own address and port.
     Direct,
@@ -24,18 +24,18 @@ pub enum Outcome {
     Unreachable,
     /// A clean end before any answer.
     CleanEnd,
-    /// Nothing happened in the time given.
+    /// Nothing happened within the limit.
     Timeout,
 }
 
 /// The report of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What the target saw.
+    /// Our address as the target saw it.
     pub seen_as: Option<SocketAddr>,
-    /// What `getpeername` said.
+    /// The result of `getpeername`.
     pub peer: Option<SocketAddr>,
     /// From connect to the outcome.
     pub millis: u64,
@@ -74,8 +74,8 @@ pub fn run(address: SocketAddr, how: How, limit: Duration) -> Result<Probe> {
     }
 }
 
-/// Connects to `address`, calls `standing` once the target has answered, and waits at most `limit` for the end that
-/// the connection then meets.
+/// Connects to `address`, and calls `standing` once the target has answered. Then waits at most `limit` for the
+/// connection to end.
 pub fn fate(address: SocketAddr, limit: Duration, standing: impl FnOnce() -> Result<()>) -> Result<Outcome> {
     let mut stream = connect(address, How::default(), limit)?;
     converse(&stream, limit)?;
@@ -105,7 +105,7 @@ fn connect(address: SocketAddr, how: How, limit: Duration) -> io::Result<TcpStre
     Ok(socket.into())
 }
 
-/// The line that the service sends, then one line echoed; nothing if the stream ends cleanly before.
+/// Reads the line that the service sends, then has one line echoed; `None` if the stream ends cleanly before.
 fn converse(stream: &TcpStream, limit: Duration) -> io::Result<Option<SocketAddr>> {
     stream.set_read_timeout(Some(limit))?;
     let (mut writer, mut reader) = (stream, BufReader::new(stream));

@@ -1,4 +1,4 @@
-//! QUIC, by quinn as it comes: sockets that are not connected, segmentation offload, path MTU discovery.
+//! QUIC by quinn with its defaults: sockets that are not connected, segmentation offload, path MTU discovery.
 
 use std::io::{self, Write, stdout};
 use std::net::SocketAddr;
@@ -13,18 +13,18 @@ use sha2::{Digest, Sha256};
 
 use super::exchange::{self, CHUNK, Pattern};
 
-/// The server's, as its certificate has it.
+/// The server's name, as in its certificate.
 const NAME: &str = "target";
-/// Our client's and server's seeds.
+/// The seeds of client and server.
 const UP: u64 = 1;
 const DOWN: u64 = 2;
-/// For a handshake or an exchange: far beyond what any takes.
+/// The limit for a handshake or an exchange, far above what they take.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A server that is there.
+/// A running server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Serving {
-    /// In hexadecimal digits: what clients are to trust.
+    /// The certificate that clients are to trust, in hexadecimal digits.
     pub certificate: String,
 }
 
@@ -33,9 +33,9 @@ pub struct Serving {
 pub struct Sent {
     /// UDP datagrams.
     pub datagrams: u64,
-    /// System calls for them: fewer, where one call hands over many (UDP_SEGMENT).
+    /// The system calls for them. There are fewer if one call passes many datagrams (UDP_SEGMENT).
     pub calls: u64,
-    /// The longest datagram that path MTU discovery has got through.
+    /// The longest datagram that path MTU discovery has confirmed.
     pub mtu: u16,
 }
 
@@ -46,10 +46,10 @@ impl Sent {
     }
 }
 
-/// An exchange that went well.
+/// The result of a successful exchange.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Exchanged {
-    /// Each way.
+    /// In each direction.
     pub bytes: u64,
     /// From the first datagram to the last.
     pub seconds: f64,
@@ -61,7 +61,7 @@ pub struct Exchanged {
     pub seen_as: SocketAddr,
 }
 
-/// What the server says last.
+/// The server's last message.
 #[derive(Serialize, Deserialize)]
 struct Verdict {
     received: [u8; 32],
@@ -69,7 +69,7 @@ struct Verdict {
     peer: SocketAddr,
 }
 
-/// Serves exchanges at `address` until killed, once it has printed that it does.
+/// Serves exchanges at `address` until killed. Prints a line when it is ready.
 pub fn serve(address: SocketAddr) -> Result<()> {
     runtime()?.block_on(async {
         let made = rcgen::generate_simple_self_signed([NAME.to_owned()])?;
@@ -79,7 +79,7 @@ pub fn serve(address: SocketAddr) -> Result<()> {
         let endpoint = Endpoint::server(ServerConfig::with_single_cert(vec![certificate], key)?, address)?;
         writeln!(stdout(), "{}", serde_json::to_string(&Serving { certificate: hex })?)?;
         while let Some(incoming) = endpoint.accept().await {
-            // How a connection ends is the client's to judge.
+            // The client judges how a connection ends.
             tokio::spawn(async { answer(incoming.await?).await });
         }
         Ok(())
@@ -102,7 +102,7 @@ async fn answer(connection: Connection) -> Result<()> {
     Ok(())
 }
 
-/// Exchanges so many bytes with each server at the same time, all by one socket bound to `from`.
+/// Exchanges `bytes` with each server at the same time, through one socket bound to `from`.
 pub fn run(servers: &[(SocketAddr, Serving)], from: SocketAddr, bytes: u64) -> Result<Vec<Exchanged>> {
     runtime()?.block_on(async {
         let endpoint = Endpoint::client(from).context("bind")?;
@@ -158,7 +158,7 @@ async fn send(to: &mut SendStream, mut pattern: Pattern, bytes: u64) -> Result<[
     Ok(hash.finalize().into())
 }
 
-/// So many bytes, and no more.
+/// Receives exactly `bytes` bytes.
 async fn receive(from: &mut RecvStream, bytes: u64) -> Result<[u8; 32]> {
     let (mut buffer, mut left, mut hash) = (vec![0; CHUNK], bytes, Sha256::new());
     while left > 0 {

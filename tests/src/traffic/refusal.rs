@@ -1,4 +1,4 @@
-//! What a program hears of a datagram that nobody takes.
+//! The errors that a program gets for a datagram that nobody receives.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// What the socket said to `recv`, and how soon.
+/// The result of `recv`, and how soon it came.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The kind of error, as Rust names it; `None` if nothing came in time.
     pub error: Option<String>,
-    /// From the datagram to that.
+    /// From the datagram to the error.
     pub millis: u64,
 }
 
-/// Sends a datagram to each address in turn by a socket connected to it, and waits so long for an error. All sockets
-/// exist at once.
+/// Sends a datagram to each address in turn, by a socket connected to it, and waits at most `limit` for an error. All
+/// sockets exist at the same time.
 pub fn run(addresses: &[SocketAddr], limit: Duration) -> Result<Vec<Refusal>> {
     let open = |to: &SocketAddr| -> Result<UdpSocket> {
         let any: SocketAddr = match to {

@@ -16,7 +16,7 @@ use super::bulk::{Direction, Flows, Rate};
 pub struct Loaded {
     /// The round trips.
     pub rtt: Spread,
-    /// What the bulk flows reached meanwhile.
+    /// The rate of the bulk flows meanwhile.
     pub bulk: Rate,
 }
 
@@ -34,7 +34,7 @@ pub fn run(echo: SocketAddr, time: Duration, pause: Duration) -> Result<Spread> 
     Ok(Spread::of(times))
 }
 
-/// The same beside `flows` bulk flows, from two seconds after their start: when queues have filled.
+/// The same beside `flows` bulk flows, from two seconds after their start, when queues have filled.
 pub fn loaded(
     echo: SocketAddr,
     bulk: SocketAddr,

@@ -1,4 +1,4 @@
-//! The target's services: a thread a connection, ended with the process.
+//! The target's services: one thread per connection. They end with the process.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// On both families, with a backlog for bursts of thousands.
+/// Listens on both families, with a backlog for bursts of thousands.
 fn listen(port: u16) -> Result<TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     socket.set_only_v6(false)?;
@@ -46,7 +46,7 @@ fn listen(port: u16) -> Result<TcpListener> {
 fn accept(listener: &TcpListener, service: Service) {
     for stream in listener.incoming().flatten() {
         stream.set_nodelay(true).ok();
-        // How a connection ends is the client's to judge.
+        // The client judges how a connection ends.
         let serve = move || service(stream).ok();
         thread::Builder::new().stack_size(512 << 10).spawn(serve).ok();
     }

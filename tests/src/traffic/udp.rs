@@ -1,4 +1,4 @@
-//! Datagrams: echoes with so many on their way at once, idle or beside bulk flows, and who is seen to send them.
+//! Datagrams: echoes with a window of many, idle or beside bulk flows, and the address that services see.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,42 +13,42 @@ use serde::{Deserialize, Serialize};
 use super::Spread;
 use super::bulk::{Direction, Flows, Rate};
 
-/// A datagram that has not come back by then is lost.
+/// A datagram that has not returned by then counts as lost.
 const LOST_AFTER: Duration = Duration::from_millis(500);
-/// A number and a time to know a datagram by.
-const LEAST: usize = 8;
+/// The number and the time by which a datagram is recognised.
+const MIN_LENGTH: usize = 8;
 
 /// What to send.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// In turn, by one socket.
+    /// The destinations, in turn, of one socket.
     pub to: Vec<SocketAddr>,
-    /// The address to send from.
+    /// The address to send from, if given.
     pub from: Option<SocketAddr>,
     /// Whether to connect the socket; then there is one destination.
     pub connected: bool,
     /// Bytes of each datagram.
     pub length: usize,
-    /// How many are on their way at once.
+    /// How many may be on their way at once.
     pub window: usize,
-    /// How many are handed to the kernel in one piece (UDP_SEGMENT).
+    /// How many are passed to the kernel in one piece (UDP_SEGMENT).
     pub batch: usize,
-    /// For how long.
+    /// How long.
     pub time: Duration,
-    /// Between one round and the next.
+    /// The pause between rounds.
     pub pause: Duration,
 }
 
-/// What came back.
+/// The result of the echoes.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Echoes {
     /// Datagrams sent.
     pub sent: usize,
-    /// Those that came back whole, from where they had been sent to.
+    /// Datagrams that returned whole, from the address that they were sent to.
     pub received: usize,
-    /// Those that came back otherwise.
+    /// Datagrams that returned otherwise.
     pub wrong: usize,
-    /// Whole ones a second.
+    /// Whole ones per second.
     pub per_second: f64,
     /// Their round trips.
     pub rtt: Spread,
@@ -59,7 +59,7 @@ pub struct Echoes {
 pub struct Loaded {
     /// The echoes.
     pub echoes: Echoes,
-    /// What the bulk flows reached meanwhile.
+    /// The rate of the bulk flows meanwhile.
     pub bulk: Rate,
 }
 
@@ -76,10 +76,10 @@ fn open(to: SocketAddr, from: Option<SocketAddr>) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends and counts what comes back.
+/// Sends datagrams and counts what returns.
 pub fn run(plan: &Plan) -> Result<Echoes> {
     let first = *plan.to.first().context("nowhere to send to")?;
-    ensure!(plan.length >= LEAST && plan.batch > 0, "a datagram needs {LEAST} bytes");
+    ensure!(plan.length >= MIN_LENGTH && plan.batch > 0, "a datagram needs {MIN_LENGTH} bytes");
     let socket = open(first, plan.from)?;
     if plan.connected {
         socket.connect(first).context("connect")?;
@@ -117,7 +117,7 @@ pub fn run(plan: &Plan) -> Result<Echoes> {
         sleep(plan.pause);
     }
     echoes.received = times.len();
-    // What is on its way at the end isn't lost.
+    // Datagrams that are on their way at the end aren't lost.
     echoes.sent -= on_their_way.len();
     echoes.per_second = times.len() as f64 / started.elapsed().as_secs_f64();
     echoes.rtt = Spread::of(times);
@@ -141,17 +141,17 @@ pub fn loaded(plan: &Plan, bulk: SocketAddr, direction: Direction, flows: usize)
     Ok(Loaded { echoes: run(plan)?, bulk: flows.stop()? })
 }
 
-/// A socket that asks services who it is.
+/// A socket that asks services for its own address.
 #[derive(Debug)]
 pub struct Asker(UdpSocket);
 
 impl Asker {
-    /// One of the family of `to`.
+    /// Makes a socket of the family of `to`.
     pub fn new(to: SocketAddr) -> Result<Asker> {
         open(to, None).map(Asker)
     }
 
-    /// As whom each sees it; `None` for no answer.
+    /// The address that each service sees; `None` for no answer.
     pub fn ask(&self, services: &[SocketAddr]) -> Result<Vec<Option<SocketAddr>>> {
         let ask = |service: &SocketAddr| {
             let mut buffer = [0; 64];
@@ -164,22 +164,22 @@ impl Asker {
     }
 }
 
-/// How many of so many sockets, each of which sends one datagram, are answered.
+/// Sends one datagram from each of `count` sockets, and returns how many are answered.
 pub fn many(service: SocketAddr, count: usize) -> Result<usize> {
     let sockets: Result<Vec<_>> = (0..count).map(|_| Asker::new(service)).collect();
     let answered = sockets?.iter().map(|socket| socket.ask(&[service])).collect::<Result<Vec<_>>>()?;
     Ok(answered.iter().flatten().flatten().count())
 }
 
-/// The target's services: each address has a socket of its own, or replies would come from another.
+/// The target's services. Each address has a socket of its own, so that replies come from it.
 pub fn serve(addresses: &[std::net::IpAddr], port: u16, answer: fn(&[u8], SocketAddr) -> Vec<u8>) {
     for address in addresses {
-        // Elsewhere than on the target there is no such address.
+        // Only the target has this address.
         let Ok(socket) = UdpSocket::bind((*address, port)) else { continue };
         std::thread::spawn(move || {
             let mut buffer = vec![0; 65_536];
             while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                // Who doesn't listen any more is no concern of the service.
+                // A client that no longer listens is no error of the service.
                 socket.send_to(&answer(&buffer[..length], from), from).ok();
             }
         });

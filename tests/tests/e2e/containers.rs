@@ -33,21 +33,21 @@ nft add rule inet docker forward ct state established,related accept
 nft add rule inet docker forward iifname docker0 accept
 ";
 
-/// How the target sees who comes from the client.
+/// The route of a connection, as the target sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Route {
     /// Through the tunnel.
     Captured,
-    /// From the client itself, which has put its own address in place of the container's.
+    /// Directly; the client has replaced the container's address with its own.
     Masqueraded,
 }
 
-impl Way {
-    fn of(seen: SocketAddr) -> Option<Way> {
+impl Route {
+    fn of(seen: SocketAddr) -> Option<Route> {
         let client6: IpAddr = "fd77::1".parse().ok()?;
         match seen.ip() {
-            ip if ip == addr::SERVER_INNER || ip == addr::SERVER_INNER6 => Some(Way::Captured),
-            ip if ip == addr::CLIENT || ip == client6 => Some(Way::Masqueraded),
+            ip if ip == addr::SERVER_INNER || ip == addr::SERVER_INNER6 => Some(Route::Captured),
+            ip if ip == addr::CLIENT || ip == client6 => Some(Route::Masqueraded),
             _ => None,
         }
     }
@@ -67,13 +67,13 @@ fn behind_bridge(lab: &Lab, number: u8) -> Result<Host> {
     Ok(container)
 }
 
-/// Streams and datagrams of both families go from `host` this way, whole.
-fn expect(lab: &Lab, host: &Host, way: Way) -> Result<()> {
+/// Streams and datagrams of both families go from `host` by this route, whole.
+fn expect(lab: &Lab, host: &Host, route: Route) -> Result<()> {
     for target in [TARGET, TARGET6] {
         let probe: Probe = lab.measure_on(host, &["probe", target, "--limit-ms", "1500"])?;
-        ensure!(probe.seen_as.and_then(Way::of) == Some(way), "{target}, for {way:?}: {probe:?}");
+        ensure!(probe.seen_as.and_then(Route::of) == Some(route), "{target}, for {route:?}: {probe:?}");
         let seen: Vec<Option<SocketAddr>> = Load::start_on(lab, host, &["udp-who", target])?.answer()?;
-        ensure!(seen[0].and_then(Way::of) == Some(way), "datagrams to {target}, for {way:?}: {seen:?}");
+        ensure!(seen[0].and_then(Route::of) == Some(route), "datagrams to {target}, for {route:?}: {seen:?}");
     }
     let exchanged: Exchanged = lab.measure_on(host, &["exchange", "10.78.0.2:7003", "4000000"])?;
     ensure!(exchanged.bytes == 4_000_000, "{exchanged:?}");
@@ -84,7 +84,7 @@ fn expect(lab: &Lab, host: &Host, way: Way) -> Result<()> {
         &["--to", "10.78.0.2:7000", "--length", "4000"],
     ] {
         let echoes: Echoes = lab.measure_on(host, &[&["udp", "--seconds", "0.3"], options].concat())?;
-        println!("{way:?} {options:?}: {echoes:?}");
+        println!("{route:?} {options:?}: {echoes:?}");
         ensure!(echoes.wrong == 0 && echoes.received > 0, "{options:?}: {echoes:?}");
         // A few may be lost beside other tests.
         ensure!(echoes.sent - echoes.received <= 2 + echoes.sent / 100, "{options:?}: {echoes:?}");
@@ -112,23 +112,23 @@ fn containers_behind_a_bridge_are_captured_if_it_is_named(method: Method) -> Res
     };
     let checked = || -> Result<()> {
         wait_until("the second container serves", || among_themselves().is_ok())?;
-        expect(&lab, &one, Way::Masqueraded).context("before")?;
+        expect(&lab, &one, Route::Masqueraded).context("before")?;
         in_a_tunnel(&lab, Run::remote(&EVERYTHING).by(method), |_| {
-            expect(&lab, &one, Way::Masqueraded).context("not named")?;
-            expect(&lab, &lab.client, Way::Captured).context("the client's own")?;
+            expect(&lab, &one, Route::Masqueraded).context("not named")?;
+            expect(&lab, &lab.client, Route::Captured).context("the client's own")?;
             among_themselves()
         })?;
         let named = Run::remote(&WITH_BRIDGE).by(method);
         match method.row().forwarded {
             Ok(_) => in_a_tunnel(&lab, named, |_| {
-                expect(&lab, &one, Way::Captured).context("named")?;
-                expect(&lab, &two, Way::Captured).context("named, the other")?;
-                expect(&lab, &lab.client, Way::Captured).context("the client's own")?;
+                expect(&lab, &one, Route::Captured).context("named")?;
+                expect(&lab, &two, Route::Captured).context("named, the other")?;
+                expect(&lab, &lab.client, Route::Captured).context("the client's own")?;
                 among_themselves()
             }),
             Err(words) => refuses(&lab, named, words),
         }?;
-        expect(&lab, &one, Way::Masqueraded).context("after")
+        expect(&lab, &one, Route::Masqueraded).context("after")
     };
     let checked = checked();
     service.kill()?;
@@ -141,8 +141,8 @@ fn containers_in_the_hosts_network_are_captured_as_programs_are(method: Method) 
     let lab = Lab::with(Options::default())?;
     let before_start = lab.container(Network::Hosts)?;
     in_a_tunnel(&lab, Run::remote(&EVERYTHING).by(method), |_| {
-        expect(&lab, &before_start, Way::Captured)?;
-        expect(&lab, &lab.client, Way::Captured)
+        expect(&lab, &before_start, Route::Captured)?;
+        expect(&lab, &lab.client, Route::Captured)
     })?;
-    expect(&lab, &before_start, Way::Masqueraded).context("after")
+    expect(&lab, &before_start, Route::Masqueraded).context("after")
 }

@@ -1,4 +1,4 @@
-//! What is measured of each peer.
+//! The measurements of each peer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use shuttle_tests::{Host, Lab, Link, Load};
 
 use super::peers::Peer;
 
-/// Figures by name, the unit in the name; or why there is none.
+/// Figures by name, with the unit in the name; or the error.
 pub(crate) type Figures = BTreeMap<&'static str, Result<f64, String>>;
 
 /// From exec until shuttle captures, or until ssh has run a command.
@@ -26,8 +26,8 @@ pub(crate) const START: &str = "from exec to ready, ms";
 /// A measurement, and the figures that it returns.
 type Part = (fn(&On) -> Result<Vec<f64>>, &'static [&'static str]);
 
-/// What is measured, in the order of the table. Memory first: later, growth would hide in what earlier measurements
-/// left allocated.
+/// The measurements, in the order of the table. Memory comes first: later, growth would hide in memory that earlier
+/// measurements left allocated.
 const PARTS: [Part; 10] = [
     (
         |on| on.held(),
@@ -94,15 +94,16 @@ pub(crate) fn metrics() -> impl Iterator<Item = &'static str> {
     [START].into_iter().chain(PARTS.iter().flat_map(|(_, metrics)| metrics.iter().copied()))
 }
 
-/// So many of them are of memory, which is the same in every run: the first run alone measures it.
+/// The number of memory measurements, at the start of the list. Only the first run makes them, as they are the same in
+/// every run.
 const OF_MEMORY: usize = 2;
-/// DNS.
+/// The port of DNS.
 const NAMESERVER: u16 = 53;
 
-/// Connections held when the first are timed beside them.
+/// How many connections are held while the first new ones are timed.
 const FEW: usize = 100;
 
-/// How long and how many.
+/// The length and number of measurements.
 #[derive(Clone, Copy)]
 pub(crate) struct Effort {
     bulk: f64,
@@ -112,12 +113,12 @@ pub(crate) struct Effort {
     stall: f64,
     /// Whether to measure what is the same in every run.
     first: bool,
-    /// How often each is started for one figure; how long that takes hardly varies either.
+    /// How many starts make one figure. Their time hardly varies, so this doesn't depend on the link.
     pub(crate) starts: usize,
 }
 
 impl Effort {
-    /// A link with delay needs time to reach its rate.
+    /// A link with delay needs more time to reach its rate.
     pub(crate) fn new(link: Link, quick: bool, first: bool) -> Effort {
         let bulk = if link.shape().is_some() { 10.0 } else { 4.0 };
         let starts = |count| if first { count } else { 0 };
@@ -144,7 +145,7 @@ impl Effort {
     }
 }
 
-/// Every metric of a running peer; one that fails does not keep the others.
+/// Measures every metric of a running peer. A failure doesn't stop the others.
 pub(crate) fn all(lab: &Lab, peer: Peer, effort: Effort) -> Figures {
     let (on, mut figures) = (On { lab, peer, effort }, Figures::new());
     let parts = PARTS.into_iter().skip(if effort.first { 0 } else { OF_MEMORY });
@@ -184,7 +185,7 @@ impl On<'_> {
         Ok(vec![down.mbits, up.mbits, 100.0 * down.fairness, 100.0 * up.fairness])
     }
 
-    /// From the machine behind the client.
+    /// Flows from the machine behind the client.
     fn forwarded(&self) -> Result<Vec<f64>> {
         ensure!(self.peer.forwards(), "it carries nothing of other machines");
         let lan = self.lab.lan()?;
@@ -218,8 +219,8 @@ impl On<'_> {
         Ok(values)
     }
 
-    /// Of three bursts, that of middle speed: each is over within half a second, in which a shared machine may do
-    /// anything.
+    /// Returns the median of three bursts: each ends within half a second, in which a shared machine may be slow or
+    /// fast.
     fn connects(&self) -> Result<Vec<f64>> {
         let total = self.effort.connects.to_string();
         let burst = || self.lab.measure(&["connects", &self.at(port::ECHO), &total, "32"]);
@@ -247,7 +248,7 @@ impl On<'_> {
         Ok(values)
     }
 
-    /// By UDP, of a nameserver beside the target's services.
+    /// UDP queries to a nameserver beside the target's services.
     fn queries(&self) -> Result<Vec<f64>> {
         ensure!(self.peer.carries_datagrams(), "{} carries no DNS", self.peer.name());
         let server = self.at(NAMESERVER);
@@ -260,7 +261,7 @@ impl On<'_> {
         Ok(vec![many.per_second, one.time.p50_us as f64 / 1e3, (many.wrong + one.wrong) as f64])
     }
 
-    /// What connections that stand cost, and new ones beside them.
+    /// The cost of held connections, and of new ones beside them.
     fn held(&self) -> Result<Vec<f64>> {
         let hold = |count: usize| Load::start(self.lab, &["hold", &self.at(port::ECHO), &count.to_string()]);
         let connect = || -> Result<f64> {
@@ -284,7 +285,7 @@ impl On<'_> {
         Ok(self.growth(before).map(|kib| kib / 1024.0).to_vec())
     }
 
-    /// KiB of the programs of the client and of the server.
+    /// The memory of the programs on the client and on the server, in KiB.
     fn memory(&self) -> [f64; 2] {
         [&self.lab.client, &self.lab.server].map(|host: &Host| host.tools_memory() as f64)
     }
@@ -313,7 +314,7 @@ impl Cpu {
         Ok(Cpu { client: Split::of(&lab.client)?, server: Split::of(&lab.server)? })
     }
 
-    /// In the order of the metrics.
+    /// The differences, in the order of the metrics.
     fn since(self, before: Cpu) -> [f64; 4] {
         [
             self.client.tool - before.client.tool,

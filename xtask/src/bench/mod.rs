@@ -1,4 +1,4 @@
-//! shuttle beside its peers, in one run: links x peers x metrics, as medians.
+//! Measures shuttle beside its peers, in one run: links x peers x metrics, as medians.
 
 mod measure;
 pub(crate) mod peers;
@@ -41,7 +41,7 @@ pub(crate) struct Bench {
     runs: Option<usize>,
 }
 
-/// All figures of one peer on one link; or why there are none.
+/// All figures of one peer on one link, or the error of each run.
 pub(crate) struct Column {
     link: Link,
     peer: Peer,
@@ -78,7 +78,7 @@ pub(crate) fn lab(link: Link) -> Result<Lab> {
     Lab::with(Options { link, lan: true, programs: Some(built("release")), ..Options::default() })
 }
 
-/// The peers take turns, so that a machine that slows down slows all of them.
+/// The peers are measured alternately, so that a machine that slows down affects all of them.
 fn measure_link(link: Link, bench: &Bench) -> Result<Vec<Column>> {
     let lab = lab(link)?;
     let mut columns: Vec<_> =
@@ -104,7 +104,7 @@ fn measure_peer(lab: &Lab, peer: Peer, effort: Effort, start_only: bool) -> Resu
     let mut figures = measure::all(lab, peer, effort);
     figures.extend(start);
     running.stop(lab)?;
-    // What one peer leaves must not serve the next.
+    // Removes what one peer left, so that it doesn't affect the next.
     let left = lab.wait_clean(Duration::from_secs(10))?;
     if !left.is_empty() {
         eprintln!("{} leaves {left:#?}", peer.name());
@@ -112,7 +112,7 @@ fn measure_peer(lab: &Lab, peer: Peer, effort: Effort, start_only: bool) -> Resu
     Ok(figures)
 }
 
-/// The newest from PyPI, beside the builds.
+/// Installs the newest sshuttle from PyPI, beside the builds.
 fn install_sshuttle() -> Result<()> {
     packages::install(packages::PEERS)?;
     let venv = peers::sshuttle_venv();

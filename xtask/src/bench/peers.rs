@@ -1,4 +1,4 @@
-//! The ways to the target that the bench compares.
+//! The peers that the bench compares.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -17,14 +17,14 @@ use shuttle_tests::{Lab, Run, Shuttle, addr};
 
 use crate::run::root;
 
-/// A way to the target.
+/// A way to reach the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     /// The server forwards packets.
     Direct,
-    /// `ssh -L`, as it is.
+    /// `ssh -L`, with its default cipher.
     Ssh,
-    /// `ssh -L`, with the cipher that is fastest where the processor has AES.
+    /// `ssh -L`, with the cipher that is fastest on processors with AES instructions.
     SshGcm,
     /// The newest sshuttle from PyPI, with its nft method.
     Sshuttle,
@@ -52,7 +52,7 @@ impl Peer {
         }
     }
 
-    /// Whether it carries UDP as it is run here.
+    /// Whether it carries UDP in this bench.
     pub(crate) fn carries_datagrams(self) -> bool {
         match self {
             Peer::Direct | Peer::Shuttle => true,
@@ -60,7 +60,7 @@ impl Peer {
         }
     }
 
-    /// Where the target's services are found on the client.
+    /// The address of the target's services on the client.
     pub(crate) fn address(self) -> IpAddr {
         match self {
             Peer::Ssh | Peer::SshGcm => Ipv4Addr::LOCALHOST.into(),
@@ -68,7 +68,7 @@ impl Peer {
         }
     }
 
-    /// Whether it also carries what the client forwards for others.
+    /// Whether it also carries traffic that the client forwards for others.
     pub(crate) fn forwards(self) -> bool {
         match self {
             Peer::Ssh | Peer::SshGcm => false,
@@ -76,7 +76,7 @@ impl Peer {
         }
     }
 
-    /// Starts it and waits until it carries connections.
+    /// Starts the peer and waits until it carries connections.
     pub(crate) fn start(self, lab: &Lab) -> Result<Running> {
         let running = match self {
             Peer::Direct => Running::Nothing,
@@ -84,7 +84,7 @@ impl Peer {
             Peer::SshGcm => Running::Program(start_ssh(lab, &["-c", "aes128-gcm@openssh.com"])?),
             Peer::Sshuttle => Running::Program(start_sshuttle(lab)?),
             Peer::Shuttle => {
-                // The target's nameserver, as that of this machine.
+                // Makes the target's nameserver this machine's.
                 let dns = ["--ns-hosts=10.78.0.2", "--to-ns=10.78.0.2"];
                 let args = [&["--lan", "lan", "10.78.0.0/24"], &dns[..]].concat();
                 Running::Shuttle(Shuttle::connect(lab, Run::remote(&args))?)
@@ -121,7 +121,7 @@ impl FromStr for Peer {
 }
 
 impl Running {
-    /// Ends it as Ctrl-C or a service manager would.
+    /// Ends it, as Ctrl-C or a service manager would.
     pub(crate) fn stop(self, lab: &Lab) -> Result<()> {
         match self {
             Running::Nothing => Ok(()),
@@ -134,13 +134,13 @@ impl Running {
     }
 }
 
-/// Where [`super::install_sshuttle`] puts it: not under `/tmp`, which a lab's client does not share.
+/// The directory of [`super::install_sshuttle`]. It is not under `/tmp`, which a lab's client does not share.
 pub(crate) fn sshuttle_venv() -> PathBuf {
     root().join("target/bench-venv")
 }
 
 fn start_ssh(lab: &Lab, options: &[&str]) -> Result<Child> {
-    // A thousand forwarded connections are more than the usual limit of open files.
+    // A thousand forwarded connections exceed the usual limit on open files.
     let mut ssh = lab.client.tool(&lab.users.local, "/bin/sh");
     ssh.args(["-c", "ulimit -n 4096; exec ssh \"$@\"", "ssh", "-N"]).args(options);
     for port in [port::ECHO, port::DISCARD, port::SOURCE, port::EXCHANGE, port::WHO[0]] {
@@ -167,7 +167,7 @@ fn start_sshuttle(lab: &Lab) -> Result<Child> {
     Ok(sshuttle.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
 
-/// Ends it as a service manager would; after ten seconds, with all of the client's programs, by force.
+/// Ends it as a service manager would. After ten seconds, kills it and all of the client's programs.
 pub(super) fn stop(lab: &Lab, mut child: Child) -> Result<()> {
     send(Process(child.id()), Signal::SIGTERM)?;
     let started = Instant::now();

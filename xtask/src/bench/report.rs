@@ -1,4 +1,4 @@
-//! The figures as a table and as a file.
+//! Writes the figures as a table and as a file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use super::peers::Peer;
 use super::{Column, start};
 use crate::run::{output, root};
 
-/// The medians of `link`, a column a peer, and the reasons for what is missing.
+/// The medians of `link`, one column per peer, and the reasons for missing figures.
 pub(crate) fn markdown(link: Link, columns: &[Column]) -> String {
     let columns: Vec<_> = columns.iter().filter(|column| column.link == link).collect();
     let cells = |of: &dyn Fn(&Column) -> String| {
@@ -36,7 +36,7 @@ pub(crate) fn markdown(link: Link, columns: &[Column]) -> String {
     table
 }
 
-/// Whether shuttle starts as soon after ssh as it is meant to.
+/// Whether shuttle's start meets its goal.
 fn start_goal(link: Link, columns: &[&Column]) -> Option<String> {
     let median = |peer| columns.iter().find(|column| column.peer == peer)?.median(START);
     let (ssh, shuttle) = (median(Peer::Ssh)?, median(Peer::Shuttle)?);
@@ -48,7 +48,7 @@ fn start_goal(link: Link, columns: &[&Column]) -> Option<String> {
     ))
 }
 
-/// Everything measured, into `bench-results/<date>.json`.
+/// Writes all figures to `bench-results/<date>.json`.
 pub(crate) fn write_json(columns: &[Column]) -> Result<PathBuf> {
     let date = output(Command::new("date").args(["-u", "+%Y-%m-%dT%H%M%S"]))?.trim().to_owned();
     let commit =
@@ -74,7 +74,7 @@ impl Column {
         values.get(values.len() / 2).copied()
     }
 
-    /// One line for each different reason why a figure is missing.
+    /// One line for each distinct reason of a missing figure.
     fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         for run in &self.runs {
@@ -98,7 +98,7 @@ impl Column {
     }
 }
 
-/// Three figures that count.
+/// Three significant figures.
 fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),

@@ -1,4 +1,4 @@
-//! What many rules cost: at the start, at each new connection, and to change one of them.
+//! Measures what many rules cost: at the start, for each new connection, and to change one of them.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -18,7 +18,7 @@ const COUNTS: [u32; 3] = [10, 10_000, 100_000];
 const LIMIT: Duration = Duration::from_secs(60);
 const CONNECTS: &str = "2000";
 
-/// Who loads the rules.
+/// The peers that load rules.
 #[derive(Clone, Copy)]
 enum Loader {
     Shuttle,
@@ -35,7 +35,7 @@ impl Loader {
         }
     }
 
-    /// Captures the target's network, and leaves alone the networks in `file`.
+    /// A command that captures the target's network and excludes the networks in `file`.
     fn command(self, lab: &Lab, file: &str) -> Result<Command> {
         let run = ["10.78.0.0/24", "-X", file];
         match self {
@@ -51,7 +51,7 @@ impl Loader {
     }
 }
 
-/// Prints a table: a line for each number of rules and loader.
+/// Prints a table with a line for each number of rules and each peer.
 pub(super) fn run() -> Result<()> {
     println!(
         "| rules | by | from exec to captured, ms | connect+echo p50, ms | p99, ms | one more excluded, ms |"
@@ -67,7 +67,7 @@ pub(super) fn run() -> Result<()> {
 }
 
 fn measure(loader: Loader, count: u32) -> Result<String> {
-    // What a peer that is cut off leaves goes with its lab.
+    // If a peer was killed, its leftovers end with its lab.
     let lab = lab(Link::Lan)?;
     let file = lab.users.local.home.join("excluded");
     fs::write(&file, networks(count))?;
@@ -91,7 +91,7 @@ fn measure(loader: Loader, count: u32) -> Result<String> {
     figures
 }
 
-/// Networks none of which touches another, so that nobody can join them, and none is the lab's.
+/// Networks that are not adjacent, so that they can't be merged, and that don't touch the lab's.
 fn networks(count: u32) -> String {
     let network = |index: u32| {
         let [a, b, c, _] = ((16 << 24) + (index << 10)).to_be_bytes();

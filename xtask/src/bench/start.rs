@@ -1,5 +1,4 @@
-//! How long it takes from exec until there is something to use: shuttle that captures, beside ssh that has run a
-//! command.
+//! Measures the time from exec until shuttle captures, and until ssh has run a command.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -13,12 +12,12 @@ use shuttle_tests::{Lab, Link, Run, Shuttle};
 
 use super::peers::Peer;
 
-/// What shuttle may take longer than ssh where the way is short.
-const MOST_BEYOND_SSH: Duration = Duration::from_millis(150);
-/// The round trips that it may take more than ssh where they are what counts.
-const MOST_ROUND_TRIPS: u32 = 3;
+/// How much longer than ssh shuttle may take on a link with a short round trip.
+const MAX_BEYOND_SSH: Duration = Duration::from_millis(150);
+/// How many round trips more than ssh shuttle may take on other links.
+const MAX_ROUND_TRIPS: u32 = 3;
 
-/// The median of `starts` starts; nothing for peers that are not compared in this.
+/// The median of `starts` starts; `None` for peers whose start is not compared.
 pub(crate) fn measure(lab: &Lab, peer: Peer, starts: usize) -> Result<Option<f64>> {
     let start: fn(&Lab) -> Result<Duration> = match peer {
         Peer::Ssh => |lab| ssh(lab, &[]),
@@ -31,17 +30,17 @@ pub(crate) fn measure(lab: &Lab, peer: Peer, starts: usize) -> Result<Option<f64
     Ok(times.get(times.len() / 2).map(|time| time.as_secs_f64() * 1e3))
 }
 
-/// The most that shuttle may take on `link`, in ms, where ssh takes `ssh`; only for links that there is a goal for.
+/// The most that shuttle may take on `link`, in ms, if ssh takes `ssh`; `None` for links without a goal.
 pub(crate) fn goal(link: Link, ssh: f64) -> Option<f64> {
     let beyond = match link {
-        Link::Lan => MOST_BEYOND_SSH,
-        Link::Wan => link.shape()?.delay * 2 * MOST_ROUND_TRIPS,
+        Link::Lan => MAX_BEYOND_SSH,
+        Link::Wan => link.shape()?.delay * 2 * MAX_ROUND_TRIPS,
         Link::Fat | Link::Slow | Link::Lossy => return None,
     };
     Some(ssh + beyond.as_secs_f64() * 1e3)
 }
 
-/// From exec to the first byte of what the remote command prints.
+/// From exec to the first byte that the remote command prints.
 fn ssh(lab: &Lab, options: &[&str]) -> Result<Duration> {
     let mut command = lab.client.tool(&lab.users.local, "ssh");
     command.args(options).args(["server", "echo"]).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -53,7 +52,7 @@ fn ssh(lab: &Lab, options: &[&str]) -> Result<Duration> {
     Ok(time)
 }
 
-/// From exec to the line that says that it captures.
+/// From exec to the line that says that shuttle captures.
 fn shuttle(lab: &Lab) -> Result<Duration> {
     let mut command = Shuttle::command(lab, Run::remote(&["10.78.0.0/24"]))?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -66,7 +65,7 @@ fn shuttle(lab: &Lab) -> Result<Duration> {
     if connected { Ok(time) } else { bail!("shuttle does not connect") }
 }
 
-/// Returns once it has been executed, so that what the lab does before that isn't counted.
+/// Returns once the program has been executed, so that the lab's own work before that isn't counted.
 fn spawn(command: &mut Command) -> Result<(Child, Instant)> {
     let child = command.spawn().with_context(|| format!("run {command:?}"))?;
     Ok((child, Instant::now()))

@@ -1,4 +1,4 @@
-//! Lines are short enough to stand beside each other.
+//! Checks the length of lines.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::sources::{self, Sources};
 
-/// Characters. rustfmt's width is less, but it leaves comments and strings alone.
+/// In characters. rustfmt's width is smaller, but rustfmt doesn't touch comments and strings.
 const LONGEST: usize = 120;
 
 pub(crate) fn run() -> Result<()> {
@@ -15,7 +15,7 @@ pub(crate) fn run() -> Result<()> {
 
 fn check(sources: &Sources) -> Vec<String> {
     let is_checked = |path: &Path| path.extension().is_some_and(|kind| kind == "rs" || kind == "md");
-    // Markdown has no way to break a row.
+    // A row of a Markdown table can't be broken.
     let is_row =
         |path: &Path, line: &str| path.extension().is_some_and(|kind| kind == "md") && line.starts_with('|');
     let mut complaints = Vec::new();

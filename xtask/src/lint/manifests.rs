@@ -1,4 +1,4 @@
-//! Lints and versions stand in the workspace's Cargo.toml alone; its members inherit them.
+//! Checks that only the workspace's Cargo.toml has lints and versions, and that its members inherit them.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn inherits(value: &Value) -> bool {
     value.get("workspace") == Some(&Value::Boolean(true))
 }
 
-/// Those of all kinds, also for one target alone.
+/// Dependencies of all kinds, also those for one target only.
 fn dependencies(manifest: &Table) -> Vec<(&String, &Value)> {
     let tables = ["dependencies", "dev-dependencies", "build-dependencies"];
     let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values);

@@ -1,4 +1,4 @@
-//! The text of the repository's files, and what the checks on it have to say.
+//! The text of the repository's files, and the complaints of the checks on it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ pub(super) fn read() -> Result<Sources> {
     let listed = output(list.args(["*.rs", "*.md", "Cargo.toml", "*/Cargo.toml"]))?;
     let paths = listed.split_terminator('\0').map(PathBuf::from);
     let mut sources = Sources::new();
-    // git still lists a file that was removed without telling it.
+    // git still lists a file that was deleted without `git rm`.
     for path in paths.filter(|path| root().join(path).exists()) {
         let text =
             fs::read_to_string(root().join(&path)).with_context(|| format!("reading {}", path.display()))?;
@@ -28,7 +28,7 @@ pub(super) fn read() -> Result<Sources> {
     Ok(sources)
 }
 
-/// Prints the complaints, one a line, and fails if there are any.
+/// Prints the complaints, one per line, and fails if there are any.
 pub(super) fn report(complaints: &[String]) -> Result<()> {
     for complaint in complaints {
         eprintln!("{complaint}");

@@ -1,4 +1,4 @@
-//! The client's half of a link: what is captured goes into it, and what comes back goes to its program.
+//! The client's role of a link: captured traffic goes in, and replies go to their programs.
 
 mod flows;
 mod orders;
@@ -55,7 +55,7 @@ impl Captures {
         loop {
             match self.orders.recv() {
                 Ok(Order::Stop) | Err(mpsc::RecvError) => return,
-                // Dropping the sender of an answer tells whoever waits for it.
+                // Dropping the sender of an answer wakes the task that waits for it.
                 Ok(
                     Order::Listen(..)
                     | Order::Join(..)
@@ -91,7 +91,7 @@ impl Captures {
                     tracing::info!("no lane {}: {error}", lane.0);
                 }
             }
-            // Whoever asked may have gone.
+            // The receiver may be gone.
             Order::Survey(reply) => drop(reply.send((link.survey(), self.tcp.losses)).ok()),
             Order::Flows(reply) => drop(reply.send(self.flows(link)).ok()),
             Order::ResetOthers(rules, reply) => {

@@ -1,4 +1,4 @@
-//! What the client and the link's thread say to each other.
+//! The messages between the client and the link's thread.
 
 use std::net::TcpListener;
 use std::sync::{Arc, mpsc};
@@ -48,10 +48,10 @@ pub(in crate::client) enum Report {
     Lost(LaneId),
 }
 
-/// Captured connections that did not get through.
+/// Captured connections that were lost.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::client) struct Losses {
-    /// Lost for want of descriptors or memory here.
+    /// Lost on this side, for lack of descriptors or memory.
     pub(in crate::client) here: u64,
     /// Reset by the far side.
     pub(in crate::client) there: u64,

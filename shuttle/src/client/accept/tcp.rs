@@ -1,4 +1,4 @@
-//! Captured connections: accepted, and given a stream to their original destination.
+//! Accepts captured connections, and opens a stream to the original destination of each.
 
 use std::fs::File;
 use std::io;
@@ -16,10 +16,10 @@ use crate::capture::StreamArrival;
 use crate::link::{Ends, Link};
 use crate::mux::Target;
 
-/// The listeners, and what became of their connections.
+/// The listeners, and the losses of their connections.
 pub(super) struct Tcp {
     listeners: Vec<Listener>,
-    /// A descriptor to give up when there are no others: see [`shed`].
+    /// A descriptor to release if there are no others: see [`shed`].
     spare: Option<File>,
     pub(super) losses: Losses,
 }
@@ -91,7 +91,7 @@ impl Tcp {
     }
 }
 
-/// `None` for a connection that was made to the listener itself (nothing captured it), or whose destination is unknown.
+/// `None` for a connection to the listener itself, which was not captured, and for one whose destination is unknown.
 fn original_destination(socket: &TcpStream, listener: &Listener) -> Option<OriginalDestination> {
     let found = listener.arrival.original_destination(socket.as_fd(), listener.address);
     found.ok().flatten().map(OriginalDestination)
@@ -119,13 +119,13 @@ fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Unlike the error of a connection that broke, this one would come again at once.
+/// Such an error would come again at once, as opposed to that of a broken connection.
 fn is_short_of_memory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
 }
 
-/// Refuses a waiting connection when no descriptor is left: closes the spare one, accepts the connection by it, and
-/// drops it, so that its program sees it end. Returns whether there was one.
+/// Refuses a waiting connection if no descriptor is left: closes the spare one, accepts the connection with it, and
+/// closes it, so that its program sees it end. Returns whether there was one.
 fn shed(listener: &TcpListener, reserve: &mut Option<File>) -> bool {
     *reserve = None;
     let shed = listener.accept().is_ok();

@@ -28,7 +28,7 @@ const MAX_FLOWS: usize = 4096;
 /// How many datagrams are read of a listener before the link's other sockets have a turn.
 const READS_PER_TURN: usize = 64;
 
-/// What capturing datagrams starts with.
+/// What the capture of datagrams starts with.
 pub(in crate::client) struct Start {
     pub(in crate::client) listeners: Vec<UdpSocket>,
     pub(in crate::client) arrival: DatagramArrival,

@@ -1,4 +1,4 @@
-//! The answers: what the client knows, what the link tells, and changes of the rules.
+//! Answers requests, from what the client knows and the link reports, and changes the rules.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -23,14 +23,14 @@ use crate::policy::{Origin, RuleSet, SubnetRule};
 /// Over what time rates are measured, when they are asked for.
 const RATE_TIME: Duration = Duration::from_millis(250);
 
-/// What `status` tells of a tunnel that doesn't change while it runs.
+/// The part of `status` that doesn't change while a tunnel runs.
 #[derive(Clone, Debug)]
 pub(in crate::client) struct TunnelInfo {
     name: String,
     remote: Option<String>,
     method: MethodName,
     bypass: Option<BypassKind>,
-    /// How it captures, for people.
+    /// How it captures, as text for people.
     pub(in crate::client) capture: String,
 }
 
@@ -56,7 +56,7 @@ impl TunnelInfo {
     }
 }
 
-/// Answers what is asked of a running tunnel. Never waits: what takes time is answered on tasks.
+/// Answers requests to a running tunnel. It never waits: what takes time is answered on tasks.
 pub(in crate::client) struct Responder {
     info: TunnelInfo,
     changes: Changes,
@@ -92,7 +92,7 @@ impl Responder {
 /// Where an answer goes.
 pub(super) type Reply = oneshot::Sender<Response>;
 
-/// Who asked may have gone.
+/// The receiver may be gone.
 fn now(reply: Reply, response: Response) {
     reply.send(response).ok();
 }

@@ -1,4 +1,4 @@
-//! Directories of the cgroup2 hierarchy, by descriptor.
+//! Directories of the cgroup2 hierarchy, as descriptors.
 
 use std::{
     fmt,
@@ -17,11 +17,11 @@ use nix::{
 use super::Error;
 use crate::sys::capture::cgroup2_root;
 
-/// Bypass cgroups are named after their client, and that of a rewriting capture's listeners after the helper:
-/// `shuttle.PID`.
+/// The prefix of our cgroups, `shuttle.PID`. A bypass cgroup has the client's process id; the cgroup of a rewriting
+/// capture's listeners, and that of a trial, has the helper's.
 const PREFIX: &str = "shuttle.";
 
-/// The cgroups that somebody nests deeper than this are left alone.
+/// Cgroups that are nested deeper than this are not searched.
 const MAX_DEPTH: usize = 32;
 
 const NEEDS: &str = "needs root and a cgroup2 hierarchy: `mount -t cgroup2 none /sys/fs/cgroup/unified`";
@@ -30,7 +30,7 @@ const NEEDS: &str = "needs root and a cgroup2 hierarchy: `mount -t cgroup2 none 
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     directory: OwnedFd,
-    /// From the root, without a slash in front.
+    /// From the root, without a leading slash.
     path: String,
 }
 
@@ -47,7 +47,7 @@ impl AsFd for Cgroup {
 }
 
 impl Cgroup {
-    /// The root of the hierarchy, of this process's cgroup namespace.
+    /// The root of the hierarchy, as this process's cgroup namespace has it.
     pub(crate) fn root() -> Result<Self, Error> {
         // Linux before 5.2 has no private mounts.
         let directory = cgroup2_root().or_else(|error| mounted_root().ok_or(error));
@@ -60,7 +60,7 @@ impl Cgroup {
         self.open_path(&Self::path_of_process(pid)?)
     }
 
-    /// The path of a process's cgroup from the root, without a slash in front.
+    /// The path of a process's cgroup from the root, without a leading slash.
     pub(super) fn path_of_process(pid: i32) -> Result<String, Error> {
         let file = format!("/proc/{pid}/cgroup");
         let text = fs::read_to_string(&file).map_err(Error::step("reading", file, "mount /proc"))?;
@@ -88,9 +88,9 @@ impl Cgroup {
         Ok(Self { directory, path: names.collect::<Vec<_>>().join("/") })
     }
 
-    /// The bypass cgroup of the client `pid`, made unless it is there.
-    pub(crate) fn make_bypass(&self, pid: i32) -> Result<Self, Error> {
-        let name = Self::bypass_name(pid);
+    /// Our child cgroup with this process id, created if it doesn't exist.
+    pub(crate) fn make_child(&self, pid: i32) -> Result<Self, Error> {
+        let name = Self::child_name(pid);
         match mkdirat(&self.directory, name.as_str(), Mode::from_bits_truncate(0o755)) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => {
@@ -105,11 +105,11 @@ impl Cgroup {
         self.open(&name).map_err(Error::step("opening the cgroup", name, "run shuttle again"))
     }
 
-    pub(crate) fn remove_bypass(&self, pid: i32) -> io::Result<()> {
-        Ok(unlinkat(&self.directory, Self::bypass_name(pid).as_str(), UnlinkatFlags::RemoveDir)?)
+    pub(crate) fn remove_child(&self, pid: i32) -> io::Result<()> {
+        Ok(unlinkat(&self.directory, Self::child_name(pid).as_str(), UnlinkatFlags::RemoveDir)?)
     }
 
-    pub(super) fn bypass_name(pid: i32) -> String {
+    pub(super) fn child_name(pid: i32) -> String {
         format!("{PREFIX}{pid}")
     }
 
@@ -141,25 +141,25 @@ impl Cgroup {
     }
 }
 
-/// The hierarchy where this host has mounted it.
+/// The hierarchy at the place where this host has mounted it.
 fn mounted_root() -> Option<OwnedFd> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     Some(File::open(mount_point(&mounts)?).ok()?.into())
 }
 
-/// Where the root of the hierarchy is, of what proc_pid_mountinfo(5) shows.
+/// The mount point of the hierarchy's root, in the format of proc_pid_mountinfo(5).
 fn mount_point(mounts: &str) -> Option<&str> {
     mounts.lines().find_map(|line| {
         let (mount, source) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
-        // A space or the like in a path is written as an octal number.
+        // Characters such as a space are escaped as octal numbers.
         (source.starts_with("cgroup2 ") && root == "/" && !point.contains('\\')).then_some(point)
     })
 }
 
-/// Removes the empty bypass cgroups of dead clients, anywhere in the hierarchy, and names them. A program that is
-/// attached there still goes with its cgroup.
+/// Removes our empty cgroups that dead processes left, anywhere in the hierarchy, and returns their names. A program
+/// that is still attached there ends with its cgroup.
 pub(crate) fn sweep() -> Vec<String> {
     let mut removed = Vec::new();
     match Cgroup::root() {
@@ -169,12 +169,12 @@ pub(crate) fn sweep() -> Vec<String> {
     removed
 }
 
-/// A directory that vanishes meanwhile, or holds a process still, is skipped.
+/// Skips a directory that vanishes meanwhile, or that still holds a process.
 fn sweep_below(parent: &Cgroup, depth: usize, removed: &mut Vec<String>) {
     for name in parent.children().unwrap_or_default() {
         let dead = name.strip_prefix(PREFIX).and_then(|pid| pid.parse().ok()).filter(|pid| !is_alive(*pid));
         match dead {
-            Some(pid) if parent.remove_bypass(pid).is_ok() => removed.push(format!("cgroup {name}")),
+            Some(pid) if parent.remove_child(pid).is_ok() => removed.push(format!("cgroup {name}")),
             Some(_) => {}
             None if depth == 0 => {}
             None => {

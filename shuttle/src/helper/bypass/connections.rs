@@ -1,4 +1,4 @@
-//! The TCP connections of some processes, by inet_diag (sock_diag(7)) and their descriptors.
+//! Finds the TCP connections of processes, through inet_diag (sock_diag(7)) and the processes' descriptors.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the kinds of netlink messages are an open set")]
 
 use std::{
@@ -18,10 +18,10 @@ use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkP
 
 use super::Error;
 
-/// The states in which this side still has something to send, or to begin.
+/// The states in which this side may still send, or is connecting.
 const OPEN: StateFlags = StateFlags::ESTABLISHED.union(StateFlags::SYN_SENT).union(StateFlags::CLOSE_WAIT);
 
-/// A TCP socket of this network namespace. Addresses of an IPv6 socket that stand for IPv4 ones are IPv4 ones here.
+/// A TCP socket of this network namespace. IPv4-mapped IPv6 addresses are stored as IPv4 addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Connection {
     local: SocketAddr,
@@ -30,13 +30,13 @@ pub(super) struct Connection {
     inode: u32,
 }
 
-/// The peers to which these processes have connected, or are connecting, from this network namespace.
+/// The peers to which these processes have connected, or are connecting, in this network namespace.
 pub(super) fn peers_of(processes: &BTreeSet<i32>) -> Result<BTreeSet<SocketAddr>, Error> {
     let sockets = processes.iter().flat_map(|process| sockets_of(*process)).collect();
     Ok(outgoing(&all()?, &sockets))
 }
 
-/// The peers of these sockets, without those that have connected to a listener of this host.
+/// The peers of these sockets, except those that connected to a listener of this host.
 fn outgoing(connections: &[Connection], sockets: &HashSet<u32>) -> BTreeSet<SocketAddr> {
     let listening: HashSet<u16> =
         connections.iter().filter(|it| it.listens).map(|it| it.local.port()).collect();
@@ -47,14 +47,14 @@ fn outgoing(connections: &[Connection], sockets: &HashSet<u32>) -> BTreeSet<Sock
         .collect()
 }
 
-/// The inode numbers of a process's sockets. None, where it has ended.
+/// The inode numbers of a process's sockets; empty if the process has ended.
 fn sockets_of(process: i32) -> Vec<u32> {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return Vec::new() };
     let targets = descriptors.flatten().filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
     targets.filter_map(|target| inode(target.as_os_str().as_bytes())).collect()
 }
 
-/// That of `socket:[NUMBER]`.
+/// The number in `socket:[NUMBER]`.
 fn inode(target: &[u8]) -> Option<u32> {
     let number = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(number).ok()?.parse().ok()
@@ -106,7 +106,7 @@ fn dump(socket: &Socket, family: u8, found: &mut Vec<Connection>) -> io::Result<
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
             }
-            // Messages begin at multiples of four bytes.
+            // Messages are aligned to four bytes.
             let length = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(length..).unwrap_or_default();
         }
@@ -125,7 +125,7 @@ impl From<&InetResponseHeader> for Connection {
     }
 }
 
-/// Whether a connection of this process is listed, as a connection that it makes for that shows.
+/// Proves that connections of this process are listed: makes one, and finds it.
 pub(super) fn prove() -> Result<(), Error> {
     let connect = || -> io::Result<_> {
         let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
@@ -161,7 +161,7 @@ mod tests {
             (&[], &[]),
             (&[1, 9], &["192.0.2.1:22"]),
             (&[1, 2], &["192.0.2.1:22", "[2001:db8::1]:2222"]),
-            // What ssh's own listener (-D) has accepted is no server of ours.
+            // A connection that ssh's own listener (-D) has accepted doesn't lead to a server.
             (&[4, 5], &[]),
         ];
         for (sockets, want) in cases {

@@ -1,4 +1,4 @@
-//! The bypass cgroup: holds the client, its ssh and whatever those start, however long after.
+//! The bypass cgroup. It holds the client, its ssh, and whatever those start later.
 
 use std::os::fd::AsFd;
 
@@ -6,8 +6,8 @@ use nix::sys::stat::fstat;
 
 use super::{Cgroup, Error};
 
-/// A child cgroup of the client's own, where the limits on that hold on. Dropped, it moves what lives in it to where
-/// that came from, and removes the directory. If that fails, the cgroup does nothing, and the next start removes it.
+/// A child of the client's own cgroup, so that the limits on that one still apply. Dropping it moves its processes back
+/// to the parent, and removes the directory. If that fails, the cgroup has no effect, and the next start removes it.
 #[derive(Debug)]
 pub(crate) struct Enclosure {
     client: i32,
@@ -16,32 +16,32 @@ pub(crate) struct Enclosure {
     place: Place,
 }
 
-/// How packet filters name a cgroup. As seen from this process's cgroup namespace.
+/// How packet filters name a cgroup, as this process's cgroup namespace has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Below the root of the hierarchy, without a slash in front.
+    /// From the root of the hierarchy, without a leading slash.
     pub(crate) path: String,
     /// Its depth, which is 0 for the root: the level of nft's `socket cgroupv2`.
     pub(crate) level: u32,
-    /// The kernel's number, which is the directory's inode number.
+    /// The kernel's number for it: the directory's inode number.
     pub(crate) id: u64,
 }
 
 impl Enclosure {
-    /// Makes the cgroup; nobody is in it yet.
+    /// Creates the cgroup, without members.
     pub(super) fn make(client: i32) -> Result<Self, Error> {
         let root = Cgroup::root()?;
         let above = Cgroup::path_of_process(client)?;
         let parent = root.open_path(&above)?;
-        let cgroup = parent.make_bypass(client)?;
+        let cgroup = parent.make_child(client)?;
         let found = fstat(cgroup.as_fd()).map_err(std::io::Error::from);
         let id =
             found.map_err(Error::step("asking for the number of", cgroup.to_string(), "report this"))?.st_ino;
-        let place = place(&above, &Cgroup::bypass_name(client), id);
+        let place = place(&above, &Cgroup::child_name(client), id);
         Ok(Self { client, parent, cgroup, place })
     }
 
-    /// Moves the client in; this waits in the kernel. What it starts from now on is in it as well.
+    /// Moves the client in; this waits in the kernel. Processes that the client starts from now on are in it as well.
     pub(super) fn fill(&self) -> Result<(), Error> {
         let moving = Error::step(
             "moving the client into",
@@ -62,14 +62,14 @@ impl Enclosure {
 
 impl Drop for Enclosure {
     fn drop(&mut self) {
-        // A process may fork between the look and the move.
+        // A process may fork between listing and moving.
         for _ in 0..3 {
             for member in self.cgroup.members().unwrap_or_default() {
                 if let Err(error) = self.parent.add(member) {
                     tracing::debug!(member, %error, "not moved; it may have ended");
                 }
             }
-            if self.parent.remove_bypass(self.client).is_ok() {
+            if self.parent.remove_child(self.client).is_ok() {
                 return;
             }
         }

@@ -1,36 +1,36 @@
-//! What can fail, in words for the user.
+//! Why a bypass can't be set up, as messages for the user.
 
 use std::io;
 
 use crate::capture::BypassKind;
 
-/// Why shuttle's own connections can't be kept out of the capture.
+/// Why shuttle's own connections can't bypass the capture.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A step failed.
     #[error("{operation} {object}: {source} ({remedy})")]
     Step { operation: &'static str, object: String, source: io::Error, remedy: &'static str },
-    /// The program is in place and has no effect.
+    /// The program is attached and has no effect.
     #[error(
         "checking the mark of a new {socket} socket: the program of its cgroup didn't run (before Linux 5.15 the \
          controllers net_cls and net_prio disable it: unmount them)"
     )]
     Unmarked { socket: &'static str },
-    /// What is needed to find ssh's connections tells nothing.
+    /// ssh's connections can't be found.
     #[error(
         "finding a TCP connection by inet_diag: it is not listed (load the modules tcp_diag and inet_diag)"
     )]
     Unlisted,
-    /// No kind works.
+    /// No kind of bypass works.
     #[error("keeping shuttle's own connections out of the capture: {}", join(.0))]
     NoneWorks(Vec<(BypassKind, Error)>),
-    /// The peers of an agent on this machine are everybody's.
+    /// A local agent connects to the same peers as all programs.
     #[error(
         "keeping the local agent's connections out of the capture by {0}: it connects to what is captured (use \
          another kind of bypass, or a remote agent: -r)"
     )]
     NotForAgent(BypassKind),
-    /// The method can't go by what there is.
+    /// The method doesn't support the kinds that work.
     #[error(
         "keeping shuttle's own connections out of the capture by {0}: the method can't, and no other kind is left \
          (use another method)"

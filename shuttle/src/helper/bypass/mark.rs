@@ -1,4 +1,4 @@
-//! The bypass mark: a cgroup program ORs it into the mark of each new socket.
+//! The bypass by socket mark: a cgroup program ORs a bit into the mark of each new socket.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,7 +14,7 @@ use crate::{
 
 const NEEDS: &str = "needs root and Linux 4.14 with CONFIG_CGROUP_BPF";
 
-/// A bypass cgroup whose program has been seen to work. The program goes before the cgroup.
+/// A bypass cgroup whose program is proved to work. The program is detached before the cgroup is removed.
 #[derive(Debug)]
 pub(crate) struct Mark {
     attachment: Attachment,
@@ -22,7 +22,7 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Makes the cgroup, proves that sockets get the mark in it, and then moves the client in.
+    /// Creates the cgroup, proves that sockets get the mark in it, and then moves the client in.
     pub(super) fn enter(client: i32) -> Result<Self, Error> {
         let enclosure = Enclosure::make(client)?;
         let attachment = Attachment::new(enclosure.cgroup())?;
@@ -42,13 +42,13 @@ impl Mark {
     }
 }
 
-/// A program in its place. Dropping it takes the program away.
+/// An attached program. Dropping it detaches the program.
 #[derive(Debug)]
 enum Attachment {
-    /// Ends with the descriptor, however this process ends.
+    /// By a link: detached when the descriptor closes, however this process ends.
     Link { _link: OwnedFd },
-    /// Before Linux 5.7. Stays when this process is killed, and ends with the cgroup, which [`sweep`](super::sweep)
-    /// removes.
+    /// Before Linux 5.7: stays attached when this process is killed, and ends with the cgroup, which
+    /// [`sweep`](super::sweep) removes.
     Attached { program: OwnedFd, cgroup: OwnedFd },
 }
 
@@ -64,7 +64,7 @@ impl Attachment {
             |error| Error::step("attaching the eBPF program exempt to", cgroup.to_string(), NEEDS)(error);
         let cgroup = cgroup.as_fd().try_clone_to_owned().map_err(attaching)?;
         attach_marking_program(&program, &cgroup, Company::Others)
-            // Linux 4.14 knows nothing else.
+            // Linux 4.14 supports no other mode.
             .or_else(|_| attach_marking_program(&program, &cgroup, Company::Nobody))
             .map_err(attaching)?;
         Ok(Self::Attached { program, cgroup })
@@ -81,7 +81,7 @@ impl Drop for Attachment {
     }
 }
 
-/// Makes sockets in the cgroup and looks at their marks. This process is in it for that time.
+/// Makes sockets in the cgroup and checks their marks. This process is in the cgroup meanwhile.
 fn prove(cgroup: &Cgroup) -> Result<(), Error> {
     let this = nix::unistd::getpid().as_raw();
     let home = Cgroup::root()?.of_process(this)?;
@@ -106,7 +106,7 @@ const SOCKETS: [Kind; 4] = [
 fn check((name, domain, kind, protocol): Kind) -> Result<(), Error> {
     let mark = match Socket::new(domain, kind, Some(protocol)) {
         Ok(socket) => socket.mark(),
-        // A kernel without IPv6.
+        // The kernel has no IPv6.
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => return Ok(()),
         Err(error) => Err(error),
     };

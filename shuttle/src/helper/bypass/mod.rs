@@ -1,7 +1,8 @@
-//! The bypass: how shuttle's own connections stay out of the capture. Those are the connections of ssh and of whatever
-//! it starts (ProxyCommand, ProxyJump), and of an agent on this machine; also those that are made hours later.
+//! The bypass keeps shuttle's own connections out of the capture: those of ssh and of the programs that it starts
+//! (ProxyCommand, ProxyJump), and those of a local agent, also if they are made hours later.
 //!
-//! It is chosen apart from the method, in the order of [`BypassKind`]: what is taken has been seen to work.
+//! Its kind is chosen apart from the method, in the order of [`BypassKind`]. A kind is used only after it has been
+//! proved to work.
 
 mod cgroup;
 mod connections;
@@ -21,7 +22,7 @@ pub(crate) use error::Error;
 use mark::Mark;
 use servers::Servers;
 
-/// A bypass in use. Kept until the last: without it, ssh would be captured. Dropping it undoes it.
+/// A bypass in use. Drop it last, which undoes it: without it, ssh would be captured.
 #[derive(Debug)]
 pub(crate) struct Bypass {
     options: BypassOptions,
@@ -32,7 +33,7 @@ pub(crate) struct Bypass {
 #[derive(Debug)]
 enum Means {
     Mark(Mark),
-    /// Proved by the method, which alone can match it.
+    /// The method proves it, as it alone can match the cgroup.
     Cgroup(Enclosure),
     Address(Servers),
 }
@@ -60,8 +61,8 @@ impl Means {
 }
 
 impl Bypass {
-    /// Takes the first kind that works, and moves the process `client` into a cgroup, in which its later children are
-    /// too. Before ssh is started.
+    /// Uses the first kind that works, and moves the process `client` into a cgroup, which its later children inherit.
+    /// Call it before ssh starts.
     pub(crate) fn enter(client: i32, options: BypassOptions) -> Result<Self, Error> {
         match sweep() {
             removed if removed.is_empty() => {}
@@ -83,13 +84,13 @@ impl Bypass {
         Err(Error::NoneWorks(refusals))
     }
 
-    /// Which kind is in use. A cgroup match is to be proved by the method.
+    /// The kind in use. The method has to prove a cgroup match.
     pub(crate) fn kind(&self) -> BypassKind {
         self.means.kind()
     }
 
-    /// The next kind that works, for a method that can't go by this one. Before ssh is started: what is in the cgroup
-    /// stays there, but sockets keep the marks that they have.
+    /// Changes to the next kind that works, for a method that doesn't support the current one. Call it before ssh
+    /// starts: processes stay in the cgroup, but sockets keep the marks that they have.
     pub(crate) fn fall_back(self) -> Result<Self, Error> {
         let Self { options, client, means } = self;
         let from = means.kind();
@@ -103,11 +104,11 @@ impl Bypass {
             (BypassKind::Cgroup, Some(enclosure)) => Means::Cgroup(enclosure),
             (_, enclosure) => Means::Address(Servers::new(client, enclosure)?),
         };
-        tracing::debug!("bypass by {next}: the method can't go by {from}");
+        tracing::debug!("bypass by {next}: the method doesn't support {from}");
         Ok(Self { options, client, means })
     }
 
-    /// Falls back until the method can go by what there is.
+    /// Falls back until the method supports the kind.
     pub(crate) fn suit(self, goes_by: impl Fn(BypassKind) -> bool) -> Result<Self, Error> {
         let mut bypass = self;
         while !goes_by(bypass.kind()) {
@@ -126,24 +127,23 @@ impl Bypass {
         }
     }
 
-    /// Whether [`refresh`](Self::refresh) ever finds something: then it is to be called before capture begins, and each
+    /// Whether [`refresh`](Self::refresh) may find something. If so, call it before the capture begins, and every
     /// second from then on, since ssh may connect to another server.
     pub(crate) fn changes(&self) -> bool {
         matches!(self.means, Means::Address(_))
     }
 
-    /// Looks for servers that are not excluded yet. Says whether there are any; then the method must have its rules
-    /// anew.
+    /// Looks for servers that are not excluded yet. Returns whether there are any; then set the method's rules again.
     pub(crate) fn refresh(&mut self) -> Result<bool, Error> {
         let Means::Address(servers) = &mut self.means else { return Ok(false) };
         let changed = servers.refresh()?;
         if changed {
-            tracing::info!("left alone: {servers}");
+            tracing::info!("excluded, since ssh is connected there: {servers}");
         }
         Ok(changed)
     }
 
-    /// These rules, with the servers excluded.
+    /// The rules, with exclusions of the servers added.
     pub(crate) fn rules(&self, rules: &[Rule]) -> Vec<Rule> {
         let mut rules = rules.to_vec();
         if let Means::Address(servers) = &self.means {

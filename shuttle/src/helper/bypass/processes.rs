@@ -1,12 +1,12 @@
-//! Processes by descent.
+//! Finds processes by descent.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
 };
 
-/// What `ancestor` has started and what those have, as far as the parents live, without itself, and without this
-/// process and those between the two (sudo).
+/// The descendants of `ancestor`, as far as their parents are alive. Excludes `ancestor` itself, this process, and the
+/// processes between the two (sudo).
 pub(super) fn descendants(ancestor: i32) -> BTreeSet<i32> {
     descend(&parents(), ancestor, nix::unistd::getpid().as_raw())
 }
@@ -22,7 +22,7 @@ fn parents() -> BTreeMap<i32, i32> {
     processes.filter_map(with_parent).collect()
 }
 
-/// The fourth field of proc_pid_stat(5). The second is a name in parentheses that may have anything in it.
+/// The fourth field of proc_pid_stat(5). The second field is a name in parentheses that may contain anything.
 fn parent(stat: &[u8]) -> Option<i32> {
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
@@ -32,7 +32,7 @@ fn parent(stat: &[u8]) -> Option<i32> {
 fn descend(parents: &BTreeMap<i32, i32>, ancestor: i32, this: i32) -> BTreeSet<i32> {
     let line = |process: i32| {
         std::iter::successors(Some(process), |process| parents.get(process).copied())
-            // Parents that change while they are read could make a circle.
+            // Parents that change while they are read could form a cycle.
             .take(parents.len() + 1)
             .take_while(|process| *process > 1)
     };
@@ -47,14 +47,14 @@ mod tests {
 
     #[test]
     fn descendants_are_all_generations_but_our_own_line() {
-        // 10 is the client; 20 sudo, 21 this helper; 30 ssh, 31 its ProxyCommand, 32 that one's child; 40 a stranger.
+        // 10 is the client; 20 sudo, 21 this helper; 30 ssh, 31 its ProxyCommand, 32 a child of that; 40 unrelated.
         let parents =
             BTreeMap::from([(10, 5), (20, 10), (21, 20), (30, 10), (31, 30), (32, 31), (40, 5), (5, 1)]);
         let cases: [(i32, i32, &[i32]); 4] = [
             (10, 21, &[30, 31, 32]),
             (30, 21, &[31, 32]),
             (32, 21, &[]),
-            // A helper that is no child of its client, and one that is its direct child.
+            // The helper is not a child of its client; then it is a direct child.
             (10, 40, &[20, 21, 30, 31, 32]),
         ];
         for (ancestor, this, want) in cases {

@@ -1,6 +1,6 @@
-//! The servers that ssh and whatever it starts are connected to, as rules that leave them alone.
+//! The bypass by server address: exclusions for the servers that ssh and its children are connected to.
 //!
-//! They are left alone for everybody: a program that connects to the ssh server's address and port isn't captured
+//! The exclusions apply to all programs: a program that connects to the ssh server's address and port isn't captured
 //! either.
 
 use std::{collections::BTreeSet, net::SocketAddr};
@@ -10,24 +10,24 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 
 use super::{Enclosure, Error, connections, processes::descendants};
 
-/// All servers found so far. None is forgotten: a later connection is most likely to one of them, and must not be
-/// captured before it is seen.
+/// All servers found so far. None is forgotten: a later connection is most likely to one of them, and must bypass the
+/// capture before it can be found.
 #[derive(Debug)]
 pub(crate) struct Servers {
     client: i32,
-    /// Holds also what no longer has its parent, where there is one.
+    /// Also holds processes whose parent has ended. `None` if there can be no cgroup.
     enclosure: Option<Enclosure>,
     found: BTreeSet<SocketAddr>,
 }
 
 impl Servers {
-    /// Proves that connections can be found. Needs no cgroup, but makes use of one.
+    /// Proves that connections can be found. Uses the cgroup if there is one.
     pub(super) fn new(client: i32, enclosure: Option<Enclosure>) -> Result<Self, Error> {
         connections::prove()?;
         Ok(Self { client, enclosure, found: BTreeSet::new() })
     }
 
-    /// Makes a cgroup first, where that is possible.
+    /// Creates a cgroup first, if that is possible.
     pub(super) fn enter(client: i32) -> Result<Self, Error> {
         let enclosure = Enclosure::make(client).and_then(|made| made.fill().map(|()| made));
         let enclosure =
@@ -35,21 +35,21 @@ impl Servers {
         Self::new(client, enclosure.ok())
     }
 
-    /// Looks again. Says whether there are new ones.
+    /// Looks again. Returns whether there are new servers.
     pub(super) fn refresh(&mut self) -> Result<bool, Error> {
         let mut processes = descendants(self.client);
         let members = self.enclosure.as_ref().map(|it| it.cgroup().members()).transpose();
         processes.extend(members.ok().flatten().unwrap_or_default());
-        // What has connected to the client's listeners is captured.
+        // A connection to the client's listeners is captured.
         processes.remove(&self.client);
         let before = self.found.len();
-        // What is on this host isn't captured anyhow.
+        // An address of this host isn't captured anyway.
         let peers = connections::peers_of(&processes)?.into_iter();
         self.found.extend(peers.filter(|peer| !peer.ip().is_loopback()));
         Ok(self.found.len() > before)
     }
 
-    /// Nothing decides before these do: no rule is narrower, and on a tie the exclusion wins.
+    /// These rules decide before all others: no rule is narrower, and on a tie the exclusion wins.
     pub(super) fn rules(&self) -> impl Iterator<Item = Rule> {
         self.found.iter().map(|server| Rule {
             network: IpNet::from(server.ip()),

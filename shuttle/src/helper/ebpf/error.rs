@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Why the eBPF method can't capture. Each names thing and remedy.
+/// Why the eBPF method can't capture. Each names the object and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The kernel refuses a program.
@@ -18,9 +18,9 @@ pub(crate) enum Error {
     Program {
         /// The program.
         name: &'static str,
-        /// What the kernel says.
+        /// The kernel's error.
         reason: String,
-        /// What it takes.
+        /// What the program needs.
         needs: &'static str,
     },
     /// The kernel refuses a map or its contents.
@@ -28,25 +28,25 @@ pub(crate) enum Error {
     Map {
         /// The map.
         name: &'static str,
-        /// What the kernel says.
+        /// The kernel's error.
         reason: String,
     },
-    /// Forwarded packets are steered by marks.
+    /// Forwarded packets are steered by marks, which rewriting doesn't use.
     #[error("forwarded traffic can't be captured by rewriting")]
     NoForwarding,
     /// The rules do not fit the maps.
     #[error(transparent)]
     Rules(#[from] compile::Error),
-    /// No slot, or no device for its routes.
+    /// There is no free slot, or no device for its routes.
     #[error(transparent)]
     Claim(#[from] claim::Error),
-    /// No listeners.
+    /// The listeners can't be opened.
     #[error(transparent)]
     Listeners(#[from] listeners::Error),
-    /// A look at this host's network, or a change of it, failed.
+    /// Reading or changing this host's network failed.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// A cgroup can't be had.
+    /// A cgroup can't be used.
     #[error(transparent)]
     Cgroup(#[from] bypass::Error),
 }

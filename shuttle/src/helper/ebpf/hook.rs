@@ -1,5 +1,5 @@
-//! Where the ingress program is attached: a tcx link (Linux 6.6), which ends with this process, or else a clsact filter,
-//! which stays and has to be told from those of others.
+//! Attaches the ingress program: by a tcx link (Linux 6.6), which ends with this process, or by a clsact filter, which
+//! stays and must be distinguished from the filters of others.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
 use std::collections::BTreeSet;
@@ -19,11 +19,11 @@ use crate::helper::parts::{
     slot::{SLOTS, Slot},
 };
 
-/// The program's name, which clsact filters bear.
+/// The program's name, which clsact filters show.
 pub(in crate::helper) const PROGRAM: &str = "shuttle_router";
-/// The priority of the first slot's filters: it tells them from those of other instances.
+/// The priority of the first slot's filters. It distinguishes them from those of other instances.
 const FIRST_PRIORITY: u16 = 2190;
-/// All filters have it: each is alone at its priority.
+/// The handle of all filters: each is alone at its priority.
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 const CLSACT: &str = "clsact";
 
@@ -36,7 +36,8 @@ pub(super) enum AttachError {
     Netlink(#[from] Error),
 }
 
-/// Attaches the program to an interface, and records the qdisc that this takes, unless that goes with others' filters.
+/// Attaches the program to an interface. Records the qdisc if it was created for this, unless filters of others keep
+/// it.
 pub(super) async fn attach(
     program: &mut SchedClassifier,
     lan: &Lan,
@@ -56,7 +57,7 @@ pub(super) async fn attach(
     match qdisc_add_clsact(interface) {
         Ok(()) => ledger.record(Entry::Qdisc(lan.clone()))?,
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
-            // Whichever instance goes last takes it along.
+            // The instance that ends last removes the qdisc.
             if is_shared(netlink, lan.index, slot).await? {
                 ledger.record(Entry::Qdisc(lan.clone()))?;
             }
@@ -68,7 +69,7 @@ pub(super) async fn attach(
     Ok(ledger.step()?)
 }
 
-/// Whether an interface's clsact qdisc holds a filter of another instance, which then has made it.
+/// Whether an interface's clsact qdisc holds a filter of another instance, which then created the qdisc.
 async fn is_shared(netlink: &Netlink, index: u32, slot: Slot) -> Result<bool, Error> {
     let filters = filters(netlink, index, Parent::MIN_INGRESS).await?;
     Ok(filters.iter().filter_map(slot_of).any(|other| other != slot))
@@ -78,7 +79,7 @@ fn priority(slot: Slot) -> u16 {
     FIRST_PRIORITY + u16::from(slot.number())
 }
 
-/// The filters that dead instances left, each with the qdisc that then may have none.
+/// The filters that dead instances left, each with its qdisc, which may be unused then.
 pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
     let mut found = Vec::new();
     for index in with_clsact(netlink).await? {
@@ -93,7 +94,7 @@ pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>
     Ok(found)
 }
 
-/// Deletes the filter of a dead instance, and the qdisc if that has none then.
+/// Deletes the filter of a dead instance, and the qdisc if no filter is left.
 pub(in crate::helper) async fn delete_filter(netlink: &Netlink, lan: &Lan, slot: Slot) -> Result<(), Error> {
     let link = SchedClassifierLink::attached(&lan.name, TcAttachType::Ingress, priority(slot), HANDLE, None);
     // Dropping it detaches it.
@@ -130,12 +131,12 @@ async fn filters(netlink: &Netlink, index: u32, direction: u16) -> Result<Vec<Tc
     let request = if direction == Parent::MIN_INGRESS { request.ingress() } else { request.egress() };
     let filters = request.execute().try_collect::<Vec<_>>().await;
     let mut filters = filters.map_err(Error::netlink("listing the clsact filters"))?;
-    // Each priority comes with a message of its own, without a filter.
+    // The kernel also sends a message without a filter for each priority.
     filters.retain(|filter| filter.header.handle != Parent::UNSPEC);
     Ok(filters)
 }
 
-/// Whose filter it is, if it is one of ours.
+/// The slot of a filter, if it is one of ours.
 fn slot_of(filter: &TcMessage) -> Option<Slot> {
     let name = TcOption::Bpf(TcFilterBpfOption::ProgName(PROGRAM.to_owned()));
     let is_named = filter.attributes.iter().any(|attribute| match attribute {

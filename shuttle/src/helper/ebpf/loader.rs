@@ -1,4 +1,4 @@
-//! The objects, and the values of their programs' globals.
+//! The eBPF objects, and the values of their programs' globals.
 
 use std::{net::IpAddr, os::fd::BorrowedFd};
 
@@ -23,8 +23,8 @@ static LOGGING: &[u8] = aya::include_bytes_aligned!(concat!(
     "/../shuttle-ebpf/prebuilt/shuttle-log.bpf.o"
 ));
 
-/// What loads objects. aya reads all of the kernel's types for one, 5 MB of them, which takes longer than all the rest
-/// of a start: so there is one for this process, made when it is first needed.
+/// Loads objects. aya reads all of the kernel's types for a loader, 5 MB of them, which takes longer than the rest of a
+/// start. So this process has one loader, made when it is first needed.
 #[derive(Debug, Default)]
 pub(crate) struct Loader(Option<EbpfLoader<'static>>);
 
@@ -36,7 +36,7 @@ impl Loader {
         knows_ingress: bool,
     ) -> Result<Ebpf, aya::EbpfError> {
         let tun = if knows_ingress { settings.tun } else { 0 };
-        // As long-lived as the loader; there are two or three for a process.
+        // It must live as long as the loader. A process makes two or three of them.
         let settings: &'static Settings = Box::leak(Box::new(Settings { tun, ..*settings }));
         let loader = self.0.get_or_insert_with(EbpfLoader::new);
         loader
@@ -53,7 +53,7 @@ impl Loader {
             .override_global("UDP_PORT6", &settings.rewrite.udp6, true)
             .override_global("TOKEN_PREFIX6", &settings.rewrite.tokens6, true);
         for (map, size) in SIZES {
-            // Elsewhere nothing is ever in them.
+            // Lookup leaves these maps empty.
             loader.map_max_entries(map, if settings.rewrite == Ports::default() { 1 } else { size });
         }
         loader.load(if log { LOGGING } else { QUIET })
@@ -73,13 +73,14 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// For [`Steering::Rewrite`](crate::policy::Steering); `socket` tells the network namespace.
+    /// The globals for [`Steering::Rewrite`](crate::capture::Steering). `socket` identifies the network namespace.
     pub(super) fn rewriting(rewrite: Ports, socket: Option<BorrowedFd<'_>>) -> Self {
         Self { rewrite, netns_cookie: cookie(socket), ..Self::default() }
     }
 
-    /// For [`Steering::Lookup`](crate::policy::Steering). `socket` tells the network namespace; without a cookie (before Linux 5.14) the programs mark the sockets of
-    /// all namespaces, which changes nothing where our policy rule is not.
+    /// The globals for [`Steering::Lookup`](crate::capture::Steering). `socket` identifies the network namespace.
+    /// Without a cookie (before Linux 5.14) the programs mark the sockets of all namespaces, which has no effect in
+    /// namespaces without our policy rule.
     pub(super) fn new(slot: Slot, families: Families, tun: u32, socket: Option<BorrowedFd<'_>>) -> Self {
         let netns_cookie = cookie(socket);
         let (capture_bit, forwarded) = (slot.bit(), slot.forwarded());
@@ -94,7 +95,7 @@ impl Settings {
     }
 }
 
-/// The network namespace of a socket; 0 before Linux 5.14.
+/// The cookie of a socket's network namespace; 0 before Linux 5.14.
 fn cookie(socket: Option<BorrowedFd<'_>>) -> u64 {
     socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0)
 }

@@ -1,11 +1,12 @@
-//! Capture with eBPF and policy routing, and without a packet filter.
+//! Capture by eBPF and policy routing, without a packet filter.
 //!
-//! A connect that the rules capture gets a bit in its socket's mark; a policy rule sends that mark to a table that
-//! calls every address local; so the SYN comes back in, and the sk_lookup program hands it to our listener. The
-//! accepted socket's local address is then the original destination. So too with connected UDP sockets; what others send
-//! gets our source address, datagram by datagram, and another policy rule sends that to the same table.
+//! If the rules capture a connect, a program sets a bit in the socket's mark. A policy rule sends that mark to a table
+//! that makes every address local. So the SYN comes back in, and the sk_lookup program assigns it to our listener. The
+//! accepted socket's local address is then the original destination. Connected UDP sockets work in the same way. For
+//! other sockets a program sets our source address in each datagram, and another policy rule sends that source to the
+//! same table.
 //!
-//! Where there is no sk_lookup, [`rewrite`] replaces destinations instead.
+//! On kernels without sk_lookup, [`rewrite`] replaces destinations instead.
 
 mod error;
 pub(super) mod hook;
@@ -46,13 +47,13 @@ use crate::{
     sys::capture::wait_for_programs,
 };
 
-/// How traffic arrives that the lookup program has steered.
+/// The arrival of traffic that the lookup program has steered.
 const LOOKUP: Arrival =
     Arrival { streams: StreamArrival::LocalAddress, datagrams: DatagramArrival::ControlMessage };
-/// How traffic arrives whose destination was rewritten.
+/// The arrival of traffic whose destination was rewritten.
 const REWRITE: Arrival = Arrival { streams: StreamArrival::OriginalDst, datagrams: DatagramArrival::Token };
 
-/// A capture by eBPF. Its programs and links end with it, and with this process, however that ends.
+/// A capture by eBPF. Its programs and links end when it is dropped, and with this process, however that ends.
 #[derive(Debug)]
 pub(super) struct Ebpf {
     programs: Programs,
@@ -60,14 +61,14 @@ pub(super) struct Ebpf {
     steering: State,
 }
 
-/// What each way of steering needs while it runs.
+/// The state of each way of steering.
 #[derive(Debug)]
 enum State {
     Lookup { slot: Slot, router: Router },
     Rewrite(Rewriting),
 }
 
-/// What would be set up, one step a line.
+/// What would be set up, one step per line.
 pub(super) fn render(steering: Steering, hook: IngressHook, facts: Facts<'_>) -> String {
     let Facts { slot, families, lans, entries } = facts;
     let setup = match steering {
@@ -78,7 +79,7 @@ pub(super) fn render(steering: Steering, hook: IngressHook, facts: Facts<'_>) ->
 }
 
 impl Ebpf {
-    /// Gets ready for [`start`](Self::start), which proves that this kernel takes the programs; nothing is captured yet.
+    /// Prepares [`start`](Self::start), and proves that this kernel accepts the programs. Nothing is captured yet.
     pub(super) async fn prepare(
         loader: &mut Loader,
         steering: Steering,
@@ -111,14 +112,14 @@ impl Ebpf {
         Ok((Self { programs, setup, steering: State::Lookup { slot: claim.slot, router } }, listeners))
     }
 
-    /// From now on connections and datagrams are captured. The programs at the cgroup are attached last, so nothing is
-    /// captured before everything works.
+    /// Starts capturing connections and datagrams. The programs at the cgroup are attached last, so nothing is captured
+    /// before everything works.
     pub(super) async fn start(&mut self, parts: &mut Parts) -> Result<(), Error> {
         let root = Cgroup::root()?;
         self.start_in(&root, parts).await
     }
 
-    /// Captures the traffic of the programs in a cgroup alone.
+    /// Starts capturing the traffic of the programs in one cgroup.
     pub(super) async fn start_in(&mut self, cgroup: &Cgroup, parts: &mut Parts) -> Result<(), Error> {
         self.look_at_own(parts).await?;
         if let State::Lookup { slot, .. } = &self.steering {
@@ -162,8 +163,8 @@ impl Ebpf {
         Ok(parts.ledger.step()?)
     }
 
-    /// What the programs are to go by. Rewriting can't tell one link's nameserver from another's, nor say that an answer came
-    /// from it.
+    /// The entries for the programs. Rewriting can't distinguish a nameserver of one link from another's, nor give its
+    /// answers that address: it leaves link-local nameservers out.
     pub(super) fn entries_for(&self, parts: &Parts, rules: &[Rule]) -> Result<Entries, compile::Error> {
         match self.steering {
             State::Lookup { .. } => compile(rules),
@@ -171,20 +172,20 @@ impl Ebpf {
         }
     }
 
-    /// Has the programs go by these entries before anything is captured.
+    /// Sets the entries before anything is captured.
     pub(super) fn set_entries(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
         self.programs.replace_rules(entries)
     }
 
-    /// Has the programs go by these entries from one packet to the next; on an error they go by the old ones.
+    /// Replaces the entries atomically; after an error the old ones stay.
     pub(super) fn replace(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
         self.programs.replace_rules(entries)?;
-        // Then nobody reads the old set any more, and the next change may fill it.
+        // From here on no program reads the old set, and the next change may fill it.
         wait_for_programs();
         if let State::Lookup { router, .. } = &self.steering
             && router.is_on()
         {
-            // Of those that the old rules captured, all are at a socket.
+            // All packets that the old rules captured have reached a socket by now.
             self.programs.forget_replaced()?;
         }
         Ok(())
@@ -211,7 +212,7 @@ impl Ebpf {
         }
     }
 
-    /// The program that sends what comes in from `source` for `peer`.
+    /// The program that sends what arrives from `source` for `peer`.
     pub(super) fn sender(
         &mut self,
         parts: &Parts,
@@ -222,13 +223,13 @@ impl Ebpf {
         let slot = *slot;
         let chosen = self.programs.chosen_source(peer, source.port()).map_err(SenderError::method)?;
         let ours = Family::of(parts.families).any(|family| slot.source(family) == source.ip());
-        // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
+        // A program that is bound to an address seems to send from ours, but doesn't receive replies there.
         let chosen = chosen.filter(|_| ours);
         let address = chosen.map_or(source, |chosen| SocketAddr::new(chosen, source.port()));
         Ok(Sender { slot, address })
     }
 
-    /// Tells the programs which addresses are this host's own, and routes anew what went with a link.
+    /// Updates the programs' map of this host's own addresses, and restores routes that disappeared with a link.
     pub(super) async fn look_at_own(&mut self, parts: &mut Parts) -> Result<(), Error> {
         parts.look_at_own().await?;
         self.programs.set_own(&parts.own)?;
@@ -240,7 +241,7 @@ impl Ebpf {
         Ok(())
     }
 
-    /// Warns of what keeps captured connections from arriving. Never ends; may be dropped and called again.
+    /// Warns of what keeps captured connections from arriving. Never returns; may be dropped and called again.
     pub(super) async fn watch(&mut self) {
         match &mut self.steering {
             State::Lookup { slot, router } => router.watch(self.programs.object(), *slot).await,

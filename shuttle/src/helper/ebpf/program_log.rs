@@ -1,4 +1,4 @@
-//! What the logging programs say, line by line, on stderr.
+//! Prints the output of the logging programs on stderr, line by line.
 
 use std::time::Duration;
 

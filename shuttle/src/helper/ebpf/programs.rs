@@ -1,4 +1,4 @@
-//! The loaded programs: their maps, and attaching them.
+//! The loaded programs: filling their maps and attaching them.
 
 use std::{
     fs::File,
@@ -35,27 +35,27 @@ use crate::{
 /// The two sets of rule maps, IPv4 and IPv6.
 const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];
 
-/// The program that hands captured packets to the listeners.
+/// The program that assigns captured packets to the listeners.
 pub(super) const STEER: &str = "steer";
 
 /// The programs at the root of the cgroup2 hierarchy, in the order in which they are attached.
 pub(super) const AT_CGROUP: [&str; 4] = ["sendmsg4", "sendmsg6", "connect4", "connect6"];
 
-/// The loaded programs. Detached on drop.
+/// The loaded programs. Dropping them detaches them.
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) object: Ebpf,
-    /// Which set of rule maps the programs read.
+    /// The index of the set of rule maps that the programs read.
     live: usize,
-    /// What the sets hold, by set: the kernel can only delete what is named.
+    /// The contents of the two sets: the kernel deletes only entries that are named.
     filled: [Arc<Entries>; 2],
-    /// What the programs know of this host's own addresses.
+    /// This host's own addresses, as the programs have them.
     own: OwnAddresses,
     links: Vec<FdLink>,
 }
 
 impl Programs {
-    /// Loads all programs that capture, which proves that this kernel takes them; attaches none.
+    /// Loads all programs that capture, which proves that this kernel accepts them. Attaches none.
     pub(super) fn load(loader: &mut Loader, settings: &Settings, log: bool) -> Result<Self, Error> {
         let mut object = loader.load(settings, log, true).map_err(object_failed)?;
         if sk_lookup(&mut object)?.load().is_err() {
@@ -77,7 +77,7 @@ impl Programs {
         Self { object, live: 1, filled, own, links }
     }
 
-    /// Puts the listeners where the sk_lookup program finds them. They leave the map when their last descriptor closes.
+    /// Puts the listeners into the map of the sk_lookup program. They leave it when their last descriptor closes.
     pub(super) fn set_listeners(&mut self, listeners: &Listeners) -> Result<(), Error> {
         let name = "LISTENERS";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
@@ -91,7 +91,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Tells the programs which nameservers may be captured though this host owns them. The rules say whether they are.
+    /// Tells the programs which nameservers may be captured although this host owns them. The rules decide whether they
+    /// are.
     pub(super) fn set_resolvers(&mut self, resolvers: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
         let name = "RESOLVERS";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
@@ -102,12 +103,12 @@ impl Programs {
         Ok(())
     }
 
-    /// Replaces all rules at one stroke: fills the set that no program reads, then points them to it. On an error the
-    /// old rules stay. Where programs run, none may still be reading the other set: wait for them after each change.
+    /// Replaces all rules atomically: fills the set that no program reads, then switches to it. After an error the old
+    /// rules stay. No running program may still read the other set: wait for them after each change.
     pub(super) fn replace_rules(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
-        // Recorded before it is true: of a set half filled, all is deleted next time.
+        // Recorded before the set is filled: if filling stops half way, the next change deletes all of it.
         let old = std::mem::replace(&mut self.filled[next], entries);
         empty(self.trie(name4)?, old.v4_raw());
         empty(self.trie(name6)?, old.v6_raw());
@@ -127,7 +128,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Empties the set that [`replace_rules`](Self::replace_rules) has replaced.
+    /// Empties the old set after [`replace_rules`](Self::replace_rules).
     pub(super) fn forget_replaced(&mut self) -> Result<(), Error> {
         let last = 1 - self.live;
         let [name4, name6] = RULES[last];
@@ -137,13 +138,13 @@ impl Programs {
         Ok(())
     }
 
-    /// For the modules that have programs of their own in it.
+    /// The object, for modules with programs of their own in it.
     pub(super) fn object(&mut self) -> &mut Ebpf {
         &mut self.object
     }
 
-    /// The source that a program chose for what it sends from `port` to `destination`; `None` when it left the choice to the
-    /// kernel, or that has been forgotten.
+    /// The source that a program chose for datagrams from `port` to `destination`; `None` if it left the choice to the
+    /// kernel, or if the entry has been evicted.
     pub(super) fn chosen_source(
         &mut self,
         destination: SocketAddr,
@@ -206,16 +207,16 @@ impl Programs {
         attached.map(drop).map_err(|error| program_failed(name, "Linux 5.9", &error))
     }
 
-    /// Attaches a program to the cgroup whose programs' traffic is captured: the root of the hierarchy, but for a trial.
+    /// Attaches a program to the cgroup whose traffic is captured: the root of the hierarchy, or the cgroup of a trial.
     pub(super) fn attach_to_cgroup(&mut self, cgroup: impl AsFd, name: &'static str) -> Result<(), Error> {
         let failed = |error| program_failed(name, "no exclusive program at the root cgroup", &error);
-        // Links always let several programs be; the mode that says so is refused with a link.
+        // The kernel lets every link coexist with others, and refuses the flag that asks for it.
         let mode = CgroupAttachMode::Single;
         if name == CONNECTING {
             let program = connecting(&mut self.object)?;
             let link = program.attach(cgroup, mode).map_err(failed)?;
             let link = program.take_link(link).map_err(failed)?;
-            // What is attached in the way of older kernels would outlive this process.
+            // A program that is attached without a link would outlive this process.
             self.links.push(link.try_into().map_err(|_| no_links())?);
             return Ok(());
         }
@@ -256,7 +257,7 @@ fn fill<K: aya::Pod>(
     Ok(())
 }
 
-/// What is not there, of a set half filled, needs no deleting.
+/// Entries that are missing, from a set that was filled half way, are no error.
 fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, entries: impl Iterator<Item = (u32, K, PortSet)>) {
     for (length, address, _) in entries {
         drop(map.remove(&Key::new(length, address)));
@@ -285,7 +286,7 @@ pub(super) fn map_failed(name: &'static str, error: impl ToString) -> Error {
     Error::Map { name, reason: error.to_string() }
 }
 
-/// The verifier's whole log is for developers; its last line says what it is about.
+/// The verifier's whole log goes to the debug log; its last meaningful line goes into the error.
 pub(super) fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError) -> Error {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();

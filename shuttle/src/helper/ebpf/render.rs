@@ -1,4 +1,4 @@
-//! What the eBPF method sets up for a plan, as a value: it is printed, and carried out.
+//! What the eBPF method sets up for a plan, as a value that is printed or carried out.
 
 use std::fmt;
 
@@ -16,16 +16,16 @@ use crate::{
     policy::Families,
 };
 
-/// What is set up, in the order in which it is.
+/// What is set up, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
-    /// The routes that bring marked packets back to this host, where sockets are looked up.
+    /// The routes that bring marked packets back to this host, for socket lookup.
     pub(super) claim: Option<Claim>,
-    /// Whose IPv6 tokens are made this host's, where destinations are rewritten and IPv6 is on.
+    /// The slot of the IPv6 tokens that are made local, for rewriting with IPv6.
     pub(super) tokens: Option<Slot>,
     /// The policy rules that send packets to these routes.
     pub(super) rules: Vec<PolicyRule>,
-    /// Where programs are attached, in this order.
+    /// The programs to attach, in this order.
     pub(super) attachments: Vec<Attachment>,
 }
 
@@ -34,15 +34,15 @@ pub(crate) struct Setup {
 pub(super) enum Attachment {
     /// To this network namespace.
     Namespace(&'static str),
-    /// To a LAN interface, where it sees what comes in.
+    /// To the ingress of a LAN interface.
     Ingress(&'static str, Lan, IngressHook),
-    /// To the cgroup whose programs' traffic is captured.
+    /// To the cgroup whose traffic is captured.
     Cgroup(&'static str),
-    /// To the same cgroup, where the kernel has the hook.
+    /// To the same cgroup, if the kernel has the hook.
     CgroupIfThere(&'static str),
 }
 
-/// What is set up to capture by socket lookup.
+/// What lookup sets up.
 pub(super) fn lookup(claim: Claim, families: Families, lans: &[Lan], hook: IngressHook) -> Setup {
     let slot = claim.slot;
     let own = Family::of(families).flat_map(|family| PolicyRule::of_slot(family, slot));
@@ -56,7 +56,7 @@ pub(super) fn lookup(claim: Claim, families: Families, lans: &[Lan], hook: Ingre
     Setup { claim: Some(claim), tokens: None, rules: own.chain(forwarded).collect(), attachments }
 }
 
-/// What is set up to capture by rewriting destinations.
+/// What rewriting sets up.
 pub(super) fn rewrite(tokens: Option<Slot>) -> Setup {
     let mut attachments = vec![Attachment::Cgroup(super::rewrite::CONNECTING)];
     attachments.extend(super::rewrite::PEERS.map(Attachment::CgroupIfThere));
@@ -104,7 +104,7 @@ impl fmt::Display for Setup {
     }
 }
 
-/// What the programs' maps hold, one prefix a line.
+/// The contents of the programs' maps, one prefix per line.
 pub(crate) struct Maps<'a>(pub(crate) &'a Entries);
 
 impl fmt::Display for Maps<'_> {

@@ -1,9 +1,9 @@
-//! Capture for kernels without sk_lookup: the programs replace captured destinations by loopback addresses of ours, and tell
-//! the client the true ones.
+//! Capture for kernels without sk_lookup: the programs replace captured destinations with loopback addresses of ours,
+//! and tell the client the original ones.
 //!
-//! No mark, no routing table, no policy rule. The listeners are in a cgroup of their own, to which alone the program is
-//! attached that tells original destinations: nobody else's getsockopt pays for it. The cgroup's directory is removed as soon
-//! as that is done, and its programs stay with the sockets.
+//! This uses no mark, routing table or policy rule. The listeners are in a cgroup of their own. The program that tells
+//! original destinations is attached to that cgroup alone, so that it doesn't slow down getsockopt for others. The
+//! cgroup's directory is removed at once; the program stays with the sockets.
 
 use std::{io, net::SocketAddr};
 
@@ -34,12 +34,12 @@ use crate::{
     },
 };
 
-/// Entries of the programs' maps. Connections: more than twice the ports that one source address has for connections to one
-/// listener. Datagrams: more than the client's flows.
+/// The sizes of the programs' maps. For connections: more than twice the ports that one source address has for
+/// connections to one listener. For datagrams: more than the client's flows.
 pub(super) const SIZES: [(&str, u32); 4] =
     [("PENDING", 16_384), ("ORIGINS", 65_536), ("TOKENS", 16_384), ("TARGETS", 16_384)];
 
-/// What captures, in the order in which it is attached: first what needs to be there before.
+/// The programs that capture, in the order in which they are attached: each after those that it needs.
 pub(super) const AT_CGROUP: [&str; 6] = [
     "rewrite_recvmsg4",
     "rewrite_recvmsg6",
@@ -50,12 +50,12 @@ pub(super) const AT_CGROUP: [&str; 6] = [
 ];
 pub(super) const CONNECTING: &str = "rewrite_connecting";
 const ORIGIN: &str = "rewrite_origin";
-/// What has programs see their true peers: Linux 5.8, and done without before.
+/// The programs that show programs their real peers: optional, from Linux 5.8.
 pub(super) const PEERS: [&str; 2] = ["rewrite_getpeername4", "rewrite_getpeername6"];
 
 const NEEDS: &str = "Linux 5.7";
 
-/// The programs' globals for rewriting. Ports in host order, 0 where a family is off.
+/// The programs' globals for rewriting. Ports are in host order, and 0 if a family is off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ports {
     pub(super) tcp4: u32,
@@ -65,14 +65,14 @@ pub(super) struct Ports {
     pub(super) tokens6: [u8; 16],
 }
 
-/// What rewriting can do here.
+/// What this kernel supports of rewriting.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rewriting {
     names_peers: bool,
 }
 
 impl Rewriting {
-    /// For the user: what is missing.
+    /// What is missing, for the user.
     pub(super) fn note(self) -> &'static str {
         if self.names_peers {
             ""
@@ -81,7 +81,7 @@ impl Rewriting {
         }
     }
 
-    /// Whether programs see their true peers.
+    /// Whether programs see their real peers.
     pub(super) fn names_peers(self) -> bool {
         self.names_peers
     }
@@ -112,7 +112,8 @@ impl Ebpf {
             ports.tokens6 = slot.tokens().octets();
             tokens = Some(slot);
             if let Some(listener) = &listeners.v6 {
-                // Kernels differ in which of the two a datagram came in by that a local route through the device returned.
+                // Kernels differ in the interface by which a datagram comes in that a local route through the device
+                // has returned.
                 accept_only_from(&listener.udp, [LOOPBACK, index])
                     .map_err(netlink::Error::system("setting the filter of the IPv6 listener"))?;
             }
@@ -129,7 +130,7 @@ impl Ebpf {
     }
 }
 
-/// Loads all programs, which proves that this kernel takes them.
+/// Loads all programs, which proves that this kernel accepts them.
 fn load(object: &mut Object) -> Result<Rewriting, Error> {
     let failed = |name| move |error| program_failed(name, NEEDS, &error);
     connecting(object)?.load().map_err(failed(CONNECTING))?;
@@ -178,13 +179,13 @@ impl ListenerCgroup {
     fn enter() -> Result<Self, Error> {
         let pid = nix::unistd::getpid().as_raw();
         let parent = Cgroup::root()?.of_process(pid)?;
-        let cgroup = parent.make_bypass(pid)?;
+        let cgroup = parent.make_child(pid)?;
         let home = Self { parent, cgroup, pid };
         home.cgroup.add(pid).map_err(listener_cgroup("moving into it"))?;
         Ok(home)
     }
 
-    /// Moves it back.
+    /// Moves this process back.
     fn leave(&self) -> Result<(), Error> {
         self.parent.add(self.pid).map_err(listener_cgroup("moving out of it"))
     }
@@ -196,9 +197,9 @@ impl ListenerCgroup {
 }
 
 impl Drop for ListenerCgroup {
-    /// What remains, if anything, is empty and removed by the next start.
+    /// If the directory remains, it is empty, and the next start removes it.
     fn drop(&mut self) {
-        if let Err(error) = self.parent.remove_bypass(self.pid) {
+        if let Err(error) = self.parent.remove_child(self.pid) {
             tracing::debug!(%error, "the listeners' cgroup remains");
         }
     }
@@ -221,7 +222,7 @@ fn port(address: io::Result<SocketAddr>) -> Result<u32, Error> {
     Ok(address.port().into())
 }
 
-/// The first IPv6 tokens that nobody has, with their route in place; it goes with the device.
+/// Claims the first IPv6 tokens that are free, and adds their route, which ends with the device.
 async fn claim_tokens(netlink: &Netlink, tun: u32) -> Result<Slot, Error> {
     for slot in SLOTS {
         let source = slot.token_source().into();

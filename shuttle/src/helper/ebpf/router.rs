@@ -1,4 +1,4 @@
-//! Capture of what comes in by LAN interfaces: the ingress program there, and its policy rules.
+//! Capture of packets that come in by LAN interfaces, by the ingress program.
 
 use std::time::Duration;
 
@@ -27,37 +27,37 @@ use crate::{
 };
 
 const MAP: &str = "LANS";
-/// How often it is looked whether captured connections come to be.
-const LOOK: Duration = Duration::from_secs(1);
-/// A connection that is not answered asks a second time within a second or three.
+/// How often to check whether captured connections arrive.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A connection that gets no answer sends its second SYN within one to three seconds.
 const UNANSWERED: u32 = 2;
 
 /// The LAN interfaces of a capture.
 #[derive(Debug)]
 pub(super) struct Router {
     lans: Vec<Lan>,
-    look: Interval,
-    /// What is not yet known to work.
-    doubts: Vec<Doubt>,
+    ticks: Interval,
+    /// The interfaces and families whose connections are not yet known to arrive.
+    unproven: Vec<ArrivalCheck>,
 }
 
-/// Whether connections that come in by one interface arrive.
+/// Checks whether connections that come in by one interface arrive.
 #[derive(Debug)]
-struct Doubt {
+struct ArrivalCheck {
     lan: Lan,
     family: Family,
-    /// That they don't was seen once; the answer may have been on its way.
+    /// Whether the last check found none. One such check is no proof: the answer may have been on its way.
     suspected: bool,
 }
 
 impl Router {
     pub(super) fn new(lans: Vec<Lan>, families: Families) -> Self {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let doubt = |lan: &Lan, family| Doubt { lan: lan.clone(), family, suspected: false };
-        let doubts = lans.iter().flat_map(|lan| Family::of(families).map(|family| doubt(lan, family)));
-        let doubts = doubts.collect();
-        Self { lans, look, doubts }
+        let mut ticks = interval(CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let check = |lan: &Lan, family| ArrivalCheck { lan: lan.clone(), family, suspected: false };
+        let unproven = lans.iter().flat_map(|lan| Family::of(families).map(|family| check(lan, family)));
+        let unproven = unproven.collect();
+        Self { lans, ticks, unproven }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -77,13 +77,13 @@ impl Router {
         }
         program(object)?.load().map_err(failed)?;
         let mut map = counts(object)?;
-        for doubt in &self.doubts {
-            map.insert(doubt.key(), RawLan::default(), 0).map_err(|error| map_failed(MAP, error))?;
+        for check in &self.unproven {
+            map.insert(check.key(), RawLan::default(), 0).map_err(|error| map_failed(MAP, error))?;
         }
         Ok(())
     }
 
-    /// Attaches the program to an interface. The policy rules that its mark leads to must be there.
+    /// Attaches the program to an interface. The policy rules for its mark must exist.
     pub(super) async fn attach(
         &self,
         object: &mut Ebpf,
@@ -99,22 +99,22 @@ impl Router {
         }
     }
 
-    /// Warns of interfaces whose connections are captured and then come to nothing. Never ends; may be dropped and
-    /// called again.
+    /// Warns of interfaces whose connections are captured and don't arrive. Never returns; may be dropped and called
+    /// again.
     pub(super) async fn watch(&mut self, object: &mut Ebpf, slot: Slot) {
-        while !self.doubts.is_empty() {
-            self.look.tick().await;
+        while !self.unproven.is_empty() {
+            self.ticks.tick().await;
             let Ok(map) = counts(object) else { break };
-            self.doubts.retain_mut(|doubt| {
-                let counts = map.get(&doubt.key(), 0).unwrap_or_default();
-                doubt.remains(lan::Lan::from_raw(counts), slot)
+            self.unproven.retain_mut(|check| {
+                let counts = map.get(&check.key(), 0).unwrap_or_default();
+                check.is_open(lan::Lan::from_raw(counts), slot)
             });
         }
         std::future::pending().await
     }
 }
 
-impl Doubt {
+impl ArrivalCheck {
     fn key(&self) -> LanKey {
         let family = match self.family {
             Family::V4 => lan::Family::V4,
@@ -123,7 +123,7 @@ impl Doubt {
         [self.lan.index, family as u32]
     }
 
-    fn remains(&mut self, counts: lan::Lan, slot: Slot) -> bool {
+    fn is_open(&mut self, counts: lan::Lan, slot: Slot) -> bool {
         if counts.followed > 0 {
             return false;
         }
@@ -131,21 +131,21 @@ impl Doubt {
         let certain = unanswered && self.suspected;
         self.suspected = unanswered;
         if certain {
-            tracing::warn!("{}", self.words(slot));
+            tracing::warn!("{}", self.warning(slot));
         }
         !certain
     }
 
-    fn words(&self, slot: Slot) -> String {
+    fn warning(&self, slot: Slot) -> String {
         let (family, iptables) = match self.family {
             Family::V4 => ("IPv4", "iptables"),
             Family::V6 => ("IPv6", "ip6tables"),
         };
         let (name, mark) = (&self.lan.name, slot.forwarded());
         format!(
-            "{family} connections that come in by {name} are captured, but do not arrive: this machine's firewall drops \
-             them on INPUT; let them in by `{iptables} -I INPUT -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT`, or where \
-             it is nftables', by `nft insert rule FAMILY TABLE CHAIN meta mark and {mark:#x} == {mark:#x} accept`"
+            "{family} connections that come in by {name} are captured, but do not arrive: this machine's firewall \
+             drops them on INPUT; let them in by `{iptables} -I INPUT -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT`, \
+             or with nftables by `nft insert rule FAMILY TABLE CHAIN meta mark and {mark:#x} == {mark:#x} accept`"
         )
     }
 }

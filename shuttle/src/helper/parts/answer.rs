@@ -1,4 +1,4 @@
-//! How answers get to programs.
+//! How replies get to programs.
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd};
 
@@ -9,19 +9,19 @@ use super::{
 };
 use crate::capture::replies::{OutletKind, Unreachable};
 
-/// The program that sends captured datagrams, as a method knows it.
+/// A program that sends captured datagrams, as the method identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sender {
-    /// Whose mark the answers bear.
+    /// The slot whose mark the replies have.
     pub(crate) slot: Slot,
-    /// Where it hears answers.
+    /// The address at which it receives replies.
     pub(crate) address: SocketAddr,
 }
 
-/// Why a method doesn't tell who sends.
+/// Why a method can't identify the program.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SenderError {
-    /// Nobody needs to ask.
+    /// Rewriting needs no reply sockets.
     #[error("replies to rewritten datagrams need no socket")]
     Rewritten,
     /// The method failed.
@@ -35,19 +35,19 @@ impl SenderError {
     }
 }
 
-/// Why there is no way for a reply.
+/// Why replies can't be sent to a program.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Nobody can have sent anything there by this capture.
+    /// The capture doesn't capture this peer, so no program can have sent anything to it.
     #[error("{0} is not captured")]
     NotCaptured(SocketAddr),
-    /// Nobody is there whose datagrams are captured.
+    /// No captured program has this address.
     #[error("{0} is neither an address of this host nor behind a LAN interface")]
     Nobody(SocketAddr),
-    /// The method doesn't tell who sends.
+    /// The method can't identify the program.
     #[error(transparent)]
     Sender(#[from] SenderError),
-    /// The kernel doesn't tell where to.
+    /// The kernel doesn't tell the route to the program.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// A system call failed.
@@ -64,7 +64,7 @@ impl Parts {
         Err(Error::NotCaptured(peer))
     }
 
-    /// How the sender is reached.
+    /// How the program can be reached.
     pub(crate) async fn reach(&self, sender: Sender) -> Result<Reach, Error> {
         let to = sender.address;
         if self.own.has(to.ip()) {
@@ -74,7 +74,7 @@ impl Parts {
         Ok(Reach::Lan(lan.ok_or(Error::Nobody(to))?))
     }
 
-    /// What sends from `peer` to the sender.
+    /// An outlet that sends from `peer` to the program.
     pub(crate) fn outlet(
         &self,
         sender: Sender,
@@ -92,7 +92,7 @@ impl Parts {
         }
     }
 
-    /// Tells the sender what the network says of its datagram to `peer`.
+    /// Sends the program an ICMP error about its datagram to `peer`.
     pub(crate) fn tell(
         &self,
         sender: Sender,

@@ -1,4 +1,4 @@
-//! A slot for one capture, held by the routes in its table.
+//! Claims a slot for a capture, by the routes in its table.
 
 use std::fmt;
 
@@ -24,8 +24,8 @@ pub(crate) enum Error {
     Netlink(#[from] netlink::Error),
 }
 
-/// A slot that nobody else in this network namespace can have: the kernel lets only one add a table's default route. The
-/// addresses and routes go with the TUN device, which the ledger holds.
+/// A slot that belongs to this instance alone in its network namespace: the kernel refuses to add a second default
+/// route to a table. The addresses and routes end with the TUN device, which the ledger holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
     /// The slot.
@@ -36,7 +36,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Takes the first slot that nobody uses, with its addresses and routes in place.
+    /// Claims the first free slot, and adds its addresses and routes.
     pub(crate) async fn take(
         netlink: &Netlink,
         families: Families,
@@ -53,12 +53,12 @@ impl Claim {
         Err(Error::NoSlot)
     }
 
-    /// A slot that nobody has taken, for what is only printed.
+    /// A slot that is not claimed, for printing.
     pub(crate) fn unclaimed(slot: Slot, families: Families) -> Self {
         Self { slot, tun: 0, families }
     }
 
-    /// The slot that would be taken now.
+    /// The slot that would be claimed now.
     pub(crate) async fn foresee(netlink: &Netlink, families: Families) -> Result<Slot, Error> {
         for slot in free(netlink).await? {
             let mut taken = false;
@@ -79,7 +79,7 @@ async fn free(netlink: &Netlink) -> Result<impl Iterator<Item = Slot>, netlink::
     Ok(SLOTS.into_iter().filter(move |slot| masks & slot.bit() == 0))
 }
 
-/// Whether nobody has the slot's table.
+/// Adds the slot's addresses and routes. Returns false if its table belongs to another instance.
 async fn add_routes(
     netlink: &Netlink,
     tun: u32,
@@ -97,10 +97,10 @@ async fn add_routes(
     Ok(true)
 }
 
-/// What a TUN device of ours is called where no other is there.
+/// The name of our TUN device if there is no other.
 pub(crate) const DEVICE: &str = "shuttle0";
 
-/// The commands of `ip` that do the same.
+/// Prints the equivalent `ip` commands.
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "ip tuntap add dev {DEVICE} mode tun")?;

@@ -1,6 +1,6 @@
-//! ICMP errors to programs, as the network beyond the tunnel has sent them to the agent: that a datagram has not reached its
-//! peer. Linux gives ECONNREFUSED to a connected socket whose peer's port is closed (RFC 1122, section 4.1.3.3), and the rest
-//! to those that ask for it (IP_RECVERR).
+//! Sends programs the ICMP errors that the agent has received for their datagrams. Linux reports ECONNREFUSED to a
+//! connected socket whose peer's port is closed (RFC 1122, section 4.1.3.3), and other errors to sockets that ask for
+//! them (IP_RECVERR).
 
 use std::{
     io,
@@ -20,10 +20,10 @@ const IPV6: u8 = 6;
 const UDP: u8 = 17;
 /// Bytes of a UDP header: ports, length, checksum.
 const UDP_HEADER: u8 = 8;
-/// Any.
+/// Any value will do.
 const HOPS: u8 = 64;
 
-/// Tells the program at `to` that what it has sent to `peer` has not got there.
+/// Tells the program at `to` that its datagram has not reached `peer`.
 pub(crate) fn send(
     slot: Slot,
     to: SocketAddr,
@@ -49,7 +49,7 @@ pub(crate) fn send(
     socket.send_to(&message, &without_port(to).into()).map(drop)
 }
 
-/// The header of the datagram that is complained of.
+/// The IPv4 header of the datagram that failed.
 fn sent4(from: Ipv4Addr, to: Ipv4Addr) -> [u8; 20] {
     let mut header = [0; 20];
     header[0] = IPV4 << 4 | 5;
@@ -63,7 +63,7 @@ fn sent4(from: Ipv4Addr, to: Ipv4Addr) -> [u8; 20] {
     header
 }
 
-/// As [`sent4`].
+/// The IPv6 header of the datagram that failed.
 fn sent6(from: Ipv6Addr, to: Ipv6Addr) -> [u8; 40] {
     let mut header = [0; 40];
     header[0] = IPV6 << 4;
@@ -75,7 +75,7 @@ fn sent6(from: Ipv6Addr, to: Ipv6Addr) -> [u8; 40] {
     header
 }
 
-/// Of a datagram without payload.
+/// The UDP header of a datagram without payload.
 fn udp(from: u16, to: u16) -> [u8; UDP_HEADER as usize] {
     let ([f0, f1], [t0, t1]) = (from.to_be_bytes(), to.to_be_bytes());
     [f0, f1, t0, t1, 0, UDP_HEADER, 0, 0]
@@ -119,7 +119,7 @@ mod tests {
     fn checksums_are_right() {
         // The example of RFC 1071, section 3.
         assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
-        // Over what holds its own checksum, it is zero.
+        // The checksum over a header that includes its checksum is zero.
         let header = sent4(Ipv4Addr::new(198, 19, 219, 1), Ipv4Addr::new(10, 0, 0, 1));
         assert_eq!(checksum(&header), 0);
         assert_eq!(checksum(&message4(Unreachable::Port, header, udp(1, 53))), 0);

@@ -1,4 +1,4 @@
-//! Which interfaces are LAN interfaces: those whose forwarded traffic is captured.
+//! Finds the LAN interfaces: those whose forwarded traffic is captured.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
 use std::collections::BTreeSet;
@@ -22,35 +22,35 @@ pub(crate) struct Lan {
     pub(crate) name: String,
 }
 
-/// Why no LAN interface is found.
+/// Why the LAN interfaces can't be found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// One that is named can't be a LAN's.
+    /// An interface can't be a LAN interface.
     #[error(transparent)]
     Fault(#[from] LanFault),
-    /// The kernel doesn't say.
+    /// The kernel doesn't list the interfaces or routes.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
 }
 
-/// The interfaces that `wanted` means.
+/// The interfaces that `wanted` selects.
 pub(crate) async fn find(netlink: &Netlink, wanted: &Lans) -> Result<Vec<Lan>, Error> {
     if *wanted == Lans::None {
         return Ok(Vec::new());
     }
-    let links = netlink.handle().link().get().execute().try_collect::<Vec<_>>().await;
-    let links = links.map_err(netlink::Error::netlink("listing the interfaces"))?;
-    let links: Vec<_> = links.into_iter().map(Link::from).collect();
+    let messages = netlink.handle().link().get().execute().try_collect::<Vec<_>>().await;
+    let messages = messages.map_err(netlink::Error::netlink("listing the interfaces"))?;
+    let interfaces: Vec<_> = messages.into_iter().map(Interface::from).collect();
     let mut upstream = BTreeSet::new();
     for family in Family::BOTH {
         upstream.extend(netlink.all_routes(family).await?.iter().flat_map(leads_everywhere));
     }
-    Ok(choose(wanted, &links, &upstream)?)
+    Ok(choose(wanted, &interfaces, &upstream)?)
 }
 
-/// What is known of an interface.
+/// An interface of this host.
 #[derive(Clone, Debug)]
-struct Link {
+struct Interface {
     lan: Lan,
     up: bool,
     layer: LinkLayerType,
@@ -58,9 +58,9 @@ struct Link {
     controller: Option<u32>,
 }
 
-impl From<LinkMessage> for Link {
+impl From<LinkMessage> for Interface {
     fn from(message: LinkMessage) -> Self {
-        let mut link = Self {
+        let mut interface = Self {
             lan: Lan { index: message.header.index, name: String::new() },
             up: message.header.flags.contains(LinkFlags::Up),
             layer: message.header.link_layer_type,
@@ -69,10 +69,10 @@ impl From<LinkMessage> for Link {
         };
         for attribute in message.attributes {
             match attribute {
-                LinkAttribute::IfName(name) => link.lan.name = name,
-                LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::IfName(name) => interface.lan.name = name,
+                LinkAttribute::Controller(index) => interface.controller = Some(index),
                 LinkAttribute::LinkInfo(info) => {
-                    link.kind = info.iter().find_map(|info| match info {
+                    interface.kind = info.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.clone()),
                         _ => None,
                     });
@@ -80,28 +80,30 @@ impl From<LinkMessage> for Link {
                 _ => {}
             }
         }
-        link
+        interface
     }
 }
 
-fn choose(wanted: &Lans, links: &[Link], upstream: &BTreeSet<u32>) -> Result<Vec<Lan>, LanFault> {
+fn choose(wanted: &Lans, interfaces: &[Interface], upstream: &BTreeSet<u32>) -> Result<Vec<Lan>, LanFault> {
     let mut lans = Vec::new();
     match wanted {
         Lans::None => {}
         Lans::Named(names) => {
             for name in names {
-                let link = links.iter().find(|link| link.lan.name == *name);
-                let lan = named(link.ok_or_else(|| LanFault::Missing(name.clone()))?, links)?;
+                let found = interfaces.iter().find(|interface| interface.lan.name == *name);
+                let lan = named(found.ok_or_else(|| LanFault::Missing(name.clone()))?, interfaces)?;
                 if !lans.contains(&lan) {
                     lans.push(lan);
                 }
             }
         }
         Lans::All => {
-            let fits = |link: &&Link| {
-                link.up && link.layer == LinkLayerType::Ether && !upstream.contains(&link.lan.index)
+            let fits = |interface: &&Interface| {
+                interface.up
+                    && interface.layer == LinkLayerType::Ether
+                    && !upstream.contains(&interface.lan.index)
             };
-            lans.extend(links.iter().filter(fits).filter_map(|link| named(link, links).ok()));
+            lans.extend(interfaces.iter().filter(fits).filter_map(|it| named(it, interfaces).ok()));
             if lans.is_empty() {
                 return Err(LanFault::None);
             }
@@ -110,21 +112,21 @@ fn choose(wanted: &Lans, links: &[Link], upstream: &BTreeSet<u32>) -> Result<Vec
     Ok(lans)
 }
 
-fn named(link: &Link, links: &[Link]) -> Result<Lan, LanFault> {
-    let name = link.lan.name.clone();
-    if link.layer == LinkLayerType::Loopback {
+fn named(interface: &Interface, interfaces: &[Interface]) -> Result<Lan, LanFault> {
+    let name = interface.lan.name.clone();
+    if interface.layer == LinkLayerType::Loopback {
         return Err(LanFault::Loopback(name));
     }
-    if link.kind == Some(InfoKind::Tun) && is_ours(&name) {
+    if interface.kind == Some(InfoKind::Tun) && is_ours(&name) {
         return Err(LanFault::Ours(name));
     }
-    // A VRF leaves packets with the interface that they came in by.
-    let controller = links.iter().find(|other| Some(other.lan.index) == link.controller);
+    // Packets of a VRF's port come in by the port, not by the VRF.
+    let controller = interfaces.iter().find(|other| Some(other.lan.index) == interface.controller);
     match controller {
         Some(controller) if controller.kind != Some(InfoKind::Vrf) => {
             Err(LanFault::Port { name, controller: controller.lan.name.clone() })
         }
-        Some(_) | None => Ok(link.lan.clone()),
+        Some(_) | None => Ok(interface.lan.clone()),
     }
 }
 
@@ -132,7 +134,7 @@ fn is_ours(name: &str) -> bool {
     name.strip_prefix("shuttle").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// The interfaces of a default route. Those of our own tables lead here.
+/// The interfaces of a default route. Those in our own tables lead to this host, and don't count.
 fn leads_everywhere(route: &RouteMessage) -> Vec<u32> {
     let ours = SLOTS.iter().any(|slot| route.attributes.contains(&RouteAttribute::Table(slot.table())));
     if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast || ours {
@@ -151,8 +153,8 @@ fn leads_everywhere(route: &RouteMessage) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    fn links() -> Vec<Link> {
-        let link = |index, name: &str, layer, kind, controller| Link {
+    fn interfaces() -> Vec<Interface> {
+        let interface = |index, name: &str, layer, kind, controller| Interface {
             lan: Lan { index, name: name.into() },
             up: name != "off",
             layer,
@@ -160,16 +162,16 @@ mod tests {
             controller,
         };
         vec![
-            link(1, "lo", LinkLayerType::Loopback, None, None),
-            link(2, "wan", LinkLayerType::Ether, None, None),
-            link(3, "lan", LinkLayerType::Ether, None, None),
-            link(4, "port", LinkLayerType::Ether, None, Some(5)),
-            link(5, "br0", LinkLayerType::Ether, Some(InfoKind::Bridge), None),
-            link(6, "wg0", LinkLayerType::None, Some(InfoKind::Wireguard), None),
-            link(7, "shuttle0", LinkLayerType::None, Some(InfoKind::Tun), None),
-            link(8, "off", LinkLayerType::Ether, None, None),
-            link(9, "red", LinkLayerType::Ether, None, Some(10)),
-            link(10, "vrf", LinkLayerType::Ether, Some(InfoKind::Vrf), None),
+            interface(1, "lo", LinkLayerType::Loopback, None, None),
+            interface(2, "wan", LinkLayerType::Ether, None, None),
+            interface(3, "lan", LinkLayerType::Ether, None, None),
+            interface(4, "port", LinkLayerType::Ether, None, Some(5)),
+            interface(5, "br0", LinkLayerType::Ether, Some(InfoKind::Bridge), None),
+            interface(6, "wg0", LinkLayerType::None, Some(InfoKind::Wireguard), None),
+            interface(7, "shuttle0", LinkLayerType::None, Some(InfoKind::Tun), None),
+            interface(8, "off", LinkLayerType::Ether, None, None),
+            interface(9, "red", LinkLayerType::Ether, None, Some(10)),
+            interface(10, "vrf", LinkLayerType::Ether, Some(InfoKind::Vrf), None),
         ]
     }
 
@@ -192,11 +194,11 @@ mod tests {
             (all(&["port"]), Err(port)),
         ];
         for (wanted, want) in cases {
-            let got = choose(&wanted, &links(), &BTreeSet::from([2]));
+            let got = choose(&wanted, &interfaces(), &BTreeSet::from([2]));
             let names = got.as_ref().map(|lans| lans.iter().map(|lan| &lan.name[..]).collect::<Vec<_>>());
             assert_eq!(names.as_deref().map_err(|&error| error), want.as_ref().map(|it| *it), "{wanted:?}");
         }
-        let none = choose(&Lans::All, &links()[..2], &BTreeSet::from([2]));
+        let none = choose(&Lans::All, &interfaces()[..2], &BTreeSet::from([2]));
         assert_eq!(none, Err(LanFault::None));
     }
 }

@@ -1,29 +1,30 @@
-//! What was set up and must be undone, in the order in which it was set up.
+//! Records what was set up and must be undone, in order.
 //!
-//! An entry is recorded before its step is made, so that a step that fails half way is undone too; undoing what is not
-//! there does no harm. The same entries stand for what dead instances left. [`undo`](crate::helper::undo) undoes them.
+//! An entry is recorded before its step is made, so that a step that fails half way is undone too. Undoing what is not
+//! there does no harm. Leftovers of dead instances are described by the same entries. [`undo`](crate::helper::undo)
+//! undoes them.
 
 use rtnetlink::packet_route::{route::RouteMessage, rule::RuleMessage};
 
 use super::{lan::Lan, netlink, policy_rules::PolicyRule, slot::Slot, tun::Tun};
 
-/// One thing in the kernel that is ours to undo.
+/// An object in the kernel that shuttle has to undo.
 #[derive(Debug)]
 pub(crate) enum Entry {
-    /// A TUN device, with its addresses and the routes through it. It goes with its descriptor.
+    /// A TUN device, with its addresses and the routes through it. It ends with its descriptor.
     Tun(Tun),
     /// A policy rule.
     Rule {
-        /// As the kernel knows it.
+        /// As a netlink message.
         rule: RuleMessage,
-        /// For the user.
+        /// A description for the user.
         words: String,
     },
-    /// A route that no device of ours takes along.
+    /// A route that doesn't end with a device of ours.
     Route {
-        /// As the kernel knows it.
+        /// As a netlink message.
         route: RouteMessage,
-        /// For the user.
+        /// A description for the user.
         words: String,
     },
     /// The clsact qdisc of an interface, which goes unless somebody else has a filter in it.
@@ -32,7 +33,7 @@ pub(crate) enum Entry {
     Filter {
         /// The interface.
         lan: Lan,
-        /// Whose it was.
+        /// Its slot.
         slot: Slot,
     },
 }
@@ -43,7 +44,7 @@ impl From<&PolicyRule> for Entry {
     }
 }
 
-/// What one capture has set up.
+/// What a capture has set up.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     entries: Vec<Entry>,
@@ -51,24 +52,24 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Records an entry, whose step is about to be made.
+    /// Records an entry. Call it before its step is made.
     pub(crate) fn record(&mut self, entry: Entry) -> Result<(), netlink::Error> {
         self.entries.push(entry);
         self.step()
     }
 
-    /// Marks a step that leaves nothing to undo but what goes with its descriptors.
+    /// Marks a step that needs no entry, as it ends with its descriptors.
     pub(crate) fn step(&mut self) -> Result<(), netlink::Error> {
         self.steps.next()
     }
 
-    /// The entries, the last one first.
+    /// The entries in reverse order.
     pub(crate) fn into_reverse(self) -> impl Iterator<Item = Entry> {
         self.entries.into_iter().rev()
     }
 }
 
-/// Counts steps. In a debug build, the step whose number `SHUTTLE_FAIL_AT_STEP` holds fails: the tests fail each in turn.
+/// Counts steps. In a debug build, the step with the number in `SHUTTLE_FAIL_AT_STEP` fails: tests make each step fail.
 #[derive(Debug, Default)]
 struct Steps {
     made: u32,

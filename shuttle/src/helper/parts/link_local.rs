@@ -1,9 +1,9 @@
-//! Nameservers with a link-local address.
+//! Routes to nameservers with a link-local address.
 //!
-//! What is sent to one has the link's device as its only way: the default route of the slot's table, which leads through the
-//! TUN device, is none. So each has a local route of its own by that device, and so has our IPv6 source: answers to what
-//! unconnected sockets sent from there must come in by that link as well. The kernel removes these routes with the link, or
-//! when it goes down.
+//! The default route of the slot's table leads through the TUN device, and the kernel doesn't use it for a link-local
+//! address. So each such nameserver gets a local route through the device of its link. Our IPv6 source gets one too:
+//! answers to unconnected sockets must come in by that link as well. The kernel removes these routes when the link
+//! disappears or goes down.
 
 use std::{
     borrow::Cow,
@@ -44,23 +44,23 @@ impl LinkLocal {
         self.0.is_empty()
     }
 
-    /// Adds those of the routes that are missing. A link that is down or gone gets none: until it is up, and the next call
-    /// comes, what is captured there is unreachable.
+    /// Adds the routes that are missing. A link that is down gets none: queries to its nameservers fail until it is up
+    /// and this is called again.
     pub(crate) async fn add_routes(&self, netlink: &Netlink, slot: Slot) {
         for route in self.routes(slot) {
             if let Err(error) = netlink.handle().route().add(route).execute().await {
-                // Most are there already.
+                // Most of them exist already.
                 tracing::trace!(%error, "no route to a link-local nameserver");
             }
         }
     }
 
-    /// What undoes [`add_routes`](Self::add_routes).
+    /// The ledger's entries for [`add_routes`](Self::add_routes).
     pub(crate) fn entries(&self, slot: Slot) -> impl Iterator<Item = Entry> {
         self.routes(slot).into_iter().map(move |route| entry(slot, route))
     }
 
-    /// Each once.
+    /// The routes, without duplicates.
     fn routes(&self, slot: Slot) -> Vec<RouteMessage> {
         let mut all = self.0.clone();
         if let IpAddr::V6(source) = slot.source(Family::V6) {
@@ -71,7 +71,7 @@ impl LinkLocal {
         all.into_iter().map(|(address, link)| local_route(slot, address, link)).collect()
     }
 
-    /// Whether datagrams can have been sent there, as far as its link decides that.
+    /// Whether the link allows that datagrams were sent to this peer.
     pub(crate) fn may_be(&self, peer: SocketAddr) -> bool {
         match peer {
             SocketAddr::V6(peer) if peer.ip().is_unicast_link_local() => {
@@ -81,7 +81,7 @@ impl LinkLocal {
         }
     }
 
-    /// The rules but for those that capture these nameservers.
+    /// The rules, without those that capture these nameservers.
     pub(crate) fn left_out_of<'a>(&self, rules: &'a [Rule]) -> Cow<'a, [Rule]> {
         if self.is_empty() {
             return rules.into();
@@ -94,13 +94,13 @@ impl LinkLocal {
         rules.iter().filter(is_other).copied().collect::<Vec<_>>().into()
     }
 
-    /// What the user is told where they are left out.
+    /// A note for the user if they are not captured.
     pub(crate) fn note_left_out(&self) -> &'static str {
         if self.is_empty() { "" } else { "; queries to link-local nameservers are not captured" }
     }
 }
 
-/// The routes of dead instances: those whose table has no default route any more.
+/// The routes of dead instances: those in a table without a default route.
 pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
     let mut found = Vec::new();
     for slot in SLOTS {
@@ -130,7 +130,7 @@ fn local_route(slot: Slot, address: Ipv6Addr, link: u32) -> RouteMessage {
         RouteAttribute::Table(slot.table()),
         RouteAttribute::Destination(RouteAddress::Inet6(address)),
         RouteAttribute::Oif(link),
-        // Any number, if another for each link: the kernel takes only one route of a metric to an address.
+        // Any number that differs between links: the kernel accepts only one route per metric to an address.
         RouteAttribute::Priority(link),
     ];
     route

@@ -1,4 +1,4 @@
-//! The listeners, for TCP and UDP. They are transparent where captured packets keep their destinations.
+//! Opens the listeners, for TCP and UDP. They are transparent if captured packets keep their destinations.
 
 use std::{
     io,
@@ -17,24 +17,24 @@ use crate::{
     policy::Families,
 };
 
-/// The kernel cuts it to net.core.somaxconn, 4096 by default since 5.4.
+/// The kernel reduces it to net.core.somaxconn, 4096 by default since Linux 5.4.
 const BACKLOG: i32 = 4096;
 
 /// Bytes of datagrams that wait to be read, those of all programs together.
 const DATAGRAM_QUEUE: usize = 4 << 20;
 
-/// Why there are no listeners.
+/// Why the listeners can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The plan captures nothing, or nothing that this host has.
+    /// The plan has no family, or none that this host supports.
     #[error("neither IPv4 nor IPv6 can be captured: {0}")]
     NoFamily(String),
-    /// The kernel refuses one.
+    /// The kernel refuses a listener.
     #[error("opening the {family} listener: {source}")]
     Open {
-        /// Whose.
+        /// Its address family.
         family: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -45,7 +45,7 @@ impl Error {
     }
 }
 
-/// Opens those that the plan wants; leaves out, with a note for the user, IPv6 where this host has it off.
+/// Opens the listeners of the wanted families. Leaves IPv6 out, with a note for the user, if this host has it off.
 pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
     let mut note = String::new();
     let v4 = if wanted.v4 { Some(listen_v4(arrival).map_err(Error::open("IPv4"))?) } else { None };
@@ -74,7 +74,7 @@ fn listen_v4(arrival: Arrival) -> io::Result<Listener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
     if arrival.streams == StreamArrival::LocalAddress {
-        // Or the kernel would not answer from addresses that are not this host's.
+        // Without this the kernel would not answer from addresses of other hosts.
         socket.set_ip_transparent_v4(true)?;
     }
     let udp = match arrival.datagrams {
@@ -87,7 +87,7 @@ fn listen_v4(arrival: Arrival) -> io::Result<Listener> {
 fn listen_v6(arrival: Arrival) -> io::Result<Listener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(true)?;
-    // Before it is transparent: that bind would not notice that IPv6 is off.
+    // Bound once before it is transparent: a transparent bind would not detect that IPv6 is off.
     socket.bind(&SocketAddr::from((Ipv6Addr::LOCALHOST, 0)).into())?;
     if arrival.streams == StreamArrival::LocalAddress {
         socket.set_ip_transparent_v6(true)?;
@@ -108,7 +108,7 @@ fn listen(socket: Socket) -> io::Result<TcpListener> {
 fn datagrams(address: IpAddr) -> io::Result<UdpSocket> {
     let address = SocketAddr::from((address, 0));
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    // Without UDP_GRO: the kernel takes apart what a program has sent in one piece with UDP_SEGMENT.
+    // Without UDP_GRO the kernel splits what a program has sent as one piece with UDP_SEGMENT.
     match address {
         SocketAddr::V4(_) => setsockopt(&socket, Ipv4OrigDstAddr, &true)?,
         SocketAddr::V6(_) => {
@@ -119,27 +119,27 @@ fn datagrams(address: IpAddr) -> io::Result<UdpSocket> {
     bind_datagrams(socket, address)
 }
 
-/// For all tokens, of which there are too many for sockets of their own. For IPv6, [`accept_only_from`] is still to be called.
+/// One socket for all tokens, which are too many for a socket each. For IPv6, call [`accept_only_from`] as well.
 fn rewritten_datagrams(address: IpAddr) -> io::Result<UdpSocket> {
     let address = SocketAddr::from((address, 0));
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     match address {
         SocketAddr::V4(_) => {
-            // Nothing from outside.
+            // Accepts nothing from other hosts.
             socket.bind_device(Some(b"lo"))?;
             setsockopt(&socket, Ipv4PacketInfo, &true)?;
         }
         SocketAddr::V6(_) => {
             socket.set_only_v6(true)?;
             setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
-            // Replies come from addresses that a route makes local, and that no interface has.
+            // Replies leave from addresses that a route makes local, and that no interface has.
             socket.set_freebind_v6(true)?;
         }
     }
     bind_datagrams(socket, address)
 }
 
-/// Drops what has come by other interfaces. (The socket can be bound to one only.)
+/// Drops datagrams that come in by other interfaces. (A socket can be bound to one interface only.)
 pub(crate) fn accept_only_from(socket: &UdpSocket, interfaces: [u32; 2]) -> io::Result<()> {
     let [a, b] = interfaces;
     let (load, is) =

@@ -1,4 +1,4 @@
-//! What no method owns, and every method uses: sockets, routes, policy rules, and what is known of this host.
+//! The parts that every method uses and none owns: sockets, routes, policy rules, and the state of this host.
 
 pub(crate) mod answer;
 pub(crate) mod claim;
@@ -36,9 +36,9 @@ pub(crate) struct Parts {
     pub(crate) netlink: Netlink,
     /// The address families in use.
     pub(crate) families: Families,
-    /// Why IPv6 is off, where the plan has it on.
+    /// Why IPv6 is off although the plan wants it.
     pub(crate) no_v6: String,
-    /// The rules in force, as entries of longest-prefix maps. None of a family that is off.
+    /// The rules in force, as entries of longest-prefix maps; none of a family that is off.
     pub(crate) entries: Arc<Entries>,
     /// The plan's nameservers.
     pub(crate) nameservers: Vec<Nameserver>,
@@ -48,13 +48,13 @@ pub(crate) struct Parts {
     pub(crate) lans: Vec<Lan>,
     /// This host's own addresses.
     pub(crate) own: OwnAddresses,
-    /// Threads that pass answers on.
+    /// The threads that relay replies.
     pub(crate) relays: Relays,
     /// What was set up so far.
     pub(crate) ledger: Ledger,
 }
 
-/// What a set-up depends on beside the method: known before anything is set up.
+/// What a set-up depends on besides the method. It is known before anything is set up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts<'a> {
     /// The slot that would be taken.
@@ -67,20 +67,20 @@ pub(crate) struct Facts<'a> {
     pub(crate) entries: &'a Entries,
 }
 
-/// Why the parts of a capture can't be had.
+/// Why the parts can't be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PartsError {
-    /// This host's network can't be looked at.
+    /// This host's network can't be read.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// No LAN interface is found.
+    /// The LAN interfaces can't be found.
     #[error(transparent)]
     Lan(#[from] lan::Error),
 }
 
 impl Parts {
-    /// Looks at this host. IPv6 is on also where no rule asks for it yet; so that it can't keep IPv4 from working then, it is
-    /// off where the kernel has no policy rules for it.
+    /// Reads the state of this host. IPv6 is on even if no rule asks for it yet. It is off if the kernel has no policy
+    /// rules for it, so that it doesn't keep IPv4 from working.
     pub(crate) async fn find(
         netlink: Netlink,
         plan: &Plan,
@@ -107,7 +107,7 @@ impl Parts {
         })
     }
 
-    /// Goes on with the families whose listeners could be opened; `note` says why IPv6 is not among them.
+    /// Restricts the families to those whose listeners could be opened; `note` says why IPv6 is not among them.
     pub(crate) fn narrow(&mut self, families: Families, note: String) {
         self.families = families;
         if !note.is_empty() && self.no_v6.is_empty() {
@@ -115,8 +115,8 @@ impl Parts {
         }
     }
 
-    /// Puts entries in force, but for those of a family that is off: its sockets get no mark either. Says what of them this
-    /// host can't do; nothing where it can do all.
+    /// Puts entries in force, except those of a family that is off, whose sockets get no mark. Returns which rules this
+    /// host can't carry out; empty if it can carry out all.
     pub(crate) fn enforce(&mut self, entries: Entries) -> String {
         let missed = !self.families.v6 && !entries.v6.is_empty();
         let Entries { v4, v6 } = entries;
@@ -133,7 +133,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Whether the rules capture the destination, and this host doesn't own it, unless it is a nameserver.
+    /// Whether the rules capture the destination, and this host doesn't own it or it is a nameserver.
     pub(crate) fn captures(&self, destination: SocketAddr) -> bool {
         let resolver = destination.port() == resolvers::PORT
             && self.nameservers.iter().any(|it| it.address == destination.ip());

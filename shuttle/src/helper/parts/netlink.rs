@@ -1,4 +1,4 @@
-//! Routes and addresses; [`policy`](super::policy) has the policy rules.
+//! Routes and addresses. [`policy_rules`](super::policy_rules) has the policy rules.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
 use std::{io, net::IpAddr};
@@ -18,16 +18,16 @@ use rtnetlink::{
 use super::slot::Slot;
 use crate::policy::Families;
 
-/// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
+/// The tag of our rules and routes. It distinguishes those of a dead instance from the user's.
 pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
 /// The kernel's table of this host's own addresses.
 pub(crate) const LOCAL_TABLE: u8 = 255;
-/// Bits of an IPv6 address that all tokens of a slot share.
+/// The prefix length of a slot's IPv6 tokens.
 pub(crate) const TOKENS_PREFIX: u8 = 96;
 /// The loopback interface has this index in every namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
-/// Why a look at this host's network, or a change of it, failed.
+/// Why reading or changing this host's network failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The loopback interface is down.
@@ -38,23 +38,23 @@ pub(crate) enum Error {
     Failed {
         /// The operation and its object.
         operation: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// Names the operation that a system call was for.
+    /// Adds the operation to the error of a system call.
     pub(crate) fn system(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Failed { operation: operation.into(), source }
     }
 
-    /// Names the operation that a netlink message was for.
+    /// Adds the operation to the error of a netlink message.
     pub(crate) fn netlink(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
         move |error| Self::Failed { operation: operation.into(), source: io_error(&error) }
     }
 
-    /// Whether the object of the operation was not there.
+    /// Whether the object of the operation doesn't exist.
     pub(crate) fn is_absent(&self) -> bool {
         let absent = [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL];
         match self {
@@ -74,7 +74,7 @@ pub(crate) enum Family {
 impl Family {
     pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// Those that are on.
+    /// The families that are on.
     pub(crate) fn of(families: Families) -> impl Iterator<Item = Self> {
         Self::BOTH.into_iter().filter(move |family| match family {
             Self::V4 => families.v4,
@@ -82,7 +82,7 @@ impl Family {
         })
     }
 
-    /// As an option of `ip`.
+    /// The option of `ip`.
     pub(crate) fn flag(self) -> &'static str {
         match self {
             Self::V4 => "-4",
@@ -116,7 +116,7 @@ pub(crate) struct Netlink(Handle);
 impl Netlink {
     /// Opens the socket in this process's network namespace.
     pub(crate) fn open() -> Result<Self, Error> {
-        // Strict checking makes the kernel filter dumps by table.
+        // Strict checking lets the kernel filter dumps by table.
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
             .map_err(Error::system("opening a netlink socket"))?;
         tokio::spawn(connection);
@@ -141,7 +141,7 @@ impl Netlink {
         self.0.link().set(message).execute().await.map_err(failed("setting an interface up"))
     }
 
-    /// Makes a pair of interfaces, each the other's only neighbour, and sets them up.
+    /// Creates a pair of interfaces that are connected to each other, and sets them up.
     pub(crate) async fn add_veth(&self, name: &str, peer: &str) -> Result<(), Error> {
         let pair = LinkVeth::new(name, peer).build();
         self.0.link().add(pair).execute().await.map_err(failed(format!("making the interface {name}")))?;
@@ -155,7 +155,7 @@ impl Netlink {
     pub(crate) async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), Error> {
         let mut request = self.0.address().add(index, address, host_prefix(address));
         if address.is_ipv6() {
-            // No other host can have it, so there is nothing to wait for.
+            // No other host can have the address, so duplicate address detection is unnecessary.
             request.message_mut().header.flags = AddressHeaderFlags::Nodad;
             request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
@@ -168,7 +168,8 @@ impl Netlink {
         deleted.map_err(failed(format!("deleting the address {address} from the TUN device")))
     }
 
-    /// `local default dev TUN src SOURCE` in the slot's table; false when the table has a default route already.
+    /// Adds `local default dev TUN src SOURCE` to the slot's table. Returns false if the table has a default route
+    /// already.
     pub(crate) async fn add_local_default(
         &self,
         tun: u32,
@@ -192,7 +193,8 @@ impl Netlink {
         }
     }
 
-    /// `local TOKENS/96 dev TUN src SOURCE`: makes all IPv6 tokens of the slot this host's; false when another has them.
+    /// `local TOKENS/96 dev TUN src SOURCE`: makes all IPv6 tokens of the slot this host's; false when another has
+    /// them.
     pub(crate) async fn add_local_tokens(&self, tun: u32, slot: Slot) -> Result<bool, Error> {
         let mut route = RouteMessage::default();
         route.header.address_family = AddressFamily::Inet6;
@@ -227,7 +229,7 @@ impl Netlink {
         Ok(name.unwrap_or_default())
     }
 
-    /// The interface by which packets to an address leave this host.
+    /// The interface through which packets to an address leave this host.
     pub(crate) async fn interface_to(&self, address: IpAddr) -> Result<Option<u32>, Error> {
         let mut route = RouteMessage::default();
         route.header.address_family = Family::of_address(address).number();
@@ -252,7 +254,7 @@ impl Netlink {
         Ok(None)
     }
 
-    /// Those of all tables.
+    /// The routes of all tables.
     pub(crate) async fn all_routes(&self, family: Family) -> Result<Vec<RouteMessage>, Error> {
         let mut request = RouteMessage::default();
         request.header.address_family = family.number();
@@ -270,7 +272,8 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// The destinations that this host owns, and its networks' broadcast addresses: what never leaves its own tables.
+    /// The destinations that this host owns, and the broadcast addresses of its networks: their packets never leave
+    /// this host's own tables.
     pub(crate) async fn local_destinations(&self, family: Family) -> Result<Vec<(IpAddr, u8)>, Error> {
         let routes = self.routes(family, LOCAL_TABLE.into()).await?;
         let own = [RouteType::Local, RouteType::Broadcast];
@@ -302,7 +305,7 @@ fn destination(route: &RouteMessage) -> Option<IpAddr> {
     })
 }
 
-/// A table that does not exist, or a family that the kernel does not have, has nothing in it.
+/// An empty result if the table does not exist or the kernel does not have the family.
 pub(crate) fn or_empty<T>(
     result: Result<Vec<T>, rtnetlink::Error>,
     what: impl Into<String>,

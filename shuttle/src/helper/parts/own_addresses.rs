@@ -1,4 +1,4 @@
-//! Which addresses are this host's own, and notices of their changes.
+//! This host's own addresses, and notices of their changes.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::netlink::{Error, Family, LOCAL_TABLE, Netlink};
 use crate::policy::Families;
 
-/// The destinations that this host owns, and its networks' broadcast addresses.
+/// The destinations that this host owns, and the broadcast addresses of its networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OwnAddresses {
     v4: HashSet<(IpAddr, u8)>,
@@ -23,7 +23,7 @@ pub(crate) struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    /// Asks the kernel.
+    /// Reads them from the kernel.
     pub(crate) async fn look(netlink: &Netlink, families: Families) -> Result<Self, Error> {
         let mut own = Self::default();
         for family in Family::of(families) {
@@ -32,7 +32,7 @@ impl OwnAddresses {
         Ok(own)
     }
 
-    /// Networks of this host, as address and prefix length.
+    /// Its networks in this family, as address and prefix length.
     pub(crate) fn of(&self, family: Family) -> &HashSet<(IpAddr, u8)> {
         match family {
             Family::V4 => &self.v4,
@@ -79,7 +79,7 @@ impl Watch {
             match self.messages.next().await {
                 Some((message, _)) if !concerns_local(&message.payload) => {}
                 Some(_) => return,
-                // The socket failed; the last look stands.
+                // The socket failed; the addresses that were read last stay in use.
                 None => std::future::pending().await,
             }
         }
@@ -98,7 +98,7 @@ impl std::fmt::Debug for Watch {
     }
 }
 
-/// A notice of another table does not; one that cannot be read (an overrun, say) might.
+/// Notices of other tables don't matter. A notice that can't be read (after an overrun, say) may.
 fn concerns_local(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     if let NetlinkPayload::InnerMessage(
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),

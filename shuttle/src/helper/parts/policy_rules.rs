@@ -1,4 +1,4 @@
-//! Policy rules: which packets go by our routing table, and what dead instances left of them.
+//! Policy rules, which send packets to our routing table, and those that dead instances left.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
 use std::{fmt, net::IpAddr};
@@ -12,8 +12,8 @@ use super::{
     slot::{FORWARDED_BIT, Slot},
 };
 
-/// After `local` (0), so that this host's own addresses stay its own; before the user's rules and `main` (32766).
-/// The next number is the guard's.
+/// After `local` (0), so that this host keeps its own addresses; before the user's rules and `main` (32766). The guard
+/// has the next number.
 const PRIORITY: u32 = 300;
 /// The loopback interface has this name in every namespace.
 const LOOPBACK_NAME: &str = "lo";
@@ -27,31 +27,31 @@ pub(crate) struct PolicyRule {
     action: Action,
 }
 
-/// Which packets a rule is for.
+/// The packets that a rule matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Selector {
     /// Those whose mark has this value under this mask.
     Mark { value: u32, mask: u32 },
-    /// Those that this host sends from this address. A neighbour may pretend to have it, hence `iif lo`.
+    /// Those that this host sends from this address. `iif lo` excludes a neighbour that forges the address.
     Source(IpAddr),
-    /// Those that came in by this interface and were marked there. The interface is named so that the rule does not match
-    /// the lookup by which the kernel checks their source, whatever that checks (rp_filter, src_valid_mark).
+    /// Those that came in by this interface and were marked there. The rule names the interface so that it doesn't
+    /// match the lookup by which the kernel checks a packet's source (rp_filter, src_valid_mark).
     Forwarded { mark: u32, interface: String },
 }
 
-/// What happens to them.
+/// What happens to the packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
     /// They are routed by this table.
     Table(u32),
-    /// They go nowhere.
+    /// They are rejected.
     Unreachable,
 }
 
 impl PolicyRule {
-    /// The rules of a slot, in the order in which they are added: packets with its bit or source go to its table, and those
-    /// that find nothing there nowhere. When the table is gone, so is the proxy, and what captured connections still have to
-    /// say must not leave this host. The bit does not count beside that of forwarded packets.
+    /// The rules of a slot, in the order in which they are added. Packets with its bit or source go to its table. If
+    /// they find no route there, they are rejected: once the table is gone, so is the proxy, and what captured
+    /// connections still send must not leave this host. The rules don't match the bit of forwarded packets.
     pub(crate) fn of_slot(family: Family, slot: Slot) -> [Self; 4] {
         let mark = || Selector::Mark { value: slot.bit(), mask: slot.forwarded() };
         let source = || Selector::Source(slot.source(family));
@@ -61,13 +61,13 @@ impl PolicyRule {
         [guard(mark()), guard(source()), lookup(mark()), lookup(source())]
     }
 
-    /// Sends packets that came in by `interface` and were marked there to the slot's table.
+    /// The rule that sends packets to the slot's table that came in by `interface` and were marked there.
     pub(crate) fn forwarded(family: Family, slot: Slot, interface: &str) -> Self {
         let selector = Selector::Forwarded { mark: slot.forwarded(), interface: interface.to_owned() };
         Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) }
     }
 
-    /// The rule as the kernel is told it.
+    /// The rule as a netlink message.
     pub(crate) fn message(&self) -> RuleMessage {
         let mut rule = RuleMessage::default();
         rule.header.family = self.family.number();
@@ -97,7 +97,7 @@ impl PolicyRule {
     }
 }
 
-/// As `ip rule add` takes it.
+/// Prints the rule as an `ip rule add` command.
 impl fmt::Display for PolicyRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ip {} rule add priority {}", self.family.flag(), self.priority)?;
@@ -129,8 +129,7 @@ impl Netlink {
         self.handle().rule().del(rule).execute().await.map_err(Error::netlink("deleting a policy rule"))
     }
 
-    /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing
-    /// about single bits.
+    /// All bits that some policy rule tests in a mask. Rules that compare the whole mark say nothing about single bits.
     pub(crate) async fn masks_in_use(&self) -> Result<u32, Error> {
         let mut masks = 0;
         for family in Family::BOTH {
@@ -144,7 +143,8 @@ impl Netlink {
         Ok(masks)
     }
 
-    /// Whether the kernel has policy rules for the family: for IPv6, a build may be without (CONFIG_IPV6_MULTIPLE_TABLES).
+    /// Whether the kernel has policy rules for the family. A kernel may be built without those for IPv6
+    /// (CONFIG_IPV6_MULTIPLE_TABLES).
     pub(crate) async fn has_rules(&self, family: Family) -> bool {
         self.rules(family).await.is_ok_and(|rules| !rules.is_empty())
     }

@@ -1,12 +1,14 @@
-//! The sockets by which replies go to programs: from the address that they had sent to, which is not this host's.
+//! The sockets through which replies go to programs. Replies come from the address to which the program has sent, which
+//! is not this host's.
 //!
-//! A reply socket is bound to that address. It is marked with the capture bit, which sends all that is not for this host
-//! to our own table, and with the bypass bit, which keeps our programs from changing that; only root can. So whoever holds
-//! it can reply to this host's programs and to nobody else. One for a machine behind a LAN interface has the bypass bit
-//! alone, and is bound to that interface, which again only root can change.
+//! A reply socket is bound to that address. It has the capture bit, which routes all packets that are not for this host
+//! to our own table, and the bypass bit, which keeps our programs from changing the mark; only root can change it. A
+//! socket for a machine behind a LAN interface has the bypass bit alone, and is bound to that interface, which again
+//! only root can change. docs/security.md says what a holder of the socket can still do.
 //!
-//! A program that holds the same port on all addresses keeps others from binding it; and a nameserver of this host would be
-//! kept from its own port. Then the replies go through this process: a raw socket has no port, but is not to be given away.
+//! If a program holds the same port on all addresses, the bind fails; and a reply socket for a nameserver of this host
+//! would take the nameserver's port. In both cases the replies go through this process, by a raw socket: it has no
+//! port, but must not be handed out.
 
 use std::{
     io,
@@ -27,26 +29,27 @@ use crate::sys::capture::checksum_at;
 
 /// Bytes of a UDP header: ports, length, checksum.
 const UDP_HEADER: usize = 8;
-/// Where in it the checksum is.
+/// The offset of the checksum in the header.
 const CHECKSUM: u8 = 6;
-/// A thread serves each relay.
-const MOST_RELAYS: usize = 256;
+/// Each relay has a thread.
+const MAX_RELAYS: usize = 256;
 
-/// Whom a reply socket can reach.
+/// What a reply socket can reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// This host's programs.
+    /// The programs of this host.
     Here,
-    /// What is behind this interface.
+    /// The machines behind this interface.
     Lan(String),
 }
 
-/// A socket that sends from `source`.
+/// Makes a socket that sends from `source`.
 pub(crate) fn reply_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(source), Type::DGRAM, Some(Protocol::UDP))?;
-    // Those of a client that lets go of one and asks again.
+    // A client may close such a socket and ask for another.
     socket.set_reuse_address(true)?;
-    // What is sent to its address is our listener's, by the lookup program; this is for the moment when that is gone.
+    // The lookup program assigns datagrams to this address to our listener. This setting is for the moment when the
+    // program is gone.
     socket.set_recv_buffer_size(0)?;
     bind(&socket, slot, source, reach)?;
     Ok(socket)
@@ -68,15 +71,15 @@ pub(crate) fn bind(socket: &Socket, slot: Slot, source: SocketAddr, reach: &Reac
     socket.set_nonblocking(true)
 }
 
-/// Relays in use.
+/// The number of relays in use.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Relays(Arc<AtomicUsize>);
 
 impl Relays {
-    /// The near end of a relay from `source`, for [`Outlet::Relay`](crate::capture::replies::Outlet::Relay). It lasts until that
-    /// end is closed.
+    /// Starts a relay from `source`. Returns the near end, for
+    /// [`Outlet::Relay`](crate::capture::replies::Outlet::Relay); the relay ends when it is closed.
     pub(crate) fn start(&self, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<OwnedFd> {
-        if self.0.load(Ordering::Relaxed) >= MOST_RELAYS {
+        if self.0.load(Ordering::Relaxed) >= MAX_RELAYS {
             return Err(io::Error::other("too many relays of replies"));
         }
         let raw = raw_socket(slot, source, reach)?;
@@ -98,7 +101,7 @@ impl Relays {
     }
 }
 
-/// A raw socket that is for sending: of what is sent to its address it gets nothing.
+/// Makes a raw socket for sending only: its filter drops everything that it would receive.
 pub(crate) fn sender(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.attach_filter(&[SockFilter::new(libc::BPF_RET as u16, 0, 0, 0)])?;
@@ -126,23 +129,23 @@ fn relay(far: &Socket, raw: &Socket, source: SocketAddr) {
         let [s0, s1] = source.port().to_be_bytes();
         let [t0, t1] = to.port().to_be_bytes();
         let [l0, l1] = total.to_be_bytes();
-        // No checksum: IPv4 doesn't need one on its way within this host, and for IPv6 the kernel computes it.
+        // No checksum: IPv4 doesn't need one within this host, and the kernel computes that of IPv6.
         if let Some(header) = packet.first_chunk_mut() {
             *header = [s0, s1, t0, t1, l0, l1, 0, 0];
         }
-        // A datagram that can't be delivered is lost, as datagrams are.
-        // A port in the address of a raw socket would be another protocol (raw(7)).
+        // A datagram that can't be delivered is lost, like any datagram. The port in a raw socket's address means a
+        // protocol, so it is 0 (raw(7)).
         drop(raw.send_to(packet, &without_port(to).into()));
     }
 }
 
-/// What a raw socket is bound to: the address, and the link of a link-local one.
+/// The address for binding a raw socket: without a port, with the link of a link-local address.
 pub(crate) fn without_port(mut address: SocketAddr) -> SocketAddr {
     address.set_port(0);
     address
 }
 
-/// Both of one family, each with a port and an address.
+/// Whether both have the same family, a port and an address.
 pub(crate) fn is_pair(source: SocketAddr, destination: SocketAddr) -> bool {
     let whole = |address: SocketAddr| address.port() != 0 && !address.ip().is_unspecified();
     let family = |address: IpAddr| address.is_ipv4();

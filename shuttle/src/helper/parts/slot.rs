@@ -1,4 +1,4 @@
-//! Slots: what one instance must not share with another in its network namespace, all derived from a number.
+//! A slot has everything that two instances in one network namespace must not share, all derived from a number.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,24 +8,24 @@ use super::netlink::Family;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot(u8);
 
-/// Candidates in the order of preference, clear of the bits that others match by mask: Tailscale 0xff0000,
-/// Kubernetes 0xc000, Cilium's low 0x0f00, Netbird 0x1bd00, dae 0x0800_0000. Calico and Cilium's identities take
-/// the whole upper half, hence the low bits at the end.
+/// The capture bits in the order of preference. They avoid the bits that others match by mask: Tailscale 0xff0000,
+/// Kubernetes 0xc000, Cilium's low 0x0f00, Netbird 0x1bd00, dae 0x0800_0000. Calico and Cilium's identities use the
+/// whole upper half, so the last bits are low ones.
 const BITS: [u32; 8] = [0x1000_0000, 0x4000_0000, 0x0400_0000, 0x0200_0000, 0x0100_0000, 0x80, 0x40, 0x20];
 
 /// All slots.
 pub(crate) const SLOTS: [Slot; BITS.len()] =
     [Slot(0), Slot(1), Slot(2), Slot(3), Slot(4), Slot(5), Slot(6), Slot(7)];
 
-/// The mark of sockets that are never captured, the same for all instances: nobody captures another's ssh.
+/// The mark of sockets that are never captured. It is the same for all instances, so that none captures another's ssh.
 pub(crate) const BYPASS_BIT: u32 = 0x2000_0000;
 
-/// Beside the capture bit, it marks forwarded packets. With the capture bit alone they would be subject to the rule for
-/// this host's own packets, which has no interface: where net.ipv4.conf.*.src_valid_mark is set, the kernel checks the
-/// source of a packet with its mark, finds it to be local by that rule, and drops the packet as a martian.
+/// Marks forwarded packets, beside the capture bit. With the capture bit alone, the rule for this host's own packets,
+/// which names no interface, would match them: if net.ipv4.conf.*.src_valid_mark is set, the kernel checks a packet's
+/// source with its mark, would find the source to be local by that rule, and would drop the packet as a martian.
 pub(crate) const FORWARDED_BIT: u32 = 0x8000_0000;
 
-/// Above the 255 that old tools know, and away from round numbers that people choose.
+/// Above the 255 that old tools support, and not a round number that people may choose.
 const FIRST_TABLE: u32 = 2_190_000;
 
 impl Slot {
@@ -61,12 +61,12 @@ impl Slot {
         }
     }
 
-    /// The first of its 2^32 IPv6 tokens (see `shuttle_common::endpoints`): a /96 beside the source addresses.
+    /// The first of its 2^32 IPv6 tokens (see `shuttle_common::endpoints`), in a /96 beside the source addresses.
     pub(crate) fn tokens(self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd73, 0x6875, 0x7474, 0x6c65, 0, 1 + u16::from(self.0), 0, 0)
     }
 
-    /// From where programs that have bound no address send to tokens: a number that no token has.
+    /// The source of programs that send to tokens and have bound no address. No token has its number.
     pub(crate) fn token_source(self) -> Ipv6Addr {
         Ipv6Addr::from(u128::from(self.tokens()) + 1)
     }

@@ -1,4 +1,4 @@
-//! The device that holds the routes: they vanish with it, and it with this process.
+//! The TUN device that holds the routes. They end with the device, and the device with this process.
 
 use std::{fs, io, os::fd::OwnedFd};
 
@@ -8,15 +8,15 @@ use crate::sys::capture::open_tun;
 /// Why there is no TUN device.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The kernel makes none.
+    /// The kernel refuses the device.
     #[error("creating a TUN device: {0}")]
     Create(io::Error),
-    /// It can't be set up.
+    /// The device can't be set up.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
 }
 
-/// A TUN device that nothing is ever sent to: `local` routes through it deliver to this host.
+/// A TUN device. Nothing is ever sent through it: `local` routes through it deliver to this host.
 #[derive(Debug)]
 pub(crate) struct Tun {
     pub(crate) index: u32,
@@ -35,8 +35,8 @@ impl Tun {
     }
 }
 
-/// No link-local address, and IPv6 on even where new devices default to off. Where the files are missing or
-/// read-only, the first is noise only, and the second shows when the address is added.
+/// Disables the link-local address, and enables IPv6 even if new devices have it off by default. Errors are ignored:
+/// without the first there is only noise, and a failure of the second shows when the address is added.
 fn quiet_ipv6(name: &str) {
     for (file, value) in [("addr_gen_mode", "1"), ("disable_ipv6", "0"), ("accept_ra", "0")] {
         if let Err(error) = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{file}"), value) {

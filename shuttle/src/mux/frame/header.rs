@@ -185,7 +185,8 @@ pub enum FrameError {
     Magic,
     /// HELLO of another version.
     #[error(
-        "the far side speaks version {0} of shuttle's protocol, this one version {VERSION}: use the same release on both"
+        "the far side speaks version {0} of shuttle's protocol, this one version {VERSION}: use the same release on \
+         both"
     )]
     Version(u16),
 }

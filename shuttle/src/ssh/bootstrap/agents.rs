@@ -1,17 +1,17 @@
-//! The agents that this program carries, as build.rs made them.
+//! The embedded agents, made by build.rs.
 
-/// An agent, and what is known of it.
+/// An embedded agent.
 pub(super) struct Agent {
-    /// What `uname` says where it runs.
+    /// The machine that it runs on, according to `uname`.
     pub(super) machine: &'static str,
     program: &'static [u8],
     gzip: &'static [u8],
     xz: &'static [u8],
-    /// Length, SHA-256 and CRC of the program.
+    /// Length, SHA-256 and CRC of the unpacked program.
     sums: &'static str,
 }
 
-/// The agent for the machine that this program is for.
+/// The agents: one, for the machine that this program was built for.
 pub(super) const AGENTS: &[Agent] = &[Agent {
     #[cfg(target_arch = "x86_64")]
     machine: "Linux x86_64",
@@ -23,19 +23,19 @@ pub(super) const AGENTS: &[Agent] = &[Agent {
     sums: env!("SHUTTLE_AGENT_SUMS"),
 }];
 
-/// How an agent crosses the link.
+/// The form in which an agent is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Two fifths as long; the remote machine needs xz.
+    /// Two fifths of the raw size; the remote machine needs xz.
     Xz,
-    /// Half as long; the remote machine needs gzip.
+    /// Half of the raw size; the remote machine needs gzip.
     Gzip,
-    /// As it is.
+    /// Not compressed.
     Raw,
 }
 
 impl Form {
-    /// By the name that the script uses.
+    /// The form with this name in the script.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         [Self::Xz, Self::Gzip, Self::Raw].into_iter().find(|form| form.name() == name)
     }
@@ -50,12 +50,12 @@ impl Form {
 }
 
 impl Agent {
-    /// For the machine of that name.
+    /// The agent for this machine.
     pub(super) fn of(machine: &str) -> Option<&'static Self> {
         AGENTS.iter().find(|agent| agent.machine == machine)
     }
 
-    /// What is sent of it.
+    /// The bytes to send.
     pub(super) fn bytes(&self, form: Form) -> &'static [u8] {
         match form {
             Form::Xz => self.xz,
@@ -64,7 +64,7 @@ impl Agent {
         }
     }
 
-    /// The line that goes before.
+    /// The line that is sent before the bytes.
     pub(super) fn header(&self, form: Form) -> String {
         format!("{} {} {}\n", form.name(), self.bytes(form).len(), self.sums)
     }

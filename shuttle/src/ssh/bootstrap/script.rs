@@ -1,13 +1,13 @@
-//! What runs in the remote /bin/sh.
+//! The script for the remote /bin/sh.
 
-/// The script: POSIX utilities, and mktemp, head -c, xz, gzip and sha256sum where there are such.
+/// The script. It uses POSIX utilities, and mktemp, head -c, xz, gzip and sha256sum if they are there.
 ///
-/// It passes through the account's login shell, whichever that is, inside single quotes: so it is one line without
-/// single quotes, `!` or a newline. A directory is taken only after a program in it could be run.
+/// The script passes through the account's login shell, whichever that is, inside single quotes. So it is one line
+/// without single quotes, `!` or a newline. It accepts a directory only after it has run a program there.
 ///
-/// On a full disk some versions of head read on to the end, so nothing is read after a tool has failed: the client
-/// would not send it, and both would wait for ever. Hence head is tried out first, and dd takes its place only where
-/// `head -c` is not known. For the same reason what arrives is written to a file first, and taken apart from there.
+/// Nothing is read after a tool has failed: on a full disk some versions of head read on to the end, which the client
+/// would not send, and both would wait for ever. So the script tests head first, and uses dd only if `head -c` is not
+/// supported. For the same reason it writes the upload to a file first, and unpacks it from there.
 pub(super) const SCRIPT: &str = concat!(
     r#"f() { echo "shuttle-failed $1"; exit 1; }; "#,
     r#"i=; read -r i 2>/dev/null </proc/sys/kernel/random/boot_id; j=$(readlink /proc/self/ns/net 2>/dev/null); "#,

@@ -1,4 +1,4 @@
-//! The script in a real shell, and what the client makes of its words.
+//! Runs the script in a real shell, and checks how the client reads its answers.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -12,7 +12,7 @@ use lzma_rust2::{XzOptions, XzWriter};
 
 use super::*;
 
-/// What a program of coreutils says of `bytes`.
+/// The output of a coreutils checksum program for `bytes`.
 fn sum(tool: &str, bytes: &[u8]) -> String {
     let mut child =
         Command::new(tool).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("coreutils are there");
@@ -21,7 +21,7 @@ fn sum(tool: &str, bytes: &[u8]) -> String {
     said.split(' ').next().unwrap().to_owned()
 }
 
-/// The line before an upload in `form` of what unpacks to `program`.
+/// The header of an upload in `form` that unpacks to `program`.
 fn header(form: &str, sent: usize, program: &[u8]) -> String {
     let (sha256, crc) = (sum("sha256sum", program), sum("cksum", program));
     format!("{form} {sent} {} {sha256} {crc}\n", program.len())
@@ -72,11 +72,11 @@ fn noise_is_skipped() {
     }
 }
 
-/// A program that stands for the agent: larger than a pipe, and gone from the disk before it says so.
+/// A program in place of the agent: larger than a pipe, and removed from the disk before it says so.
 fn program() -> Vec<u8> {
     let mut program =
         b"#!/bin/sh\ntest \"$1\" = --check && exit 0\nrm -rf \"$1\"\necho runs\nexit\n".to_vec();
-    // Nothing that gzip makes much smaller; and not a line of the script.
+    // Content that gzip can't compress much, and that is no line of the script.
     let mut state = 1_u32;
     program.extend(
         std::iter::repeat_with(|| {
@@ -88,21 +88,21 @@ fn program() -> Vec<u8> {
     program
 }
 
-/// A remote machine, and what is sent to it.
+/// A simulated remote machine, and what is sent to it.
 struct Remote<'a> {
-    /// All that it has.
+    /// The tools that it has.
     tools: &'a [&'a str],
-    /// How many blocks of 512 bytes it may write to a file: stands for a full disk.
+    /// The largest file that it may write, in blocks of 512 bytes: simulates a full disk.
     blocks: &'a str,
     form: &'a str,
-    /// What unpacks to [`program`], whole or not.
+    /// The bytes that are sent: [`program`], whole or cut short.
     sent: &'a [u8],
-    /// What the header says of its length.
+    /// The length in the header.
     length: usize,
 }
 
-/// What the script answers to an upload that is not followed by an end unless it is cut short, after its hello; and how
-/// many files it leaves.
+/// Returns what the script answers after its hello, and how many files it leaves. Its stdin is closed only after an
+/// upload that is cut short.
 fn answer(remote: &Remote) -> (Vec<String>, usize) {
     let place = tempfile::tempdir().unwrap();
     let (bin, tmp) = (place.path().join("bin"), place.path().join("tmp"));
@@ -120,7 +120,7 @@ fn answer(remote: &Remote) -> (Vec<String>, usize) {
     shell.env("PATH", &bin).env("TMPDIR", &tmp).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut shell = shell.spawn().unwrap();
     let mut stdin = shell.stdin.take().unwrap();
-    // It may end before it has read everything.
+    // The script may end before it has read everything.
     drop(stdin.write_all(header(remote.form, remote.length, &program()).as_bytes()));
     drop(stdin.write_all(remote.sent));
     let open = (remote.sent.len() == remote.length).then_some(stdin);
@@ -130,30 +130,30 @@ fn answer(remote: &Remote) -> (Vec<String>, usize) {
     (lines, fs::read_dir(tmp).unwrap().count())
 }
 
-/// The program as gzip makes it: still larger than a pipe.
+/// The program, compressed by gzip: still larger than a pipe.
 fn packed() -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&program()).unwrap();
     gzip.finish().unwrap()
 }
 
-/// The same by xz.
+/// The program, compressed by xz.
 fn packed_by_xz() -> Vec<u8> {
     let mut xz = XzWriter::new(Vec::new(), XzOptions::with_preset(9)).unwrap();
     xz.write_all(&program()).unwrap();
     xz.finish().unwrap()
 }
 
-/// Ten TCP segments of 1,448 bytes, twenty and forty: what three round trips carry from the start, so that any more
-/// costs another one.
+/// Ten TCP segments of 1,448 bytes, twenty and forty: what three round trips carry from the start. More bytes cost a
+/// fourth.
 const THREE_FLIGHTS: usize = 70 * 1448;
-/// What ssh adds to it.
+/// The overhead of ssh.
 const SSH_OVERHEAD: usize = 1024;
 
 #[test]
 fn the_agent_crosses_in_three_flights() {
     for agent in AGENTS {
-        // Against glibc it is three times as large, and takes one more or two.
+        // An agent against glibc is three times as large, and takes one or two round trips more.
         assert!(
             agent.bytes(Form::Raw).len() > 400_000
                 || agent.bytes(Form::Xz).len() + SSH_OVERHEAD < THREE_FLIGHTS,
@@ -179,10 +179,10 @@ fn what_the_remote_tools_unpack_is_the_agent() {
 
 const POSIX: [&str; 7] = ["uname", "mkdir", "chmod", "rm", "wc", "dd", "cksum"];
 
-/// Optional tools, blocks, what is sent, the length announced, and the lines that answer.
+/// Optional tools, blocks, bytes to send, announced length, expected answers.
 type Case<'a> = (&'a [&'a str], &'a str, &'a [u8], usize, &'a [&'a str]);
 
-/// Each case ends, says what is wrong, and leaves nothing.
+/// Each case ends, answers with the error, and leaves no file.
 #[test]
 fn script_answers_whatever_is_missing() {
     const ALL: &[&str] = &["mktemp", "head", "sha256sum"];

@@ -1,4 +1,4 @@
-//! Which module at the top may import which: the arrows of ARCHITECTURE.md.
+//! Checks which top-level module imports which: the arrows of ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,19 +6,19 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::tree::Tree;
 
-/// The paragraph that precedes the block starts so.
+/// The start of the paragraph that precedes the block.
 const INTRODUCTION: &str = "Imports point one way";
 const ARROW: &str = " → ";
-/// What a module points to that imports nothing of this workspace.
+/// Stands for no import from this workspace.
 const NOTHING: &str = "nothing";
 
-/// Another crate of the workspace, which no module's name can clash with.
+/// Another crate of the workspace. No module can have this name.
 const COMMON: &str = "shuttle-common";
 
-/// The module of which the agent's program is made.
+/// The module that the agent's program consists of.
 const AGENT: &str = "agent";
 
-/// Each module and what it may import, in the page's order.
+/// Each module and what it may import, in the order of the page.
 #[derive(Debug)]
 pub(super) struct Arrows(Vec<(String, BTreeSet<String>)>);
 
@@ -62,7 +62,7 @@ impl Arrows {
         Ok(())
     }
 
-    /// Compares what the paths in the code say, even if that is a re-export, with the arrows. Tests follow them too.
+    /// Compares the paths in the code, also through re-exports, with the arrows. Code of tests counts too.
     pub(super) fn check(&self, tree: &Tree) -> Vec<String> {
         let allowed: BTreeMap<_, _> = self.0.iter().map(|(from, to)| (from.as_str(), to)).collect();
         let (mut complaints, mut complained, mut used) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
@@ -78,7 +78,7 @@ impl Arrows {
                 };
                 let Some(to) = to.filter(|to| to != from) else { continue };
                 let is_allowed = allowed.get(from.as_str()).is_some_and(|names| names.contains(&to));
-                // One complaint is enough for a `use` item of many names.
+                // One complaint per `use` item is enough.
                 if !is_allowed && complained.insert((id, reference.line, to.clone())) {
                     let (file, line) = (module.file.display(), reference.line);
                     let path = reference.path.join("::");
@@ -101,10 +101,10 @@ impl Arrows {
         complaints
     }
 
-    /// The agent is sent over the link at every start: it holds what it needs and no more.
+    /// Checks that the agent, which is sent over the link at every start, contains only what it needs.
     fn check_agent(&self, tree: &Tree) -> Vec<String> {
         let mut needed = BTreeSet::from([AGENT]);
-        // Arrows lead down, so one pass finds all.
+        // Arrows point to later lines, so one pass finds all.
         for (from, to) in &self.0 {
             if needed.contains(from.as_str()) {
                 needed.extend(to.iter().map(String::as_str));

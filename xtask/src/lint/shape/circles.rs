@@ -1,10 +1,11 @@
-//! Circles between files of different folders: neither folder can be read, tested or replaced without the other.
+//! Finds import cycles between files of different folders: neither folder can be read, tested or replaced without the
+//! other.
 //!
-//! A file imports the file that defines what its code names, however many re-exports lie between. So a `mod.rs` that
-//! only re-exports imports nothing, and neither does a `use` of a module by itself: what is named through it counts.
-//! Methods and fields that are reached by a value alone name nothing. Code of tests counts as its file's.
+//! A file imports the file that defines what its code names, through any number of re-exports. So a `mod.rs` that only
+//! re-exports imports nothing, and neither does a `use` of a module by itself: only what is named through it counts.
+//! Methods and fields that are reached through a value name nothing. Code of tests counts as its file's.
 //!
-//! A module with children stands in the folder of its children, whether its file is `NAME.rs` or `NAME/mod.rs`.
+//! A module with children belongs to the folder of its children, whether its file is `NAME.rs` or `NAME/mod.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -12,12 +13,12 @@ use std::path::{Path, PathBuf};
 use super::resolve::Named;
 use super::tree::Tree;
 
-/// Pairs of folders below the crate's root that stand in circles today, each in alphabetical order. A circle of any
-/// other pair is a complaint, and so is a pair of these without a circle. To be emptied.
+/// The pairs of folders, below the crate's root, that have cycles today, each pair in alphabetical order. A cycle of
+/// any other pair is a complaint, and so is a pair of these without a cycle. This list should become empty.
 pub(super) const KNOWN: &[(&str, &str)] =
     &[("mux", "mux/frame"), ("mux", "mux/pacing"), ("mux/frame", "mux/pacing")];
 
-/// Where one file first names something of another: the line, and the path as written.
+/// The place where a file first names something of another: the line, and the path as written.
 type Edge = (usize, String);
 
 struct Graph<'a> {
@@ -25,7 +26,7 @@ struct Graph<'a> {
     folders: HashMap<&'a Path, PathBuf>,
 }
 
-/// A line for each pair of folders with a circle through both, which shows a shortest one.
+/// A complaint for each pair of folders with a cycle, with a shortest one.
 pub(super) fn check(tree: &Tree, known: &[(&str, &str)]) -> Vec<String> {
     let graph = Graph::of(tree);
     let root = &graph.folders[tree.modules[Tree::ROOT].file.as_path()];
@@ -81,7 +82,7 @@ impl<'a> Graph<'a> {
         Self { edges, folders }
     }
 
-    /// By pair of folders, a shortest circle that crosses from one to the other; its first file is its last, too.
+    /// A shortest cycle for each pair of folders. Its first file is also its last.
     fn circles(&self) -> BTreeMap<(&Path, &Path), Vec<&'a Path>> {
         let mut circles = BTreeMap::<_, Vec<_>>::new();
         let edges = self.edges.iter().flat_map(|(from, targets)| targets.keys().map(move |to| (*from, *to)));
@@ -97,7 +98,7 @@ impl<'a> Graph<'a> {
         circles
     }
 
-    /// A shortest path, with both ends.
+    /// A shortest path, including both ends.
     fn path(&self, from: &'a Path, to: &'a Path) -> Option<Vec<&'a Path>> {
         let mut before = HashMap::from([(from, from)]);
         let mut queue = VecDeque::from([from]);
@@ -121,7 +122,7 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// The folder of a file's outermost module.
+/// The folder of the module in a file.
 fn folder(tree: &Tree, id: usize) -> PathBuf {
     let module = &tree.modules[id];
     let has_files_below = module.children.values().any(|child| tree.modules[*child].file != module.file);
@@ -138,7 +139,7 @@ mod tests {
     use super::super::tree;
     use super::*;
 
-    /// Two folders, `a` with the files mod.rs and x.rs, and `b` with mod.rs and y.rs.
+    /// Two folders: `a` with the files mod.rs and x.rs, and `b` with mod.rs and y.rs.
     fn folders(a: &str, x: &str, b: &str, y: &str) -> Tree {
         tree(&[("lib.rs", "mod a; mod b;"), ("a/mod.rs", a), ("a/x.rs", x), ("b.rs", b), ("b/y.rs", y)])
     }
@@ -158,7 +159,7 @@ mod tests {
                 "use crate::a::X; pub struct Y;",
                 "a/x.rs → b/y.rs → a/x.rs",
             ),
-            // A module by itself is no import; nor is a re-export.
+            // Neither a module by itself nor a re-export is an import.
             (a, "use crate::b; pub struct X;", b, "use crate::a::X; pub struct Y;", ""),
             (
                 "mod x; pub use x::X; pub use crate::b::Y;",
@@ -167,7 +168,7 @@ mod tests {
                 "use crate::a::X; pub struct Y;",
                 "",
             ),
-            // By way of a third file.
+            // Through a third file.
             (
                 "mod x; use crate::b::Y; pub struct A;",
                 "use super::A; pub struct X;",
@@ -175,7 +176,7 @@ mod tests {
                 "use crate::a::x::X; pub struct Y;",
                 "a/mod.rs → b/y.rs → a/x.rs → a/mod.rs",
             ),
-            // A file beside its children's folder is in that folder.
+            // A file beside its children's folder belongs to that folder.
             (a, "pub struct X;", "mod y; use y::Y; pub struct B;", "use super::B; pub struct Y;", ""),
         ] {
             let complaints = check(&folders(a, x, b, y), &[]);

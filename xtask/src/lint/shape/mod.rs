@@ -1,4 +1,4 @@
-//! Whether the code has the shape that ARCHITECTURE.md gives it. All is read from the sources; nothing is compiled.
+//! Checks that the code has the shape that ARCHITECTURE.md describes. It reads the sources only; nothing is compiled.
 
 mod arrows;
 mod circles;
@@ -15,12 +15,12 @@ use super::sources::{self, Sources};
 use arrows::Arrows;
 use tree::Tree;
 
-/// The library whose modules ARCHITECTURE.md orders. The programs beside it may import any of them.
+/// The library whose modules ARCHITECTURE.md orders. The programs may import any of them.
 const LIBRARY: &str = "shuttle/src/lib.rs";
 const PAGE: &str = "ARCHITECTURE.md";
 
-/// Checks that imports follow the page's arrows, that folders don't import each other in circles, and that unsafe code
-/// is where it may be.
+/// Checks that imports follow the page's arrows, that folders have no import cycles, and that unsafe code is only where
+/// it is allowed.
 pub(crate) fn run() -> Result<()> {
     let sources = sources::read()?;
     let tree = Tree::parse(Path::new(LIBRARY), &sources)?;

@@ -1,4 +1,4 @@
-//! What one module defines, imports and names.
+//! Collects what one module defines, imports and names.
 
 use std::collections::HashSet;
 
@@ -13,16 +13,16 @@ pub(super) struct Reference {
     pub(super) line: usize,
 }
 
-/// One path of a `use` item, as if it stood in an item of its own.
+/// One path of a `use` item, as if it were an item of its own.
 pub(super) struct Import {
     pub(super) reference: Reference,
-    /// What the module calls it; `None` for a glob.
+    /// Its name in the module; `None` for a glob.
     pub(super) name: Option<String>,
     /// Whether others may import it from here.
     pub(super) is_reexport: bool,
 }
 
-/// Child modules are left out. `use` items in functions count as the module's.
+/// Collects from one module, without its children. A `use` item in a function counts as the module's.
 #[derive(Default)]
 pub(super) struct References {
     pub(super) items: HashSet<String>,
@@ -64,7 +64,7 @@ impl References {
         self.imports.push(Import { reference: Reference { path, line }, name, is_reexport });
     }
 
-    /// What a macro is given is no syntax tree: every chain of names in it counts as a path.
+    /// The argument of a macro has no syntax tree: every chain of names in it counts as a path.
     fn scan(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let (mut colons, mut at) = (0, Span::call_site());
@@ -107,7 +107,7 @@ impl<'ast> Visit<'ast> for References {
     fn visit_vis_restricted(&mut self, _: &'ast VisRestricted) {}
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        // With a leading `::` it is another crate's.
+        // A path with a leading `::` is another crate's.
         if item.leading_colon.is_none() {
             self.import(&item.tree, &[], !matches!(item.vis, Visibility::Inherited));
         }
@@ -136,7 +136,7 @@ impl<'ast> Visit<'ast> for References {
     }
 }
 
-/// The name that an item brings into its module; child modules are known by other means.
+/// The name that an item adds to its module. Child modules are found in another way.
 fn defined(item: &Item) -> Option<&Ident> {
     match item {
         Item::Const(item) => Some(&item.ident),

@@ -1,4 +1,4 @@
-//! From a path as written to the module that defines what it names, through re-exports and globs.
+//! Resolves a path to the module that defines its item, through re-exports and globs.
 
 use super::tree::{ModuleId, Tree};
 
@@ -6,13 +6,13 @@ use super::tree::{ModuleId, Tree};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Named {
     Module(ModuleId),
-    /// An item that this module defines, or what lies below one, such as a variant.
+    /// An item that this module defines, or something below it, such as a variant.
     ItemOf(ModuleId),
 }
 
 impl Tree {
-    /// `None` for what no module of this crate has: other crates, the prelude, local variables. A path into a module
-    /// that defines no such item, as when a macro makes it, names an item of that module.
+    /// `None` for names outside this crate's modules: other crates, the prelude, local variables. A path into a module
+    /// that doesn't define the item, as when a macro makes it, names an item of that module.
     pub(super) fn resolve(&self, from: ModuleId, path: &[String]) -> Option<Named> {
         self.walk(from, path, &mut Vec::new())
     }
@@ -23,7 +23,7 @@ impl Tree {
         Some([&self.modules[start].path, rest].concat())
     }
 
-    /// Takes the leading `crate`, `self` or `super`s off.
+    /// Removes the leading `crate`, `self` or `super`s.
     fn start<'a>(&self, from: ModuleId, path: &'a [String]) -> Option<(ModuleId, &'a [String])> {
         let (first, mut rest) = path.split_first()?;
         let mut module = match first.as_str() {
@@ -38,7 +38,7 @@ impl Tree {
         Some((module, rest))
     }
 
-    /// `busy` are the names being looked up: a `use` of another crate's item can look like a use of itself.
+    /// `busy` are the names that are being looked up: a `use` of another crate's item can look like a use of itself.
     fn walk<'a>(
         &'a self,
         from: ModuleId,
@@ -61,7 +61,7 @@ impl Tree {
         })
     }
 
-    /// What `name` is in `module`. A module and an item may share a name; only a module has something below it.
+    /// Looks `name` up in `module`. A module and an item may have the same name; only a module has something below it.
     fn look_up<'a>(
         &'a self,
         module: ModuleId,

@@ -17,14 +17,14 @@ pub(super) struct Tree {
     pub(super) modules: Vec<Module>,
 }
 
-/// A module, in a file of its own or inline. Code of tests is code like any other.
+/// A module, in a file of its own or inline. Code of tests is included.
 pub(super) struct Module {
     /// Names from the crate's root down; empty for the root.
     pub(super) path: Vec<String>,
     pub(super) file: PathBuf,
     pub(super) parent: Option<ModuleId>,
     pub(super) children: BTreeMap<String, ModuleId>,
-    /// Whether its `mod` item is compiled with the feature `client` alone.
+    /// Whether its `mod` item requires the feature `client`.
     pub(super) is_clients: bool,
     /// The items that it defines, by name.
     pub(super) items: HashSet<String>,
@@ -36,7 +36,7 @@ pub(super) struct Module {
 impl Tree {
     pub(super) const ROOT: ModuleId = 0;
 
-    /// Reads the crate whose root is the file `root`; the files of its modules must be in `sources` too.
+    /// Reads the crate with the root file `root`. The files of its modules must be in `sources` too.
     pub(super) fn parse(root: &Path, sources: &Sources) -> Result<Self> {
         let mut tree = Self { modules: Vec::new() };
         let folder = root.parent().unwrap_or(Path::new(""));
@@ -103,7 +103,7 @@ impl Tree {
         Ok(id)
     }
 
-    /// The modules at the top, by name.
+    /// The top-level modules, by name.
     pub(super) fn top(&self) -> impl Iterator<Item = (&str, &Module)> {
         self.modules[Self::ROOT].children.iter().map(|(name, id)| (name.as_str(), &self.modules[*id]))
     }

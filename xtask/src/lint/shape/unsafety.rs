@@ -1,4 +1,4 @@
-//! Unsafe code is in few places: the token itself, and attributes that would allow it.
+//! Checks where unsafe code is: the token itself, and attributes that would allow it.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use proc_macro2::{TokenStream, TokenTree};
 
 use super::Sources;
 
-/// What can break memory safety, behind a safe interface, is here alone.
+/// The places where unsafe code is allowed, behind safe interfaces.
 const ALLOWED: [&str; 3] = ["shuttle/src/sys", "shuttle-ebpf", "tests/src/sys.rs"];
 const WORDS: [&str; 2] = ["unsafe", "unsafe_code"];
 
@@ -26,7 +26,7 @@ pub(super) fn check(sources: &Sources) -> Result<Vec<String>> {
     Ok(complaints)
 }
 
-/// Comments and strings are no tokens of their own, so what they say doesn't count.
+/// Comments and strings are not searched, as they are no tokens of their own.
 fn find(tokens: TokenStream, found: &mut impl FnMut(&str, usize)) {
     for token in tokens {
         match token {
