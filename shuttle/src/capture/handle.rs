@@ -19,7 +19,7 @@ use super::{
 };
 use crate::policy::Plan;
 
-/// The hidden subcommand. `main` must map it to [`helper::main`](super::helper::main).
+/// The hidden subcommand. `main` must map it to [`helper::main`](crate::helper::main).
 pub const SUBCOMMAND: &str = "firewall-helper";
 
 /// How long `drop` waits for the helper to undo everything. That usually takes a tenth of a second.
