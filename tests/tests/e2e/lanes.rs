@@ -83,7 +83,7 @@ fn a_lost_lane_loses_nothing() -> Result<()> {
 /// Over two ssh connections, the one that the tunnel began with is killed.
 #[test]
 fn the_first_ssh_may_end_while_another_lives() -> Result<()> {
-    let run = Run::remote(&["--method=ebpf", "-v", "--connections", "2", "10.78.0.0/24"]);
+    let run = Run::remote(&["-v", "--connections", "2", "10.78.0.0/24"]);
     with_tunnel(Options::default(), run, |lab, shuttle| {
         wait_for_lanes(shuttle, 1)?;
         let is_lane = |process: &Process| process.arguments().iter().any(|word| word.contains("--lane "));
