@@ -29,6 +29,7 @@ mod lanes;
 mod life;
 mod local;
 mod loss;
+mod names;
 mod outgoing;
 mod pacing;
 mod receive;
@@ -44,10 +45,9 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use event::{
-    AssociationId, Door, Event, Grant, LaneId, Peer, ProtocolError, Reason, Side, StreamId, Target,
-};
+pub use event::{Event, Grant, ProtocolError};
 pub use frame::{DATA_HEADER, FrameError, VERSION};
+pub use names::{AssociationId, Door, LaneId, Peer, Reason, Side, StreamId, Target};
 pub use survey::Carried;
 
 use credit::Budget;
