@@ -3,6 +3,7 @@
 mod bypass;
 pub mod cleanup;
 mod ebpf;
+pub mod nft;
 mod parts;
 mod serve;
 
