@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use super::{
+    check::Kind as ExprKind,
     encode::{jump, push_rule},
     message::{APPEND, Attributes, CREATE, Kind, Messages, NEW},
     render::{FLOW_LIMIT, FLOW_MINUTES},
-    ruleset::{Chain, Element, Family, Hook, Lookup, Map, Ruleset, Set},
+    ruleset::{Chain, Element, Expr, Family, Hook, Lookup, Map, Ruleset, Set},
 };
 
 /// Elements of a map in a message, two of the kernel's for each: their list must stay below 64 KiB.
@@ -172,7 +173,7 @@ impl<'a> Batch<'a> {
 
     fn add_rules(&mut self, chain: &Chain) {
         for (index, rule) in chain.rules.iter().enumerate() {
-            let needs = rule.iter().find_map(|expr| expr.needs()).unwrap_or("CONFIG_NF_TABLES");
+            let needs = rule.iter().find_map(Expr::kind).map_or("CONFIG_NF_TABLES", ExprKind::needs);
             let object = format!("rule {} of chain {}", index + 1, chain.name);
             self.add(Kind::NewRule, object, needs, |message| {
                 message.text(2, &chain.name).nest(4, |list| push_rule(list, rule));

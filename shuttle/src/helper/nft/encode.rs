@@ -331,38 +331,3 @@ impl List<'_, '_> {
         });
     }
 }
-
-impl Expr {
-    /// The part of the kernel that not every kernel with nf_tables has.
-    pub(super) fn needs(&self) -> Option<&'static str> {
-        match self {
-            Self::SocketMark(_) | Self::SocketTransparent => {
-                Some("CONFIG_NFT_SOCKET: try `modprobe nft_socket`")
-            }
-            Self::Destination(..) => Some("CONFIG_NFT_FIB_INET: try `modprobe nft_fib_inet`"),
-            Self::Tproxy(_) => Some("CONFIG_NFT_TPROXY: try `modprobe nft_tproxy`"),
-            Self::Reset | Self::NoRoute => Some("CONFIG_NFT_REJECT_INET: try `modprobe nft_reject_inet`"),
-            Self::Remember(_) | Self::Forget(_) => Some("Linux 5.4"),
-            Self::Family(_)
-            | Self::Protocol(_)
-            | Self::PacketMark(_)
-            | Self::Opens(_)
-            | Self::InputInterface(_)
-            | Self::OutputInterface(_)
-            | Self::OtherOutput(_)
-            | Self::ForOthers
-            | Self::DestinationPorts(..)
-            | Self::DestinationAddress(_)
-            | Self::ToNameserver(_)
-            | Self::Known(_)
-            | Self::Decide(..)
-            | Self::SetBits(_)
-            | Self::ClearBits(_)
-            | Self::Jump(_)
-            | Self::Goto(_)
-            | Self::Return
-            | Self::Accept
-            | Self::Drop => None,
-        }
-    }
-}

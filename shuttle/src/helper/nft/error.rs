@@ -22,6 +22,9 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// No network namespace to try things in.
+    #[error("making a network namespace to try nftables in: {0} (needs root and CONFIG_NET_NS)")]
+    Namespace(io::Error),
     /// The kernel refuses a part of the ruleset; then it has taken none of it.
     #[error("{operation} {object} of the nftables table {table}: {source} (needs {needs})")]
     Refused {

@@ -4,6 +4,7 @@
 //! ends (Linux 5.12). `render` makes a [`ruleset::Ruleset`] from what is to be captured; [`Table`] puts it in force.
 
 mod batch;
+mod check;
 mod encode;
 mod error;
 mod intervals;
@@ -14,6 +15,7 @@ mod table;
 mod text;
 
 pub use batch::Owner;
+pub use check::{Kind, Missing, Part, check};
 pub use error::Error;
 pub use render::{Listeners, Setup, render, render_lookup};
 pub use table::{Table, delete};

@@ -16,7 +16,7 @@ use super::{
 use crate::policy::Nameserver;
 
 /// With everything on.
-fn setup() -> Setup {
+pub(super) fn setup() -> Setup {
     let address = |text: &str| text.parse().unwrap();
     let nameserver = |text: &str| Nameserver::from(text.parse::<std::net::SocketAddr>().unwrap());
     Setup {
