@@ -4,6 +4,7 @@
 //! with a target directory of its own, since cargo has no way to say that one program embeds another.
 //!
 //! What `ssh/bootstrap` needs to send it is made here too: packed, and with the sums that the remote machine checks.
+#![allow(clippy::disallowed_methods, reason = "it runs rustc and cargo")]
 
 use std::env;
 use std::fs;
@@ -23,21 +24,20 @@ const UNREAD: [&str; 4] = [".eh_frame", ".eh_frame_hdr", ".gcc_except_table", ".
 /// What xz needs to find repetitions anywhere in the agent, which is also what unpacking takes in memory.
 const DICTIONARY: u32 = 1024 * 1024;
 
-/// What the agent is made of; a change elsewhere need not build it again.
-const AGENT_SOURCES: [&str; 8] =
-    ["src/agent", "src/bin", "src/dns", "src/lib.rs", "src/link", "src/mux", "src/sys", "Cargo.toml"];
+/// Features, profile and versions of the agent, besides its [`sources`].
+const MANIFESTS: [&str; 3] = ["Cargo.toml", "../Cargo.toml", "../Cargo.lock"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_CLIENT").is_none() {
         return;
     }
-    for source in AGENT_SOURCES {
-        println!("cargo::rerun-if-changed={source}");
-    }
     let out = PathBuf::from(variable("OUT_DIR"));
     let target = agent_target();
     let agent = build_agent(&target, &out.join("agent"));
+    for file in MANIFESTS.map(PathBuf::from).into_iter().chain(sources(&agent)) {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
     let mut program = fs::read(&agent).unwrap_or_else(|error| panic!("{}: {error}", agent.display()));
     // glibc has an unwinder of its own.
     if target.contains("musl") {
@@ -98,6 +98,17 @@ fn build_agent(target: &str, out: &Path) -> PathBuf {
     let status = cargo.status().unwrap_or_else(|error| panic!("cargo can't be run for the agent: {error}"));
     assert!(status.success(), "the agent for {target} doesn't build: {status}");
     out.join(target).join("agent").join("shuttle-agent")
+}
+
+/// All files of this workspace that `program` was compiled from: what cargo lists beside it, in make's syntax, as
+/// `PROGRAM: FILE FILE…` with a backslash before each space of a name.
+fn sources(program: &Path) -> Vec<PathBuf> {
+    let list = program.with_extension("d");
+    let text = fs::read_to_string(&list).unwrap_or_else(|error| panic!("{}: {error}", list.display()));
+    let rule = text.lines().next().and_then(|line| line.split_once(": "));
+    let (_, files) = rule.unwrap_or_else(|| panic!("{} lists no sources", list.display()));
+    let files = files.replace("\\ ", "\0");
+    files.split_whitespace().map(|file| file.replace('\0', " ").into()).collect()
 }
 
 /// Fills what nobody reads with zeros, which pack well. The linker can't leave it out: what it is given to start C with

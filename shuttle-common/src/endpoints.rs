@@ -8,11 +8,12 @@ pub type Endpoint = [u32; 5];
 /// Stands for no destination.
 pub const NOBODY: Endpoint = [0; 5];
 
-/// What stands for a UDP destination in packets: for IPv4 the address itself, for IPv6 its last word, in host order. The
-/// two share one space, so each number is a token of one family alone.
+/// What stands for a UDP destination in packets: for IPv4 the address itself, for IPv6 its last word, in host order.
+/// The two share one space, so each number is a token of one family alone.
 pub type Token = u32;
 
-/// IPv4 tokens are 127.192.0.0/10: local everywhere, and away from what people use of 127.0.0.0/8. The first is never given.
+/// IPv4 tokens are 127.192.0.0/10: local everywhere, and away from what people use of 127.0.0.0/8. The first is never
+/// given.
 pub const FIRST_TOKEN4: Token = 0x7fc0_0000;
 /// How many there are.
 pub const TOKENS4: u32 = 1 << 22;

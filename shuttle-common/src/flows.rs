@@ -1,5 +1,5 @@
-//! The map of chosen sources: which of this host's addresses a captured datagram would have come from, had its source not
-//! been replaced by ours. Replies must go there.
+//! The map of chosen sources: which of this host's addresses a captured datagram would have come from, had its source
+//! not been replaced by ours. Replies must go there.
 
 /// An address as four words in network order, v4-mapped for IPv4.
 pub type Words = [u32; 4];

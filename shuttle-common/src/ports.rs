@@ -67,6 +67,22 @@ impl PortSet {
     }
 }
 
+/// `all ports`, `no port`, or the ranges.
+impl core::fmt::Display for PortSet {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if self.is_all() {
+            return f.write_str("all ports");
+        }
+        let used = self.0.iter().take_while(|[first, last]| first <= last);
+        let mut separator = "ports ";
+        for [first, last] in used {
+            write!(f, "{separator}{first}-{last}")?;
+            separator = ",";
+        }
+        if separator == "," { Ok(()) } else { f.write_str("no port") }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
-//! cgroup/connect4 and connect6: marks the sockets of captured connections, TCP and UDP. Attached at the root of the hierarchy.
-//! Never refuses a connect. Sets exempt sockets apart that connect to a nameserver of this host (see `resolvers.rs`).
+//! cgroup/connect4 and connect6: marks the sockets of captured connections, TCP and UDP. Attached at the root of the
+//! hierarchy. Never refuses a connect. Sets exempt sockets apart that connect to a nameserver of this host (see
+//! `resolvers.rs`).
 
 use core::ffi::c_int;
 
@@ -13,14 +14,14 @@ use aya_ebpf::{
 use crate::maps::{BYPASS_BIT, CAPTURE_BIT, NETNS_COOKIE, captures4, captures6, context, log, octets};
 use crate::resolvers::{is_own4, is_own6, set_apart4, set_apart6};
 
-pub const ALLOW: i32 = 1;
-pub const IPPROTO_TCP: u32 = 6;
-pub const IPPROTO_UDP: u32 = 17;
+pub(crate) const ALLOW: i32 = 1;
+pub(crate) const IPPROTO_TCP: u32 = 6;
+pub(crate) const IPPROTO_UDP: u32 = 17;
 const SOL_SOCKET: c_int = 1;
 const SO_MARK: c_int = 36;
 
 #[cgroup_sock_addr(connect4)]
-pub fn connect4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     if concerns_us(&ctx) {
         let destination = context!(address, user_ip4);
@@ -34,7 +35,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(connect6)]
-pub fn connect6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     if concerns_us(&ctx) {
         let (destination, port) = (destination6(address), port(address));
@@ -60,7 +61,7 @@ fn concerns_us(ctx: &SockAddrContext) -> bool {
 
 /// In our network namespace.
 #[inline(always)]
-pub fn is_ours(ctx: &SockAddrContext) -> bool {
+pub(crate) fn is_ours(ctx: &SockAddrContext) -> bool {
     let ours = NETNS_COOKIE.load();
     // SAFETY: the helper only reads its context.
     ours == 0 || unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) } == ours
@@ -68,7 +69,7 @@ pub fn is_ours(ctx: &SockAddrContext) -> bool {
 
 /// The IPv6 destination, as words in network order.
 #[inline(always)]
-pub fn destination6(address: *const bpf_sock_addr) -> [u32; 4] {
+pub(crate) fn destination6(address: *const bpf_sock_addr) -> [u32; 4] {
     [
         context!(address, user_ip6[0]),
         context!(address, user_ip6[1]),
@@ -79,14 +80,14 @@ pub fn destination6(address: *const bpf_sock_addr) -> [u32; 4] {
 
 /// The destination's port, in host order.
 #[inline(always)]
-pub fn port(address: *const bpf_sock_addr) -> u16 {
+pub(crate) fn port(address: *const bpf_sock_addr) -> u16 {
     // The low half of the field holds it, in network order.
     u16::from_be(context!(address, user_port) as u16)
 }
 
 /// Whether the socket carries the bypass bit.
 #[inline(always)]
-pub fn is_exempt(ctx: &SockAddrContext) -> bool {
+pub(crate) fn is_exempt(ctx: &SockAddrContext) -> bool {
     let socket = context!(ctx.sock_addr, __bindgen_anon_1.sk);
     context!(socket, mark) & BYPASS_BIT.load() != 0
 }

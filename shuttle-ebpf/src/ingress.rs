@@ -36,7 +36,7 @@ const STATE_LISTEN: u32 = 10;
 const STATE_NEW_SYN_RECV: u32 = 12;
 
 #[classifier]
-pub fn shuttle_router(ctx: TcContext) -> i32 {
+pub(crate) fn shuttle_router(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let mut packet = Packet::default();
     if concerns_us(skb) && packet.read(skb) && packet.is_captured(skb) {
@@ -208,8 +208,8 @@ impl Packet {
         follows
     }
 
-    /// A `bpf_sock_tuple` as words in network order, and its size, which tells the family. Built in place: the union that the
-    /// kernel's headers have would be copied about on a stack with no room for it.
+    /// A `bpf_sock_tuple` as words in network order, and its size, which tells the family. Built in place: the union
+    /// that the kernel's headers have would be copied about on a stack with no room for it.
     #[inline(always)]
     fn tuple(&self, ports: u32) -> ([u32; 9], u32) {
         let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (self.source, self.destination);

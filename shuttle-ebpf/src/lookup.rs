@@ -1,11 +1,13 @@
-//! sk_lookup: hands captured connections and datagrams to our listeners. Attached to one network namespace; runs once for
-//! each new connection and each datagram that arrives for no connected socket, before the kernel looks for a listener.
+//! sk_lookup: hands captured connections and datagrams to our listeners. Attached to one network namespace; runs once
+//! for each new connection and each datagram that arrives for no connected socket, before the kernel looks for a
+//! listener.
 //!
-//! What this host itself owns is never ours, but for its nameservers (see `resolvers.rs`): a program could bind our address
-//! and connect to its own loopback, and must not meet the far one. Otherwise a captured connection comes from our own address, since only our routing table
-//! gives sockets that source; it is not asked for its rules again, which may have changed since its connect. A program
-//! that binds its own source address first is recognised by the rules instead, and so is what the ingress program has
-//! marked: by those too that were live until a moment ago, as they may be what it was marked by.
+//! What this host itself owns is never ours, but for its nameservers (see `resolvers.rs`): a program could bind our
+//! address and connect to its own loopback, and must not meet the far one. Otherwise a captured connection comes from
+//! our own address, since only our routing table gives sockets that source; it is not asked for its rules again, which
+//! may have changed since its connect. A program that binds its own source address first is recognised by the rules
+//! instead, and so is what the ingress program has marked: by those too that were live until a moment ago, as they may
+//! be what it was marked by.
 
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, programs::SkLookupContext};
 use shuttle_common::{lan::Family, resolvers::APART};
@@ -25,7 +27,7 @@ const AF_INET6: u32 = 10;
 const LOOPBACK: u32 = 1;
 
 #[sk_lookup]
-pub fn steer(ctx: SkLookupContext) -> u32 {
+pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     let first = match context!(lookup, protocol) {
         IPPROTO_TCP => 0,

@@ -3,6 +3,7 @@
 //!
 //! Only stable UAPI contexts are read, so one object serves every kernel.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(unsafe_code, reason = "contexts, packets and maps are pointers; the verifier checks each use")]
 
 #[cfg(target_arch = "bpf")]
 mod connect;

@@ -24,7 +24,7 @@ const HEADERS: u32 = 256;
 /// An IPv4 header, without options.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub struct Ipv4 {
+pub(crate) struct Ipv4 {
     version_length: u8,
     _service: u8,
     _length: [u8; 2],
@@ -40,7 +40,7 @@ pub struct Ipv4 {
 /// An IPv6 header, without extensions.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub struct Ipv6 {
+pub(crate) struct Ipv6 {
     _version: [u8; 4],
     _length: [u8; 2],
     next: u8,
@@ -51,7 +51,7 @@ pub struct Ipv6 {
 
 /// What follows the network header.
 #[derive(Clone, Copy, Default)]
-pub struct Payload {
+pub(crate) struct Payload {
     pub protocol: u8,
     /// Where it starts, from the network header.
     pub offset: u32,
@@ -63,7 +63,7 @@ pub struct Payload {
 /// How much of a datagram a packet is. It holds no number: what a variant leaves undefined may become the copy of a
 /// pointer, which the verifier refuses.
 #[derive(Clone, Copy, Default)]
-pub enum Part {
+pub(crate) enum Part {
     #[default]
     Whole,
     /// The first fragment, which has the ports.
@@ -73,7 +73,7 @@ pub enum Part {
 }
 
 impl Ipv4 {
-    pub fn payload(&self) -> Payload {
+    pub(crate) fn payload(&self) -> Payload {
         let fragment = u16::from_be_bytes(self.fragment);
         Payload {
             protocol: self.protocol,
@@ -85,10 +85,10 @@ impl Ipv4 {
 }
 
 impl Ipv6 {
-    /// None when a routing header names another destination than this one, or when there is no end of extensions. Each of
-    /// them, and what may follow, is at least eight bytes long.
+    /// None when a routing header names another destination than this one, or when there is no end of extensions. Each
+    /// of them, and what may follow, is at least eight bytes long.
     #[inline(always)]
-    pub fn payload(&self, skb: *mut __sk_buff) -> Option<Payload> {
+    pub(crate) fn payload(&self, skb: *mut __sk_buff) -> Option<Payload> {
         let mut payload = Payload { protocol: self.next, offset: 40, part: Part::Whole, id: 0 };
         for _ in 0..MAX_EXTENSIONS {
             let length = match payload.protocol {
@@ -133,10 +133,10 @@ fn part(offset: u16, more: bool) -> Part {
     }
 }
 
-/// Reads plain bytes at an offset from the network header; false beyond the packet's end. Read in place: returned, the value
-/// would be copied about on a stack with no room for it.
+/// Reads plain bytes at an offset from the network header; false beyond the packet's end. Read in place: returned, the
+/// value would be copied about on a stack with no room for it.
 #[inline(always)]
-pub fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
+pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
     let (to, length) = ((&raw mut *into).cast::<c_void>(), size_of::<T>() as u32);
     for attempt in 0..2 {
         // SAFETY: the helper writes `length` bytes, which is the size of what `to` points to, or zeros.

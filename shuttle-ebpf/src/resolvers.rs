@@ -1,7 +1,8 @@
-//! Nameservers whose address this host owns. What is sent there never gets to our routing table, since `local` comes first;
-//! but the sk_lookup program sees it when it is delivered, before the kernel looks who listens there. It tells neither the
-//! socket nor its mark. So exempt sockets, who want the real one, are made to send from an address of their own: by their
-//! connect, or datagram by datagram. A socket that is bound already can't be; exempt programs are not known to bind theirs.
+//! Nameservers whose address this host owns. What is sent there never gets to our routing table, since `local` comes
+//! first; but the sk_lookup program sees it when it is delivered, before the kernel looks who listens there. It tells
+//! neither the socket nor its mark. So exempt sockets, who want the real one, are made to send from an address of their
+//! own: by their connect, or datagram by datagram. A socket that is bound already can't be; exempt programs are not
+//! known to bind theirs.
 
 use core::ffi::c_int;
 
@@ -37,19 +38,19 @@ struct Address6 {
 
 /// Whether it is a nameserver that this host owns.
 #[inline(always)]
-pub fn is_own4(address: u32, port: u16) -> bool {
+pub(crate) fn is_own4(address: u32, port: u16) -> bool {
     port == PORT && is_resolver(mapped(address)) && is_local4(address)
 }
 
 /// As [`is_own4`].
 #[inline(always)]
-pub fn is_own6(address: Words, port: u16) -> bool {
+pub(crate) fn is_own6(address: Words, port: u16) -> bool {
     port == PORT && is_resolver(address) && is_local6(address)
 }
 
 /// Whether it is a nameserver on a link of this host: one with a link-local address.
 #[inline(always)]
-pub fn is_linked(address: Words, port: u16) -> bool {
+pub(crate) fn is_linked(address: Words, port: u16) -> bool {
     // fe80::/10
     address[0] & u32::to_be(0xffc0_0000) == u32::to_be(0xfe80_0000) && port == PORT && is_resolver(address)
 }
@@ -62,19 +63,19 @@ fn is_resolver(address: Words) -> bool {
 
 /// Whether this host owns the address.
 #[inline(always)]
-pub fn is_local4(address: u32) -> bool {
+pub(crate) fn is_local4(address: u32) -> bool {
     LOCAL4.get(Key::new(32, address.to_ne_bytes())).is_some()
 }
 
 /// As [`is_local4`].
 #[inline(always)]
-pub fn is_local6(address: Words) -> bool {
+pub(crate) fn is_local6(address: Words) -> bool {
     LOCAL6.get(Key::new(128, octets(address))).is_some()
 }
 
 /// Binds an exempt IPv4 socket. Fails where it is bound already.
 #[inline(always)]
-pub fn set_apart4(ctx: &SockAddrContext) {
+pub(crate) fn set_apart4(ctx: &SockAddrContext) {
     let mut address = Address4 { family: AF_INET, port: 0, address: APART, zero: [0; 2] };
     // SAFETY: the address lies on this stack frame and has the length that is told.
     let _error = unsafe {
@@ -84,7 +85,7 @@ pub fn set_apart4(ctx: &SockAddrContext) {
 
 /// Binds an exempt IPv6 socket. Fails where it is bound already.
 #[inline(always)]
-pub fn set_apart6(ctx: &SockAddrContext, destination: Words) {
+pub(crate) fn set_apart6(ctx: &SockAddrContext, destination: Words) {
     let apart = if destination[2] == u32::to_be(0xffff) { mapped(APART) } else { SOURCE6.load() };
     let mut address = Address6 { family: AF_INET6, port: 0, flow: 0, address: apart, scope: 0 };
     // SAFETY: as above.

@@ -1,8 +1,8 @@
-//! cgroup/sendmsg4 and sendmsg6: captures what unconnected UDP sockets send, datagram by datagram, by giving it our source
-//! address: a policy rule sends that to our table. Attached at the root of the hierarchy. Never refuses to send.
+//! cgroup/sendmsg4 and sendmsg6: captures what unconnected UDP sockets send, datagram by datagram, by giving it our
+//! source address: a policy rule sends that to our table. Attached at the root of the hierarchy. Never refuses to send.
 //!
-//! The socket's mark would not do: the kernel has copied it when these programs run, so it would take effect one datagram
-//! late. The source it takes after them (`udp_sendmsg`).
+//! The socket's mark would not do: the kernel has copied it when these programs run, so it would take effect one
+//! datagram late. The source it takes after them (`udp_sendmsg`).
 
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock_addr},
@@ -19,7 +19,7 @@ use crate::maps::{CHOSEN, SOURCE4, SOURCE6, captures4, captures6, context, log, 
 use crate::resolvers::{is_local4, is_local6, is_own4, is_own6};
 
 #[cgroup_sock_addr(sendmsg4)]
-pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let ours = SOURCE4.load();
     if ours == 0 || !may_capture(&ctx) {
@@ -47,7 +47,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(sendmsg6)]
-pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let ours = SOURCE6.load();
     if same(ours, [0; 4]) || !may_capture(&ctx) {
@@ -95,9 +95,9 @@ fn set_source6(address: *mut bpf_sock_addr, source: Words) {
     }
 }
 
-/// UDP of our network namespace, to a destination that the context shows (it doesn't where a connected socket sends with
-/// control messages), of a socket that is not bound to a device: its route lookup would ask for that device, and not find
-/// ours.
+/// UDP of our network namespace, to a destination that the context shows (it doesn't where a connected socket sends
+/// with control messages), of a socket that is not bound to a device: its route lookup would ask for that device, and
+/// not find ours.
 #[inline(always)]
 fn may_capture(ctx: &SockAddrContext) -> bool {
     let address = ctx.sock_addr;
@@ -113,8 +113,8 @@ fn may_capture(ctx: &SockAddrContext) -> bool {
 fn remember(address: *const bpf_sock_addr, destination: Words, port: u16, chosen: Words) {
     let socket = context!(address, __bindgen_anon_1.sk);
     let key = flow_key(destination, port, context!(socket, src_port) as u16);
-    // SAFETY: an entry that another processor replaces meanwhile reads as either, or as none that this flow chose: then it
-    // is written again.
+    // SAFETY: an entry that another processor replaces meanwhile reads as either, or as none that this flow chose: then
+    // it is written again.
     let known = unsafe { CHOSEN.get(&key) }.copied().unwrap_or(UNCHOSEN);
     if !same(known, chosen) {
         // Full of others it makes room; failing, replies go to our own address, and the next datagram tries again.

@@ -1,6 +1,7 @@
 //! The mux by itself: two ends in one thread, with neither sockets nor a lane between them.
 //!
 //! `cargo bench -p shuttle --no-default-features --features agent`
+#![allow(clippy::disallowed_methods, reason = "a benchmark needs a clock")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 //!
 //! The way of a connection is the order of the modules: `helper` and `capture` capture, `client` accepts and opens a
 //! stream, `mux` frames it, `link` moves it over a lane that `ssh` opened, `agent` dials. See ARCHITECTURE.md.
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests have clocks and start programs"))]
 
 pub mod agent;
 #[cfg(feature = "client")]

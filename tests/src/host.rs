@@ -57,8 +57,8 @@ impl Host {
         Ok(host)
     }
 
-    /// A container of this host: its cgroup is below this one's, its other namespaces are its own, but for the network's if
-    /// so wanted.
+    /// A container of this host: its cgroup is below this one's, its other namespaces are its own, but for the
+    /// network's if so wanted.
     pub(crate) fn container(&self, network: Network, binds: &[(PathBuf, PathBuf)]) -> Result<Host> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("container.{}", COUNT.fetch_add(1, Ordering::Relaxed));

@@ -7,6 +7,7 @@
 //!
 //! Every host also has mounts and a cgroup of its own, so labs run side by side and leave the machine's files
 //! alone. Root is needed; without it [`Lab::new`] fails and says so.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
 pub mod accounts;
 mod cgroup;

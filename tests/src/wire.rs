@@ -1,4 +1,5 @@
-//! A wire between two hosts that the test can tap: devices of its own at both ends, and threads that carry what is sent.
+//! A wire between two hosts that the test can tap: devices of its own at both ends, and threads that carry what is
+//! sent.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

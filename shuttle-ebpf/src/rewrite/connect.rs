@@ -1,5 +1,5 @@
-//! cgroup/connect4 and connect6: sends captured connections to our listeners and captured UDP sockets to tokens; sock_ops:
-//! notes which connection it is, once its own address and port are chosen.
+//! cgroup/connect4 and connect6: sends captured connections to our listeners and captured UDP sockets to tokens;
+//! sock_ops: notes which connection it is, once its own address and port are chosen.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -33,7 +33,7 @@ const OWN_NAMESPACE: u64 = u64::MAX;
 const DONE: u32 = 1;
 
 #[cgroup_sock_addr(connect4)]
-pub fn rewrite_connect4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_connect4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let (to, port) = (context!(address, user_ip4), port(address));
     if let Some((to, port)) = replacement4(&ctx, to, port) {
@@ -43,7 +43,7 @@ pub fn rewrite_connect4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(connect6)]
-pub fn rewrite_connect6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_connect6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let (to, port) = (destination6(address), port(address));
     let replacement = match unmapped(to) {
@@ -112,13 +112,13 @@ fn replacement6(ctx: &SockAddrContext, to: Words, port: u16) -> Option<(Words, u
 
 /// The address of a destination's token.
 #[inline(always)]
-pub fn token_address6(destination: &Endpoint) -> Words {
+pub(crate) fn token_address6(destination: &Endpoint) -> Words {
     let [a, b, c, _] = TOKEN_PREFIX6.load();
     [a, b, c, token6(destination).to_be()]
 }
 
-/// Failing, for want of kernel memory, the connection reaches the listener all the same, and is refused or goes where the one
-/// before it from the same port went.
+/// Failing, for want of kernel memory, the connection reaches the listener all the same, and is refused or goes where
+/// the one before it from the same port went.
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, destination: &Endpoint) {
     // SAFETY: the helper only reads its context.
@@ -127,18 +127,18 @@ fn remember(ctx: &SockAddrContext, destination: &Endpoint) {
     log!(ctx, "connect: rewritten, port {}", destination[4]);
 }
 
-/// Captured by the rules, and neither this host's own, but for its nameservers, nor of a socket that is exempt or bound to a device. And our listener
-/// is in the socket's network namespace: others have loopback addresses of their own, on which nobody of us listens; kernels
-/// before 5.14 don't let user space tell namespaces apart in another way.
+/// Captured by the rules, and neither this host's own, but for its nameservers, nor of a socket that is exempt or bound
+/// to a device. And our listener is in the socket's network namespace: others have loopback addresses of their own, on
+/// which nobody of us listens; kernels before 5.14 don't let user space tell namespaces apart in another way.
 #[inline(always)]
-pub fn is_captured4(ctx: &SockAddrContext, to: u32, port: u16) -> bool {
+pub(crate) fn is_captured4(ctx: &SockAddrContext, to: u32, port: u16) -> bool {
     let octets = to.to_ne_bytes();
     !is_exempt(ctx) && captures4(octets, port) && (!is_local4(to) || is_own4(to, port)) && listens4(ctx)
 }
 
 /// As [`is_captured4`].
 #[inline(always)]
-pub fn is_captured6(ctx: &SockAddrContext, to: Words, port: u16) -> bool {
+pub(crate) fn is_captured6(ctx: &SockAddrContext, to: Words, port: u16) -> bool {
     let octets = octets(to);
     !is_exempt(ctx) && captures6(octets, port) && (!is_local6(to) || is_own6(to, port)) && listens6(ctx)
 }
@@ -188,7 +188,7 @@ fn finds(ctx: &SockAddrContext, mut tuple: bpf_sock_tuple, size: usize) -> bool 
 
 /// Runs before the SYN is sent.
 #[sock_ops]
-pub fn rewrite_connecting(ctx: SockOpsContext) -> u32 {
+pub(crate) fn rewrite_connecting(ctx: SockOpsContext) -> u32 {
     let ops = ctx.ops;
     if context!(ops, op) != BPF_SOCK_OPS_TCP_CONNECT_CB {
         return DONE;

@@ -1,5 +1,5 @@
-//! cgroup/sendmsg4 and sendmsg6: sends captured datagrams to tokens; recvmsg4 and recvmsg6: has replies come from where the
-//! program had sent to.
+//! cgroup/sendmsg4 and sendmsg6: sends captured datagrams to tokens; recvmsg4 and recvmsg6: has replies come from where
+//! the program had sent to.
 //!
 //! What a v4-mapped socket sends runs sendmsg4, and what it receives recvmsg6.
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[cgroup_sock_addr(sendmsg4)]
-pub fn rewrite_sendmsg4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_sendmsg4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let (to, port) = (context!(address, user_ip4), port(address));
     if may_capture(&ctx, port) && is_captured4(&ctx, to, port) {
@@ -30,7 +30,7 @@ pub fn rewrite_sendmsg4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(sendmsg6)]
-pub fn rewrite_sendmsg6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_sendmsg6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let (to, port) = (destination6(address), port(address));
     if may_capture(&ctx, port) && is_captured6(&ctx, to, port) {
@@ -39,15 +39,15 @@ pub fn rewrite_sendmsg6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// UDP of our network namespace, to a destination that the context shows: it doesn't where a connected socket sends with
-/// control messages.
+/// UDP of our network namespace, to a destination that the context shows: it doesn't where a connected socket sends
+/// with control messages.
 #[inline(always)]
 fn may_capture(ctx: &SockAddrContext, port: u16) -> bool {
     context!(ctx.sock_addr, protocol) == IPPROTO_UDP && port != 0 && is_ours(ctx)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
-pub fn rewrite_recvmsg4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_recvmsg4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     if let Some(target) = target4(context!(address, user_ip4), port(address)) {
         set4(address, target[3], target[4] as u16);
@@ -56,7 +56,7 @@ pub fn rewrite_recvmsg4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(recvmsg6)]
-pub fn rewrite_recvmsg6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_recvmsg6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     if let Some([a, b, c, d, port]) = target6(destination6(address), port(address)) {
         set6(address, [a, b, c, d], port as u16);
@@ -66,7 +66,7 @@ pub fn rewrite_recvmsg6(ctx: SockAddrContext) -> i32 {
 
 /// The destination that an address stands for, if it is a token's.
 #[inline(always)]
-pub fn target4(address: u32, port: u16) -> Option<Endpoint> {
+pub(crate) fn target4(address: u32, port: u16) -> Option<Endpoint> {
     let token = u32::from_be(address);
     if port != UDP_PORT4.load() as u16 || !is_token4(token) {
         return None;
@@ -77,7 +77,7 @@ pub fn target4(address: u32, port: u16) -> Option<Endpoint> {
 
 /// As [`target4`], of a v4-mapped address too.
 #[inline(always)]
-pub fn target6(address: Words, port: u16) -> Option<Endpoint> {
+pub(crate) fn target6(address: Words, port: u16) -> Option<Endpoint> {
     if let Some(v4) = unmapped(address) {
         return target4(v4, port);
     }

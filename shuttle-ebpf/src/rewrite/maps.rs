@@ -6,29 +6,29 @@ use shuttle_common::endpoints::{Endpoint, FIRST_TOKEN4, TOKEN6, TOKENS4, Token};
 
 /// The port of our TCP listener on 127.0.0.1; 0 when IPv4 is off.
 #[unsafe(no_mangle)]
-pub static TCP_PORT4: Global<u32> = Global::new(0);
+pub(crate) static TCP_PORT4: Global<u32> = Global::new(0);
 /// As [`TCP_PORT4`], on ::1.
 #[unsafe(no_mangle)]
-pub static TCP_PORT6: Global<u32> = Global::new(0);
+pub(crate) static TCP_PORT6: Global<u32> = Global::new(0);
 /// The port of our UDP socket, on all IPv4 tokens.
 #[unsafe(no_mangle)]
-pub static UDP_PORT4: Global<u32> = Global::new(0);
+pub(crate) static UDP_PORT4: Global<u32> = Global::new(0);
 /// As [`UDP_PORT4`], on all IPv6 tokens.
 #[unsafe(no_mangle)]
-pub static UDP_PORT6: Global<u32> = Global::new(0);
+pub(crate) static UDP_PORT6: Global<u32> = Global::new(0);
 /// The prefix of IPv6 tokens, in network order; a token is the last word.
 #[unsafe(no_mangle)]
-pub static TOKEN_PREFIX6: Global<[u32; 4]> = Global::new([0; 4]);
+pub(crate) static TOKEN_PREFIX6: Global<[u32; 4]> = Global::new([0; 4]);
 
 /// By socket cookie, between connect() and the SYN: the destination that was replaced; `NOBODY` for a connection to the
 /// listener itself. Cookies never come again, so what stays of a connect that failed means nothing.
 #[map]
-pub static PENDING: LruHashMap<u64, Endpoint> = LruHashMap::with_max_entries(1, 0);
+pub(crate) static PENDING: LruHashMap<u64, Endpoint> = LruHashMap::with_max_entries(1, 0);
 
-/// The destinations of connections to our listeners, by the address and port that each comes from. Every such connection
-/// writes or deletes its entry before its SYN, so none is told another's.
+/// The destinations of connections to our listeners, by the address and port that each comes from. Every such
+/// connection writes or deletes its entry before its SYN, so none is told another's.
 #[map]
-pub static ORIGINS: LruHashMap<Endpoint, Endpoint> = LruHashMap::with_max_entries(1, 0);
+pub(crate) static ORIGINS: LruHashMap<Endpoint, Endpoint> = LruHashMap::with_max_entries(1, 0);
 
 /// The token of each UDP destination.
 #[map]
@@ -36,17 +36,17 @@ static TOKENS: LruHashMap<Endpoint, Token> = LruHashMap::with_max_entries(1, 0);
 
 /// The UDP destination of each token.
 #[map]
-pub static TARGETS: LruHashMap<Token, Endpoint> = LruHashMap::with_max_entries(1, 0);
+pub(crate) static TARGETS: LruHashMap<Token, Endpoint> = LruHashMap::with_max_entries(1, 0);
 
 /// A destination's token, a new one if need be. Each use keeps both entries from being the ones that make room.
 #[inline(always)]
-pub fn token4(destination: &Endpoint) -> Token {
+pub(crate) fn token4(destination: &Endpoint) -> Token {
     token(destination, |random| FIRST_TOKEN4 | random & (TOKENS4 - 1)).unwrap_or(FIRST_TOKEN4)
 }
 
 /// As [`token4`].
 #[inline(always)]
-pub fn token6(destination: &Endpoint) -> Token {
+pub(crate) fn token6(destination: &Endpoint) -> Token {
     token(destination, |random| TOKEN6 | random).unwrap_or(TOKEN6)
 }
 

@@ -1,5 +1,5 @@
-//! The rewrite path, for kernels without sk_lookup (before 5.9): a captured destination is replaced by one of our own on a
-//! loopback address, and the true one is remembered for whoever asks.
+//! The rewrite path, for kernels without sk_lookup (before 5.9): a captured destination is replaced by one of our own
+//! on a loopback address, and the true one is remembered for whoever asks.
 //!
 //! All but `origin` are attached at the root of the hierarchy.
 

@@ -1,5 +1,6 @@
-//! cgroup/getsockopt: tells the client the original destinations of what it accepts and receives. Attached to the cgroup of
-//! our listeners alone: sockets are in the cgroup in which they were made, and accepted ones in their listener's.
+//! cgroup/getsockopt: tells the client the original destinations of what it accepts and receives. Attached to the
+//! cgroup of our listeners alone: sockets are in the cgroup in which they were made, and accepted ones in their
+//! listener's.
 //!
 //! A connection's is asked for as netfilter's is: SO_ORIGINAL_DST. A datagram's by the token that it was sent to.
 
@@ -28,7 +29,7 @@ const AF_INET6: u32 = 10;
 const LENGTHS: [usize; 2] = [4, 7];
 
 #[cgroup_sockopt(getsockopt)]
-pub fn rewrite_origin(ctx: SockoptContext) -> i32 {
+pub(crate) fn rewrite_origin(ctx: SockoptContext) -> i32 {
     let option = ctx.sockopt;
     let destination = match (context!(option, level), context!(option, optname)) {
         (SOL_IP, SO_ORIGINAL_DST) => origin4(option),

@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[cgroup_sock_addr(getpeername4)]
-pub fn rewrite_getpeername4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_getpeername4(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let (peer, port) = (context!(address, user_ip4), port(address));
     let true_peer = if context!(address, protocol) == IPPROTO_UDP {
@@ -35,7 +35,7 @@ pub fn rewrite_getpeername4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(getpeername6)]
-pub fn rewrite_getpeername6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn rewrite_getpeername6(ctx: SockAddrContext) -> i32 {
     let address = ctx.sock_addr;
     let (peer, port) = (destination6(address), port(address));
     let true_peer = if context!(address, protocol) == IPPROTO_UDP {

@@ -1,4 +1,4 @@
-//! Associations: one UDP socket here for each of the client's programs' sockets.
+//! Associations: one UDP socket here for each source of datagrams at the client, which is a program's socket there.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,27 +11,27 @@ use super::unreachable;
 use crate::link::{Link, association_token, reason};
 use crate::mux::{AssociationId, Peer};
 
-/// As many as shuttle's client keeps.
-const MOST: usize = 4096;
-/// Addresses of which an association remembers that it has sent there.
-const MOST_ADDRESSES: usize = 4096;
-/// Datagrams that are read of one association before others have a turn.
+/// The most associations: the client's bound of flows. For another one, the least recently used is ended.
+const MAX_ASSOCIATIONS: usize = 4096;
+/// The most addresses for each association: see [`Association::addresses`].
+const MAX_ADDRESSES: usize = 4096;
+/// How many datagrams are read of one association before others have a turn.
 const READS_PER_TURN: usize = 64;
-/// Bytes that the kernel is asked to keep of each; it gives what net.core.rmem_max allows.
-const QUEUE: usize = 1 << 20;
+/// The receive buffer of each socket, bytes. The kernel gives less where net.core.rmem_max is lower.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// All that are open.
+/// The open associations.
 pub(super) struct Associations {
     open: HashMap<AssociationId, Association>,
     buffer: Box<[u8]>,
-    /// Counts datagrams: what stands for the time in which an association was last used.
+    /// Counts datagrams. It serves as the time of last uses.
     clock: u64,
 }
 
 struct Association {
     socket: UdpSocket,
     used: u64,
-    /// Whence datagrams are passed on, and when something was last sent there.
+    /// The addresses that datagrams are accepted from, and when something was last sent to each.
     addresses: HashMap<IpAddr, u64>,
 }
 
@@ -42,7 +42,7 @@ impl Default for Associations {
 }
 
 impl Associations {
-    /// Sends a datagram, by a new socket if the association is new. What can't be sent is lost, as datagrams are.
+    /// Sends a datagram to a peer. A new association gets a socket. What can't be sent is lost, as datagrams may be.
     pub(super) fn send(&mut self, link: &mut Link, id: AssociationId, peer: Peer, bytes: &[u8]) {
         self.clock += 1;
         if !self.open.contains_key(&id) && self.begin(link, id, peer).is_err() {
@@ -54,7 +54,7 @@ impl Associations {
         if association.socket.send_to(bytes, peer.0).is_ok() {
             return;
         }
-        // It may be an earlier datagram that this tells of.
+        // The error may be an earlier datagram's.
         association.tell_unreachable(link, id);
         if let Err(error) = association.socket.send_to(bytes, peer.0) {
             link.tell_unreachable(id, peer, reason(&error));
@@ -62,12 +62,12 @@ impl Associations {
     }
 
     fn begin(&mut self, link: &mut Link, id: AssociationId, peer: Peer) -> io::Result<()> {
-        if self.open.len() >= MOST {
-            self.end_the_idlest(link);
+        if self.open.len() >= MAX_ASSOCIATIONS {
+            self.evict(link);
         }
         let socket = match open(peer) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                self.end_the_idlest(link);
+                self.evict(link);
                 open(peer)
             }
             socket => socket,
@@ -78,15 +78,16 @@ impl Associations {
         Ok(())
     }
 
-    fn end_the_idlest(&mut self, link: &mut Link) {
-        let idlest = self.open.iter().min_by_key(|(_, association)| association.used);
-        if let Some(id) = idlest.map(|(id, _)| *id) {
+    /// Ends the association that was used least recently.
+    fn evict(&mut self, link: &mut Link) {
+        let oldest = self.open.iter().min_by_key(|(_, association)| association.used);
+        if let Some(id) = oldest.map(|(id, _)| *id) {
             self.close(id);
             link.dissociate(id);
         }
     }
 
-    /// Passes on what has arrived from where something was sent to.
+    /// Passes on what has arrived, from addresses to which the association has sent.
     pub(super) fn receive(&mut self, link: &mut Link, id: AssociationId) {
         let Some(association) = self.open.get_mut(&id) else { return };
         for _ in 0..READS_PER_TURN {
@@ -111,7 +112,7 @@ impl Associations {
 }
 
 impl Association {
-    /// Tells what the network says of datagrams that were sent.
+    /// Tells the client of the ICMP errors about datagrams that were sent.
     fn tell_unreachable(&self, link: &mut Link, id: AssociationId) {
         for _ in 0..READS_PER_TURN {
             let Some((peer, reason)) = unreachable::next(&self.socket) else { return };
@@ -121,11 +122,12 @@ impl Association {
         }
     }
 
+    /// Accepts datagrams from an address. Above the bound, the half that was used least recently is forgotten.
     fn remember(&mut self, address: IpAddr, clock: u64) {
         self.addresses.insert(address, clock);
-        if self.addresses.len() > MOST_ADDRESSES {
+        if self.addresses.len() > MAX_ADDRESSES {
             let mut times: Vec<u64> = self.addresses.values().copied().collect();
-            let (_, median, _) = times.select_nth_unstable(MOST_ADDRESSES / 2);
+            let (_, median, _) = times.select_nth_unstable(MAX_ADDRESSES / 2);
             let median = *median;
             self.addresses.retain(|_, used| *used >= median);
         }
@@ -137,8 +139,8 @@ fn open(peer: Peer) -> io::Result<UdpSocket> {
     let any: IpAddr =
         if peer.0.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
-    drop(SockRef::from(&socket).set_recv_buffer_size(QUEUE));
-    // Without it, programs wait in vain for what isn't there.
+    drop(SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER));
+    // If this fails, programs wait for their own timeouts where a peer is unreachable.
     drop(unreachable::listen(&socket, peer));
     Ok(socket)
 }
@@ -152,10 +154,10 @@ mod tests {
         let socket = open(Peer(SocketAddr::from(([127, 0, 0, 1], 1)))).unwrap();
         let mut association = Association { socket, used: 0, addresses: HashMap::new() };
         let address = |number: u64| IpAddr::V6(Ipv6Addr::from(u128::from(number)));
-        for number in 0..3 * MOST_ADDRESSES as u64 {
+        for number in 0..3 * MAX_ADDRESSES as u64 {
             association.remember(address(7), number);
             association.remember(address(1000 + number), number);
-            assert!(association.addresses.len() <= MOST_ADDRESSES);
+            assert!(association.addresses.len() <= MAX_ADDRESSES);
         }
         for (number, kept) in
             [(7, true), (1000 + 3 * 4096 - 1, true), (1000 + 3 * 4096 - 2000, true), (1000, false)]

@@ -1,9 +1,9 @@
 //! How further lanes get to a running agent.
 //!
 //! A lane is an ssh session of its own, so sshd starts a process of its own for it: the agent's program again, in its
-//! other role ([`enter`]), which hands its stdin and stdout to the agent over an abstract UNIX socket and waits until the
-//! agent lets go of it. No file is needed: the program is found as `/proc/PID/exe`, though its file is gone by then. Both
-//! ends check that the other belongs to the same user.
+//! other role ([`enter`]), which hands its stdin and stdout to the agent over an abstract UNIX socket and waits until
+//! the agent lets go of it. No file is needed: the program is found as `/proc/PID/exe`, though its file is gone by
+//! then. Both ends check that the other belongs to the same user.
 
 use std::collections::HashMap;
 use std::fs::File;

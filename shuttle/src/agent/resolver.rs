@@ -1,10 +1,10 @@
-//! The resolver of this machine: DNS messages that the client sends are asked of the nameservers of its resolv.conf, or of
-//! one that the client names, and pass through as they are.
+//! The resolver: sends the client's DNS queries to the nameservers of this machine's resolv.conf, or to one that the
+//! client names, and passes their answers on. Messages are not changed.
 //!
-//! Each query has sockets of its own, with source ports that the kernel draws, and only an answer to its very question, from
-//! the server that was asked, is passed on.
+//! Each query has sockets of its own, with source ports that the kernel draws. An answer is passed on only if it comes
+//! from the server that was asked, and answers that question.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,57 +14,57 @@ use mio::net::{TcpStream, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::dns::message::{Verdict, judge, server_failure};
+use crate::dns::pending::Pending;
 use crate::dns::resolv_conf;
 use crate::link::{Link, association_token, now};
 use crate::mux::{AssociationId, Target};
 
-/// Queries at the most; then the oldest makes room.
-const MOST: usize = 2048;
-/// How long a query may take. Programs ask again after 5 s (resolv.conf(5)).
-const TIME: Duration = Duration::from_secs(5);
-/// After how long without an answer the next server is asked as well.
-const PATIENCE: Duration = Duration::from_millis(1200);
-/// How many servers of resolv.conf count, as in libc.
-const MOST_SERVERS: usize = 3;
-/// How long what was read of resolv.conf holds.
-const FRESH: Duration = Duration::from_secs(1);
+/// The most queries that wait for an answer. For another one, the oldest is given up.
+const MAX_QUERIES: usize = 2048;
+/// How long a query waits for an answer. Programs ask again after 5 s (resolv.conf(5)).
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may be silent before the next one is asked as well.
+const SERVER_TIMEOUT: Duration = Duration::from_millis(1200);
+/// How many servers of resolv.conf are used: the MAXNS of libc.
+const MAX_SERVERS: usize = 3;
+/// How long the contents of resolv.conf are kept before it is read again.
+const REREAD_AFTER: Duration = Duration::from_secs(1);
 
-/// Queries that wait for their answers, and whom to ask.
+/// The queries that wait for their answers, and the servers to ask.
 pub(super) struct Resolver {
     servers: Servers,
-    open: HashMap<AssociationId, Query>,
-    /// When a query is to be looked at. One that has been answered meanwhile is not there any more.
-    due: VecDeque<(Instant, AssociationId)>,
-    /// Queries in the order of their beginning.
-    ends: VecDeque<(Instant, AssociationId)>,
+    pending: Pending<AssociationId, Query>,
+    /// When each query's next server is to be asked. Some of these queries may have ended.
+    retries: VecDeque<(Instant, AssociationId)>,
     buffer: Box<[u8]>,
 }
 
 struct Query {
     bytes: Vec<u8>,
-    /// Those to ask, in turn.
+    /// The servers to ask, in this order.
     servers: Vec<SocketAddr>,
-    /// A socket for each that has been asked; `None` where it has refused or failed.
+    /// A socket for each server that was asked; `None` for one that has failed.
     asked: Vec<Option<UdpSocket>>,
-    /// An answer that says that the server can't tell: passed on if no other can.
-    poor: Option<Vec<u8>>,
+    /// A server's answer that it failed: passed on if no other server does better.
+    failure: Option<Vec<u8>>,
 }
 
 /// The servers of resolv.conf.
 #[derive(Default)]
 struct Servers {
     all: Vec<SocketAddr>,
-    /// The one to ask first: the one that has answered last.
+    /// The server to ask first: the last that has answered.
     first: usize,
+    /// When resolv.conf was read.
     read: Option<Instant>,
 }
 
 impl Servers {
-    /// Those to ask, in turn.
-    fn in_turn(&mut self, now: Instant) -> Vec<SocketAddr> {
-        if self.read.is_none_or(|read| now >= read + FRESH) {
+    /// The servers in the order in which to ask them.
+    fn in_order(&mut self, now: Instant) -> Vec<SocketAddr> {
+        if self.read.is_none_or(|read| now >= read + REREAD_AFTER) {
             let mut all = resolv_conf::nameservers(Path::new(resolv_conf::FILE));
-            all.truncate(MOST_SERVERS);
+            all.truncate(MAX_SERVERS);
             if all != self.all {
                 self.all = all;
                 self.first = 0;
@@ -76,13 +76,14 @@ impl Servers {
         servers
     }
 
+    /// This server is asked first from now on.
     fn has_answered(&mut self, server: SocketAddr) {
         if let Some(index) = self.all.iter().position(|one| *one == server) {
             self.first = index;
         }
     }
 
-    /// Others are to be asked before this one.
+    /// If this server was asked first, the next one is from now on.
     fn has_failed(&mut self, server: SocketAddr) {
         if self.all.get(self.first) == Some(&server) {
             self.first = (self.first + 1) % self.all.len();
@@ -94,51 +95,40 @@ impl Default for Resolver {
     fn default() -> Self {
         Self {
             servers: Servers::default(),
-            open: HashMap::new(),
-            due: VecDeque::new(),
-            ends: VecDeque::new(),
+            pending: Pending::new(MAX_QUERIES, QUERY_TIMEOUT),
+            retries: VecDeque::new(),
             buffer: vec![0; usize::from(u16::MAX)].into_boxed_slice(),
         }
     }
 }
 
 impl Resolver {
-    /// Begins a connection to the nameserver whose turn it is at this attempt, counted from 0.
+    /// Begins a connection to a nameserver; `attempt` counts from 0. `None`: all have been tried.
     pub(super) fn connect(&mut self, attempt: usize) -> Option<io::Result<TcpStream>> {
-        self.servers.in_turn(now()).get(attempt).map(|server| TcpStream::connect(*server))
+        self.servers.in_order(now()).get(attempt).map(|server| TcpStream::connect(*server))
     }
 
-    /// Asks. What nobody can be asked is answered at once, by an answer that says so; silence is passed on as silence.
+    /// Sends a query to its first server. If no server can be sent to, answers with SERVFAIL at once.
     pub(super) fn ask(&mut self, link: &mut Link, id: AssociationId, target: Target, bytes: &[u8]) {
         let now = now();
         let servers = match target {
             Target::Address(server) => vec![server],
-            Target::Resolver => self.servers.in_turn(now),
+            Target::Resolver => self.servers.in_order(now),
         };
-        if self.open.len() >= MOST {
-            self.end_the_oldest(link);
+        let mut query = Query { bytes: bytes.to_vec(), servers, asked: Vec::new(), failure: None };
+        if !query.ask_next(link, id) {
+            return query.fail(link, id);
         }
-        let mut query = Query { bytes: bytes.to_vec(), servers, asked: Vec::new(), poor: None };
-        if query.ask_next(link, id) {
-            self.open.insert(id, query);
-            self.due.push_back((now + PATIENCE, id));
-            self.ends.push_back((now + TIME, id));
-        } else {
-            query.fail(link, id);
+        if let Some(evicted) = self.pending.insert(id, query, now) {
+            link.dissociate(evicted);
         }
+        self.retries.push_back((now + SERVER_TIMEOUT, id));
     }
 
-    fn end_the_oldest(&mut self, link: &mut Link) {
-        while let Some((_, id)) = self.ends.pop_front() {
-            if self.open.remove(&id).is_some() {
-                return link.dissociate(id);
-            }
-        }
-    }
-
-    /// Passes on the answer to a query, if it is one. Says whether the association is one of a query.
+    /// Reads a query's sockets, and passes on its answer if that has come. Returns `false` if the association is not a
+    /// query's.
     pub(super) fn receive(&mut self, link: &mut Link, id: AssociationId) -> bool {
-        let Some(query) = self.open.get_mut(&id) else { return false };
+        let Some(query) = self.pending.get_mut(id) else { return false };
         for index in 0..query.asked.len() {
             match query.read(index, &mut self.buffer) {
                 Read::Nothing => {}
@@ -146,7 +136,7 @@ impl Resolver {
                     self.servers.has_answered(query.servers[index]);
                     let answer = &self.buffer[..length];
                     link.send_query(id, Target::Resolver, answer);
-                    self.open.remove(&id);
+                    self.pending.remove(id);
                     return true;
                 }
                 Read::Failed => {
@@ -155,62 +145,58 @@ impl Resolver {
                 }
             }
         }
-        if query.is_hopeless()
-            && let Some(query) = self.open.remove(&id)
+        if query.has_failed()
+            && let Some(query) = self.pending.remove(id)
         {
             query.fail(link, id);
         }
         true
     }
 
-    /// No server has told more in time.
-    fn give_up(&mut self, link: &mut Link, id: AssociationId) {
-        let Some(query) = self.open.remove(&id) else { return };
-        match query.poor {
-            Some(answer) => link.send_query(id, Target::Resolver, &answer),
-            None => link.dissociate(id),
-        }
-    }
-
-    /// The client has the answer, or does without.
+    /// The client has ended a query.
     pub(super) fn close(&mut self, id: AssociationId) {
-        self.open.remove(&id);
+        self.pending.remove(id);
     }
 
+    /// When [`Self::tick`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let [due, ends] = [&self.due, &self.ends].map(|queue| queue.front().map(|(at, _)| *at));
-        due.into_iter().chain(ends).min()
+        let retry = self.retries.front().map(|(at, _)| *at);
+        retry.into_iter().chain(self.pending.deadline()).min()
     }
 
-    /// Asks further servers for those that have waited, and ends those that have waited too long.
+    /// Asks further servers where the last one is silent, and ends the queries that have waited for too long: with the
+    /// failure of a server if one has failed, else without an answer.
     pub(super) fn tick(&mut self, link: &mut Link, now: Instant) {
-        while let Some((_, id)) = self.due.pop_front_if(|(at, _)| *at <= now) {
-            if let Some(query) = self.open.get_mut(&id)
+        while let Some((_, id)) = self.retries.pop_front_if(|(at, _)| *at <= now) {
+            if let Some(query) = self.pending.get_mut(id)
                 && let Some(silent) = query.servers.get(query.asked.len() - 1)
             {
                 self.servers.has_failed(*silent);
                 if query.ask_next(link, id) {
-                    self.due.push_back((now + PATIENCE, id));
+                    self.retries.push_back((now + SERVER_TIMEOUT, id));
                 }
             }
         }
-        while let Some((_, id)) = self.ends.pop_front_if(|(at, _)| *at <= now) {
-            self.give_up(link, id);
+        while let Some((id, query)) = self.pending.pop_timed_out(now) {
+            match query.failure {
+                Some(answer) => link.send_query(id, Target::Resolver, &answer),
+                None => link.dissociate(id),
+            }
         }
     }
 }
 
-/// What a socket has brought.
+/// What was read of a socket.
 enum Read {
     Nothing,
-    /// So many bytes of the buffer.
+    /// An answer of this many bytes, in the buffer.
     Answer(usize),
-    /// The server refuses or can't tell.
+    /// The server has answered that it failed, or can't be reached.
     Failed,
 }
 
 impl Query {
-    /// Asks the next server there is; says whether there was one that could be asked.
+    /// Asks the next server that can be sent to. Returns whether there was one.
     fn ask_next(&mut self, link: &mut Link, id: AssociationId) -> bool {
         while let Some(server) = self.servers.get(self.asked.len()) {
             let socket = send(*server, &self.bytes).and_then(|mut socket| {
@@ -229,11 +215,11 @@ impl Query {
         while let Some(socket) = &self.asked[index] {
             match socket.recv(buffer) {
                 Ok(length) => match judge(&self.bytes, &buffer[..length]) {
-                    // Somebody guesses.
-                    Verdict::Foreign => {}
+                    // A forged answer, or a stray one.
+                    Verdict::Unrelated => {}
                     Verdict::Answer => return Read::Answer(length),
-                    Verdict::Poor => {
-                        self.poor = Some(buffer[..length].to_vec());
+                    Verdict::Failure => {
+                        self.failure = Some(buffer[..length].to_vec());
                         self.asked[index] = None;
                         return Read::Failed;
                     }
@@ -249,22 +235,22 @@ impl Query {
         Read::Nothing
     }
 
-    /// Nobody can tell: answers so, in a server's words or in ours.
+    /// Every server has failed: answers so, with a server's message or with our own.
     fn fail(self, link: &mut Link, id: AssociationId) {
-        match self.poor.or_else(|| server_failure(&self.bytes)) {
+        match self.failure.or_else(|| server_failure(&self.bytes)) {
             Some(answer) => link.send_query(id, Target::Resolver, &answer),
             None => link.dissociate(id),
         }
     }
 
-    /// All have been asked, and none will answer.
-    fn is_hopeless(&self) -> bool {
+    /// Whether every server has failed.
+    fn has_failed(&self) -> bool {
         self.asked.len() == self.servers.len() && self.asked.iter().all(Option::is_none)
     }
 }
 
-/// Sends a query from a socket of its own. It is not bound, but gets its port with its connect: a local agent's can then be
-/// told from those of programs (`shuttle-ebpf/src/resolvers.rs`).
+/// Sends a query from a socket of its own. The socket gets its port from connect, not from bind: by that, the capture
+/// tells the sockets of a local agent from those of programs (`shuttle-ebpf/src/resolvers.rs`).
 fn send(server: SocketAddr, query: &[u8]) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;

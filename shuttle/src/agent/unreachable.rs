@@ -1,5 +1,5 @@
-//! What the network says of datagrams that were sent (ICMP errors). A socket that is not connected, as an association's, is
-//! told only where it asks to be (IP_RECVERR in ip(7), Linux); then also which datagram it is about.
+//! ICMP errors about datagrams that were sent. An unconnected socket, as an association's is, gets them only if it asks
+//! for them (Linux: IP_RECVERR in ip(7)); each then names the peer of its datagram.
 
 use std::io;
 #[cfg(target_os = "linux")]
@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use crate::mux::{Peer, Reason};
 
-/// Has the kernel keep it for [`next`]. From then on it also fails one call to send or receive, each time.
+/// Has the kernel queue errors for [`next`]. From then on, each error also fails one call to send or receive.
 #[cfg(target_os = "linux")]
 pub(super) fn listen(socket: &impl AsFd, peer: Peer) -> io::Result<()> {
     use nix::sys::socket::{setsockopt, sockopt};
@@ -20,7 +20,8 @@ pub(super) fn listen(socket: &impl AsFd, peer: Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// The next that was kept: who was not reached, and why; no reason for an error of another kind.
+/// Takes the next error from the queue: the peer, and why it is unreachable; no reason if it is an error of another
+/// kind.
 #[cfg(target_os = "linux")]
 #[allow(clippy::wildcard_enum_match_arm, reason = "control messages are an open set")]
 pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
@@ -30,7 +31,7 @@ pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     use libc::{sock_extended_err, sockaddr_in6};
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 
-    // The datagram itself comes along, as far as there is room; no byte of it is of interest.
+    // The datagram's bytes come along, as far as there is room. They are not needed.
     let (mut bytes, mut control) = ([0], nix::cmsg_space!(sock_extended_err, sockaddr_in6));
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
@@ -48,7 +49,7 @@ pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     Some((Peer(peer), is_one.then(|| crate::link::reason(&error))))
 }
 
-/// ICMP's number for that: RFC 792, RFC 4443. The others are about what only the tunnel's far end can mend.
+/// ICMP's type "destination unreachable" (RFC 792, RFC 4443). Programs at the client can do nothing about other types.
 #[cfg(target_os = "linux")]
 fn destination_unreachable(peer: &SocketAddr) -> u8 {
     if peer.is_ipv4() { 3 } else { 1 }
@@ -60,13 +61,13 @@ fn to_std(address: &nix::sys::socket::SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::V6(SocketAddrV6::from(*it))))
 }
 
-/// Elsewhere nobody is told.
+/// Other systems have no such queue.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn listen(_socket: &impl AsFd, _peer: Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// Elsewhere nothing was kept.
+/// Other systems have no such queue.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn next(_socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     None

@@ -1,8 +1,8 @@
 //! `shuttle-agent [HOME]`: the program that shuttle sends to the remote machine.
 //!
-//! HOME is the private directory that it was unpacked into, and is removed at once. `--check` ends with success at once:
-//! it says that this program runs here. `--lane TOKEN NUMBER` hands stdin and stdout to the agent that runs already (see
-//! [`shuttle::agent::door`]).
+//! HOME is the private directory that it was unpacked into, and is removed at once. `--check` ends with success at
+//! once: it says that this program runs here. `--lane TOKEN NUMBER` hands stdin and stdout to the agent that runs
+//! already (see [`shuttle::agent::door`]).
 
 use std::error::Error;
 use std::ffi::OsString;

@@ -19,7 +19,7 @@ use crate::sys::capture::destination_of_token;
 pub struct Datagrams {
     socket: UdpSocket,
     arrival: DatagramArrival,
-    /// What is sent to this address was not captured.
+    /// The listener's own address. A datagram that was sent to it was not captured.
     own: SocketAddr,
     buffer: Box<[u8]>,
     control: Vec<u8>,
@@ -28,19 +28,24 @@ pub struct Datagrams {
 /// A captured datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram<'a> {
-    /// The program's socket, as replies see it.
+    /// The program's socket: where replies go.
     pub source: SocketAddr,
     /// Where it was sent to.
     pub destination: SocketAddr,
-    /// How replies get back; else the helper has to be asked.
+    /// What replies are sent from, with [`DatagramArrival::Token`]. Without one, an outlet of the helper sends them.
     pub token: Option<Token>,
     /// Its payload, which may be empty.
     pub bytes: &'a [u8],
 }
 
-/// The address by which a rewritten destination was replaced. Replies that leave from it are seen to come from there.
+/// The address that replaced a rewritten destination. Programs see replies that leave from it come from that
+/// destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token(IpAddr);
+pub struct Token(pub(crate) IpAddr);
+
+/// Sends replies out of a listener, each from a token. Made by [`Datagrams::token_outlet`].
+#[derive(Debug)]
+pub struct TokenOutlet(UdpSocket);
 
 impl Datagrams {
     /// Takes over a listener.
@@ -50,7 +55,7 @@ impl Datagrams {
         Ok(Self { socket, arrival, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
     }
 
-    /// Takes the next one; waits only if the socket does. `None` for one that was not captured.
+    /// Receives the next datagram; waits only if the socket is a blocking one. `None` for one that was not captured.
     pub fn receive(&mut self) -> io::Result<Option<Datagram<'_>>> {
         let mut parts = [IoSliceMut::new(&mut self.buffer)];
         let control = Some(&mut self.control[..]);
@@ -64,20 +69,33 @@ impl Datagrams {
             DatagramArrival::ControlMessage => (sent_to, None),
             DatagramArrival::Token => match destination_of_token(&self.socket, number(sent_to.ip())) {
                 Ok(Some(destination)) => (destination, Some(Token(sent_to.ip()))),
-                // Sent to the socket itself, or so long ago that the token has been given up.
+                // Sent to the socket itself, or so long ago that the token is no longer in use.
                 Ok(None) | Err(_) => return Ok(None),
             },
         };
-        // Numbers are told apart by family, but not by the programs: somebody has made this address up.
+        // The eBPF programs don't check the family of a token, so a forged address can name one of the other family.
         if destination == self.own || destination.is_ipv4() != source.is_ipv4() {
             return Ok(None);
         }
         Ok(self.buffer.get(..length).map(|bytes| Datagram { source, destination, token, bytes }))
     }
 
-    /// Sends a reply to a datagram that had a token.
-    pub fn reply(&self, Token(token): Token, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
-        let (fd, parts, none) = (self.socket.as_raw_fd(), [IoSlice::new(bytes)], MsgFlags::empty());
+    /// What sends replies to the datagrams that have a token. It uses a duplicate of the listener's descriptor.
+    pub fn token_outlet(&self) -> io::Result<TokenOutlet> {
+        self.socket.try_clone().map(TokenOutlet)
+    }
+}
+
+impl AsFd for Datagrams {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl TokenOutlet {
+    /// Sends a reply from `token` to the program's socket at `to`. It may be lost, as datagrams may.
+    pub fn send(&self, Token(token): Token, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
+        let (fd, parts, none) = (self.0.as_raw_fd(), [IoSlice::new(bytes)], MsgFlags::empty());
         let sent = match (token, to) {
             (IpAddr::V4(token), SocketAddr::V4(to)) => {
                 let source = libc::in_addr { s_addr: u32::from(token).to_be() };
@@ -100,13 +118,7 @@ impl Datagrams {
     }
 }
 
-impl AsFd for Datagrams {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-/// Where a datagram was sent to, if the control message says so; without a port in the messages that have none.
+/// Where a datagram was sent to, if this control message says so. The port is 0 where the message has none.
 fn sent_to(part: ControlMessageOwned) -> Option<SocketAddr> {
     match part {
         ControlMessageOwned::Ipv4OrigDstAddr(to) => {
@@ -123,7 +135,7 @@ fn sent_to(part: ControlMessageOwned) -> Option<SocketAddr> {
     }
 }
 
-/// By what number the programs know a token: see `shuttle_common::endpoints::Token`.
+/// The number of a token in the eBPF maps: see `shuttle_common::endpoints::Token`.
 fn number(token: IpAddr) -> u32 {
     match token {
         IpAddr::V4(address) => address.into(),

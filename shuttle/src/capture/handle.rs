@@ -13,8 +13,8 @@ use std::{
 use shuttle_common::rule::Rule;
 
 use super::{
-    Arrival, Listener, Listeners, Mechanism, MethodName,
-    replies::Replies,
+    Arrival, BypassKind, BypassOptions, Failure, Listener, Listeners, Mechanism, MethodName, Missing,
+    replies::ReplyChannel,
     wire::{self, Request, Response, VERSION},
 };
 use crate::policy::Plan;
@@ -49,12 +49,16 @@ pub struct Captured {
     pub method: MethodName,
     /// How the listeners are to be read.
     pub arrival: Arrival,
+    /// What keeps this process's own connections out of it, if it is enclosed.
+    pub bypass: Option<BypassKind>,
     /// What captured traffic arrives at.
     pub listeners: Listeners,
     /// By what replies to datagrams get to programs, where [`Arrival`] says that it takes the helper.
-    pub replies: Replies,
+    pub replies: ReplyChannel,
     /// One line for the user: the method, and what of the plan this host cannot do.
     pub description: String,
+    /// The methods that were passed over, with what each lacks.
+    pub passed_over: Vec<(MethodName, Vec<Missing>)>,
 }
 
 /// Why the helper did not do it.
@@ -84,6 +88,9 @@ pub enum Error {
     /// The helper went away; it has said why on stderr.
     #[error("the firewall helper ended early: {0}")]
     Gone(wire::Error),
+    /// The helper hangs. Its answer may still come, so that this handle is of no use any more.
+    #[error("the firewall helper hasn't answered for {ANSWER_LIMIT:?}")]
+    Silent,
     /// Two versions of the program.
     #[error("the firewall helper speaks version {theirs}, this program {VERSION}: restart shuttle")]
     Version {
@@ -91,8 +98,8 @@ pub enum Error {
         theirs: u32,
     },
     /// The helper says what failed.
-    #[error("{0}")]
-    Failed(String),
+    #[error(transparent)]
+    Failed(Failure),
     /// The helper answers another question.
     #[error("the firewall helper gave an answer that does not fit the question")]
     Confused,
@@ -102,9 +109,21 @@ impl Handle {
     /// Starts the helper: as a child when this process is root, else through sudo or doas, which may ask the user
     /// for a password on the terminal. Returns when the helper answers.
     pub fn spawn() -> Result<Self, Error> {
+        Self::connect(spawn_helper)
+    }
+
+    /// Starts the helper with the rights of this process, for [`dry_run`](Self::dry_run): without root it can look at this
+    /// host and change nothing.
+    pub fn spawn_unprivileged() -> Result<Self, Error> {
+        Self::connect(|socket| Ok((spawn_child(socket)?, None)))
+    }
+
+    fn connect(
+        spawn: impl FnOnce(OwnedFd) -> Result<(Child, Option<&'static str>), Error>,
+    ) -> Result<Self, Error> {
         let (stream, theirs) =
             UnixStream::pair().map_err(|source| Error::Spawn { program: "socketpair".into(), source })?;
-        let (helper, program) = spawn_helper(theirs.into())?;
+        let (helper, program) = spawn(theirs.into())?;
         let mut handle = Self { stream, helper, owed: None };
         let theirs = match handle.ask(&Request::Hello { version: VERSION }) {
             Ok((Response::Hello { version }, _)) => version,
@@ -126,11 +145,11 @@ impl Handle {
         }
     }
 
-    /// Has this process put into a cgroup whose new sockets are never captured. Children started later inherit it;
-    /// sockets that exist already keep what they have. It is done once [`settle`](Self::settle) says so: before ssh
-    /// may be started.
-    pub fn enclose(&mut self) -> Result<(), Error> {
-        self.begin(&Request::Enclose, |response| matches!(response, Response::Enclosed))
+    /// Has this process's later children, and theirs, kept out of the capture; sockets that exist already keep what they have.
+    /// It is done once [`settle`](Self::settle) says so: before ssh may be started. Which kind of bypass it is says
+    /// [`capture`](Self::capture).
+    pub fn enclose(&mut self, options: BypassOptions) -> Result<(), Error> {
+        self.begin(&Request::Enclose(options), |response| matches!(response, Response::Enclosed))
     }
 
     /// Has all made ready that capturing needs, which takes the helper some hundredths of a second; nothing is captured.
@@ -140,10 +159,20 @@ impl Handle {
         self.begin(&request, |response| matches!(response, Response::Prepared))
     }
 
+    /// What would be set up for the plan, one step a line, and lines with a `#` that are remarks. Nothing is changed.
+    pub fn dry_run(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<String, Error> {
+        match self.ask(&Request::DryRun { plan: plan.clone(), mechanism })? {
+            (Response::DryRun { text }, _) => Ok(text),
+            _ => Err(Error::Confused),
+        }
+    }
+
     /// Starts capturing what was prepared; on an error nothing is captured. Once for each handle.
     pub fn capture(&mut self) -> Result<Captured, Error> {
         let answer = self.ask(&Request::Capture)?;
-        let (Response::Captured { method, arrival, families, description }, descriptors) = answer else {
+        let (Response::Captured { method, arrival, bypass, families, description, passed_over }, descriptors) =
+            answer
+        else {
             return Err(Error::Confused);
         };
         let mut descriptors = descriptors.into_iter();
@@ -151,8 +180,9 @@ impl Handle {
         let mut pair = || Ok(Listener { tcp: next()?.into(), udp: next()?.into() });
         let v4 = families.v4.then(&mut pair).transpose()?;
         let v6 = families.v6.then(&mut pair).transpose()?;
-        let replies = Replies(next()?.into());
-        Ok(Captured { method, arrival, listeners: Listeners { v4, v6 }, replies, description })
+        let replies = ReplyChannel(next()?.into());
+        let listeners = Listeners { v4, v6 };
+        Ok(Captured { method, arrival, bypass, listeners, replies, description, passed_over })
     }
 
     /// Replaces all rules of the running capture at one stroke; on an error the old ones stay. Connections that exist
@@ -186,9 +216,11 @@ impl Handle {
     }
 
     fn receive(&self) -> Result<(Response, Vec<OwnedFd>), Error> {
-        match wire::receive(&self.stream).map_err(Error::Gone)? {
-            (Response::Failed { message }, _) => Err(Error::Failed(message)),
-            answer => Ok(answer),
+        match wire::receive(&self.stream) {
+            Ok((Response::Failed { failure }, _)) => Err(Error::Failed(failure)),
+            Ok(answer) => Ok(answer),
+            Err(wire::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Silent),
+            Err(error) => Err(Error::Gone(error)),
         }
     }
 
@@ -218,16 +250,23 @@ impl Drop for Handle {
     }
 }
 
+/// Runs the helper with `socket` as its stdin and with the rights of this process.
+#[expect(clippy::disallowed_methods, reason = "this is where the helper is started")]
+fn spawn_child(socket: OwnedFd) -> Result<Child, Error> {
+    let this = "/proc/self/exe";
+    let helper = Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn();
+    helper.map_err(|source| Error::Spawn { program: this.to_owned(), source })
+}
+
 /// Runs the helper with `socket` as its stdin, the one descriptor that sudo passes on; names the program that runs it.
+#[expect(clippy::disallowed_methods, reason = "it is this program, by itself or by sudo or doas")]
 fn spawn_helper(socket: OwnedFd) -> Result<(Child, Option<&'static str>), Error> {
     let failed = |program: &str| {
         let program = program.to_owned();
         move |source| Error::Spawn { program, source }
     };
     if nix::unistd::geteuid().is_root() {
-        let this = "/proc/self/exe";
-        let helper = Command::new(this).arg(SUBCOMMAND).stdin(Stdio::from(socket)).spawn();
-        return helper.map(|helper| (helper, None)).map_err(failed(this));
+        return Ok((spawn_child(socket)?, None));
     }
     let this = std::env::current_exe().map_err(failed("/proc/self/exe"))?;
     for (program, options) in [("sudo", &["-p", "[local sudo] Password: ", "--"][..]), ("doas", &["--"])] {

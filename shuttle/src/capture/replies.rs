@@ -1,5 +1,6 @@
-//! How the client gets the sockets by which replies go to programs: over a socket pair of its own, so that many flows that
-//! begin keep nobody from changing the rules. Messages as in [`super::wire`].
+//! How the client learns how replies to captured datagrams get to programs, and gets the sockets for that. It asks the
+//! helper over a socket pair of its own, so that many new flows don't delay requests such as a change of rules.
+//! Messages are framed as in [`super::wire`].
 
 use std::{
     io::{self, IoSlice},
@@ -12,57 +13,57 @@ use socket2::Socket;
 
 use super::wire;
 
-/// Client to helper: how does a reply from `peer` get to the program that sends from `source`?
+/// Client to helper: how does a reply from `peer` get to the program that sends from `source`? The helper responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Question {
+pub struct PathRequest {
     /// Where the program's datagrams come from, as the listener sees it.
     pub source: SocketAddr,
-    /// Where replies come from.
+    /// Where they go to, and replies come from.
     pub peer: SocketAddr,
-    /// Whether the client needs a socket: it has none for this peer.
-    pub socket: bool,
+    /// Whether the client needs an outlet: it has none for this peer.
+    pub wants_outlet: bool,
 }
 
-/// Client to helper: what has been sent from `source` to `peer` has not got there; tell the program. It has no answer.
+/// Client to helper: notify the program at `source` that `peer` is unreachable. The helper does not respond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
     /// Where the program's datagrams come from, as the listener sees it.
     pub source: SocketAddr,
-    /// Where they were to go.
+    /// Where they go to.
     pub peer: SocketAddr,
-    /// What isn't there.
+    /// What is unreachable there.
     pub what: Unreachable,
 }
 
-/// What a datagram has not found.
+/// What a datagram has not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unreachable {
-    /// A program at its port.
+    /// The port: no program receives there.
     Port,
-    /// Its host or network.
+    /// The host, or its network.
     Host,
 }
 
-/// All that the client says.
+/// Client to helper.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub enum Errand {
-    /// Has an answer.
-    Question(Question),
-    /// Has none.
-    Notice(Notice),
+pub enum ReplyRequest {
+    /// How replies get to a program.
+    Path(PathRequest),
+    /// A peer is unreachable.
+    Unreachable(Notice),
 }
 
-/// Helper to client.
+/// Helper to client: the response to a [`PathRequest`].
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
-    /// Replies are to be sent to `to`.
-    Way {
-        /// The program's socket.
+pub enum PathResponse {
+    /// How replies get to the program.
+    Found {
+        /// The address to send replies to.
         to: SocketAddr,
-        /// What comes along, if a socket was asked for.
-        outlet: Option<Kind>,
+        /// The kind of the outlet, whose descriptor comes along; `None` if the client asked for none.
+        outlet: Option<OutletKind>,
     },
-    /// The helper doesn't do it.
+    /// The helper refuses.
     Refused {
         /// Why, for the log.
         message: String,
@@ -71,36 +72,46 @@ pub enum Answer {
 
 /// The kinds of [`Outlet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum OutletKind {
     /// A socket bound to the peer's address.
     Direct,
-    /// The helper's, where some program of this host holds the peer's port, or may want to.
+    /// A socket to the helper, which sends by a raw socket: for a peer whose port a program of this host holds, or may
+    /// want to bind.
     Relay,
 }
 
-/// How a reply gets to its program.
+/// How replies get to a program.
 #[derive(Debug)]
-pub struct Way {
-    /// The program's socket.
+pub struct ReplyPath {
+    /// The address to send them to.
     pub to: SocketAddr,
-    /// By what, if that was asked for.
+    /// What to send them by, if an outlet was asked for.
     pub outlet: Option<Outlet>,
 }
 
-/// What sends from a peer's address to any program of this host.
+/// Sends replies from a peer's address, to any program of this host or behind one LAN interface.
 #[derive(Debug)]
 pub enum Outlet {
-    /// See [`Kind::Direct`].
+    /// See [`OutletKind::Direct`].
     Direct(UdpSocket),
     /// A sequenced-packet socket to the helper. Each message is a [`RelayHeader`] and a reply.
     Relay(Socket),
 }
 
-/// Where a reply is to go: an IPv6 address, v4-mapped for IPv4; a port in network order; and room for a UDP header.
+/// Precedes a reply to a relay: the IPv6 address to send it to (v4-mapped for IPv4), the port in network order, and
+/// room for a UDP header.
 pub type RelayHeader = [u8; 16 + 2 + 8];
 
 impl Outlet {
-    /// Sends a reply, which may be lost, as datagrams may.
+    /// Which kind it is.
+    pub fn kind(&self) -> OutletKind {
+        match self {
+            Self::Direct(_) => OutletKind::Direct,
+            Self::Relay(_) => OutletKind::Relay,
+        }
+    }
+
+    /// Sends a reply to the program's socket at `to`. It may be lost, as datagrams may.
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Direct(socket) => socket.send_to(bytes, to),
@@ -122,58 +133,58 @@ fn relay_header(to: SocketAddr) -> RelayHeader {
     header
 }
 
-/// What a header says.
+/// Where a header sends its reply.
 pub(crate) fn relay_target(header: &RelayHeader) -> SocketAddr {
     let [address @ .., p0, p1, _, _, _, _, _, _, _, _] = *header;
     let ip = IpAddr::V6(Ipv6Addr::from(address)).to_canonical();
     SocketAddr::new(ip, u16::from_be_bytes([p0, p1]))
 }
 
-/// The client's end.
+/// The client's end of the socket pair.
 #[derive(Debug)]
-pub struct Replies(pub(super) UnixStream);
+pub struct ReplyChannel(pub(super) UnixStream);
 
-/// Why there is no answer, or none that helps.
+/// Why there is no path for replies.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The helper is gone, or speaks nonsense.
+    /// The helper is gone, or its message can't be read.
     #[error(transparent)]
     Wire(#[from] wire::Error),
-    /// The helper doesn't do it.
+    /// The helper refuses.
     #[error("{0}")]
     Refused(String),
-    /// The answer is another question's.
-    #[error("the firewall helper gave an answer that does not fit the question")]
-    Confused,
+    /// The response does not fit the request.
+    #[error("the firewall helper gave a response that does not fit the request")]
+    Mismatch,
 }
 
-impl Replies {
-    /// Asks, and waits for the answer: some tenths of a millisecond.
-    pub fn ask(&self, question: &Question) -> Result<Way, Error> {
-        wire::send(&self.0, &Errand::Question(*question), &[])?;
-        let (answer, descriptors) = wire::receive(&self.0)?;
+impl ReplyChannel {
+    /// Asks the helper, and waits for its response: some tenths of a millisecond.
+    pub fn reply_path(&self, request: &PathRequest) -> Result<ReplyPath, Error> {
+        wire::send(&self.0, &ReplyRequest::Path(*request), &[])?;
+        let (response, descriptors) = wire::receive(&self.0)?;
         let socket = descriptors.into_iter().next();
-        match answer {
-            Answer::Way { to, outlet } => {
+        match response {
+            PathResponse::Found { to, outlet } => {
                 let outlet = match (outlet, socket) {
-                    (Some(Kind::Direct), Some(socket)) => Some(Outlet::Direct(socket.into())),
-                    (Some(Kind::Relay), Some(socket)) => Some(Outlet::Relay(socket.into())),
+                    (Some(OutletKind::Direct), Some(socket)) => Some(Outlet::Direct(socket.into())),
+                    (Some(OutletKind::Relay), Some(socket)) => Some(Outlet::Relay(socket.into())),
                     (None, None) => None,
-                    (Some(_), None) | (None, Some(_)) => return Err(Error::Confused),
+                    (Some(_), None) | (None, Some(_)) => return Err(Error::Mismatch),
                 };
-                if outlet.is_some() == question.socket {
-                    Ok(Way { to, outlet })
+                if outlet.is_some() == request.wants_outlet {
+                    Ok(ReplyPath { to, outlet })
                 } else {
-                    Err(Error::Confused)
+                    Err(Error::Mismatch)
                 }
             }
-            Answer::Refused { message } => Err(Error::Refused(message)),
+            PathResponse::Refused { message } => Err(Error::Refused(message)),
         }
     }
 
-    /// Has a program told, if it is one whose datagrams are captured.
-    pub fn tell(&self, notice: &Notice) -> Result<(), Error> {
-        Ok(wire::send(&self.0, &Errand::Notice(*notice), &[])?)
+    /// Has the helper notify a program, if it is one whose datagrams are captured. Doesn't wait for that.
+    pub fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        Ok(wire::send(&self.0, &ReplyRequest::Unreachable(*notice), &[])?)
     }
 }
 

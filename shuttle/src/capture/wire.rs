@@ -12,14 +12,14 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shuttle_common::rule::Rule;
 
-use super::{Arrival, Mechanism, MethodName};
+use super::{Arrival, BypassKind, BypassOptions, Failure, Mechanism, MethodName, Missing};
 use crate::{
     policy::{Families, Plan},
     sys::descriptors::{receive_with_descriptors, send_with_descriptors},
 };
 
 /// Both ends are one program, but an upgrade can come between their starts.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Above a plan of 200,000 rules, below what would trouble the machine.
 const MAX_LENGTH: u32 = 32 << 20;
@@ -33,9 +33,16 @@ pub enum Request {
         version: u32,
     },
     /// Put the client and its later children beyond capture.
-    Enclose,
+    Enclose(BypassOptions),
     /// Get everything ready that capturing needs, and capture nothing yet.
     Prepare {
+        /// What to capture.
+        plan: Plan,
+        /// How to capture.
+        mechanism: Mechanism,
+    },
+    /// Tell what would be set up, and set nothing up.
+    DryRun {
         /// What to capture.
         plan: Plan,
         /// How to capture.
@@ -62,6 +69,11 @@ pub enum Response {
     Enclosed,
     /// Answers `Prepare`.
     Prepared,
+    /// Answers `DryRun`.
+    DryRun {
+        /// One step a line; lines with a `#` are remarks.
+        text: String,
+    },
     /// Answers `Capture`; descriptors come along: the TCP and the UDP listener of IPv4, then of IPv6, then the client's end
     /// of the socket pair for [`replies`](super::replies).
     Captured {
@@ -69,10 +81,14 @@ pub enum Response {
         method: MethodName,
         /// How the listeners are to be read.
         arrival: Arrival,
+        /// What keeps the client's own connections out of it, if it is enclosed.
+        bypass: Option<BypassKind>,
         /// The address families whose listeners come along.
         families: Families,
         /// One line for the user.
         description: String,
+        /// The methods that were passed over, with what each lacks.
+        passed_over: Vec<(MethodName, Vec<Missing>)>,
     },
     /// Answers `Replace`.
     Replaced {
@@ -81,8 +97,8 @@ pub enum Response {
     },
     /// The request failed and changed nothing.
     Failed {
-        /// One line for the user that names thing and remedy.
-        message: String,
+        /// Why.
+        failure: Failure,
     },
 }
 
@@ -170,7 +186,7 @@ mod tests {
     fn descriptors_travel_with_their_message() {
         let (near, far) = UnixStream::pair().unwrap();
         let (mut a, b) = UnixStream::pair().unwrap();
-        send(&near, &Request::Enclose, &[std::os::fd::AsFd::as_fd(&b)]).unwrap();
+        send(&near, &Request::Capture, &[std::os::fd::AsFd::as_fd(&b)]).unwrap();
         drop(b);
         let (_, mut descriptors) = receive::<Request>(&far).unwrap();
         let mut b = UnixStream::from(descriptors.pop().unwrap());

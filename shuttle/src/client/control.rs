@@ -1,9 +1,11 @@
-//! The tunnel's end of the control socket: who may ask, how much and how long; and, in [`desk`], the answers.
+//! The tunnel's end of the control socket: who may connect, and limits on size and time. [`responder`] answers, [`changes`]
+//! changes the rules.
 //!
-//! Nothing here touches the tunnel itself: what was understood goes to the client's loop, one request at a time. Whoever
-//! talks nonsense, or says nothing, holds one of a few places for a few seconds.
+//! Nothing here touches the tunnel itself: a request that was understood goes to the client's loop. A connection that
+//! sends nonsense, or nothing, holds one of a few places for a few seconds.
 
-mod desk;
+mod changes;
+mod responder;
 
 use std::io;
 use std::sync::Arc;
@@ -16,13 +18,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use crate::control::wire::{self, MOST_ASKED};
+use crate::config;
+use crate::control::wire::{self, MAX_REQUEST};
 use crate::control::{Action, Change, Claim, ClaimError, Name, Request, Response};
-use crate::policy::{Subnet, TypedRule};
-pub(super) use desk::{Desk, Facts};
+use crate::policy::{Origin, Subnet};
+use changes::Edit;
+pub(super) use responder::{Responder, TunnelInfo};
 
 /// Connections that are served at the same time.
-const PLACES: usize = 8;
+const MAX_CONNECTIONS: usize = 8;
 /// How long one may take to ask, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the resolver may take for the names in a change.
@@ -36,14 +40,10 @@ pub(super) enum Command {
     Status,
     Flows,
     Rules,
-    /// Put these rules in the place of what was said of just their subnets.
-    Add {
-        rules: Vec<TypedRule>,
-        kill_flows: bool,
-    },
-    /// Forget what was said of just these.
-    Remove {
-        subnets: Vec<Subnet>,
+    /// Change the rules.
+    Change {
+        edit: Edit,
+        /// Whether to reset connections that the new rules don't capture.
         kill_flows: bool,
     },
     Stop,
@@ -103,7 +103,7 @@ impl Control {
 
 async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
     const AFTER_FAILURE: Duration = Duration::from_millis(200);
-    let places = Arc::new(Semaphore::new(PLACES));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
@@ -135,7 +135,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) -> Result<()
     let understood = match timeout(PATIENCE, receive(&mut stream)).await {
         Ok(Ok(request)) => understand(request).await,
         Ok(Err(wire::Error::Io(error))) => return Err(error.into()),
-        Ok(Err(error)) => Err(Response::Failed { message: error.to_string() }),
+        Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_elapsed) => return Ok(()),
     };
     let response = match understood {
@@ -157,7 +157,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) -> Result<()
 async fn receive(stream: &mut UnixStream) -> Result<Request, wire::Error> {
     let mut head = [0; 4];
     stream.read_exact(&mut head).await?;
-    let length = wire::length(head, MOST_ASKED)?;
+    let length = wire::length(head, MAX_REQUEST)?;
     // Grows by what comes, not by what is announced.
     let mut body = Vec::new();
     stream.take(length.into()).read_to_end(&mut body).await?;
@@ -179,26 +179,24 @@ async fn understand(request: Request) -> Result<Command, Response> {
     let verdict = match action {
         Action::Include => Verdict::Capture,
         Action::Exclude => Verdict::Pass,
-        Action::Remove => return Ok(Command::Remove { subnets, kill_flows }),
+        Action::Remove => return Ok(Command::Change { edit: Edit::Remove(subnets), kill_flows }),
     };
     let resolve = move || -> Result<Vec<_>, _> {
-        subnets.into_iter().map(|subnet| TypedRule::resolve(subnet, verdict)).collect()
+        subnets.into_iter().map(|subnet| config::resolve(subnet, verdict, Origin::Verb)).collect()
     };
     match timeout(RESOLVER_LIMIT, on_a_thread(resolve)).await {
-        Ok(Some(Ok(rules))) => Ok(Command::Add { rules, kill_flows }),
+        Ok(Some(Ok(rules))) => Ok(Command::Change { edit: Edit::Add(rules), kill_flows }),
         Ok(Some(Err(error))) => Err(mistaken(error.to_string())),
-        Ok(None) => Err(Response::Failed { message: "no thread for the resolver".into() }),
-        Err(_) => {
-            Err(Response::Failed { message: "the resolver doesn't answer: give addresses, not names".into() })
-        }
+        Ok(None) => Err(failed("no thread for the resolver".into())),
+        Err(_) => Err(failed("the resolver doesn't answer: give addresses, not names".into())),
     }
 }
 
-/// A thread of its own: the runtime would wait for one of its pool when the tunnel ends.
+/// Does what takes long, on a thread of its own: for one of its pool, the runtime would wait when the tunnel ends.
 async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, result) = oneshot::channel();
     let run = move || drop(sender.send(work()));
-    std::thread::Builder::new().name("resolver".into()).spawn(run).ok()?;
+    std::thread::Builder::new().name("rules".into()).spawn(run).ok()?;
     result.await.ok()
 }
 
@@ -214,10 +212,14 @@ fn mistaken(message: String) -> Response {
     Response::Mistaken { message }
 }
 
+fn failed(message: String) -> Response {
+    Response::Failed { message }
+}
+
 fn ending() -> Response {
-    Response::Failed { message: "this tunnel is ending".into() }
+    failed("this tunnel is ending".into())
 }
 
 fn busy() -> Response {
-    Response::Failed { message: "this tunnel is still connecting, or its helper is busy: try again".into() }
+    failed("this tunnel is still connecting, or its helper is busy: try again".into())
 }

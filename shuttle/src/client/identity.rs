@@ -32,7 +32,7 @@ pub(super) struct Invoker {
 
 /// Why an identity can't be taken on.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum IdentityError {
+pub enum IdentityError {
     /// SUDO_UID names no user.
     #[error("SUDO_UID={0} names no user of this machine: run shuttle by sudo from that user's own session")]
     NoUser(String),

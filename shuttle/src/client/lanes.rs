@@ -9,9 +9,9 @@ use crate::link::Pipes;
 use crate::mux::{Door, LaneId};
 use crate::ssh::{self, Lane, LaneCount, LaneError, Process, Way};
 
-/// Lanes at the most where nobody has said how many: OpenSSH's server allows ten sessions a connection (MaxSessions in
+/// The most lanes that are opened without `--lanes`: OpenSSH's server allows ten sessions a connection (MaxSessions in
 /// sshd_config(5)).
-const MOST_AUTOMATIC: usize = 8;
+const MAX_AUTOMATIC: usize = 8;
 
 /// How many there are to be.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +57,7 @@ impl Opener {
     pub(super) fn is_narrow(&mut self) {
         let there = 1 + self.processes.len() + self.opening.len();
         if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
-            let step = if there < MOST_AUTOMATIC / 2 { MOST_AUTOMATIC / 2 } else { MOST_AUTOMATIC };
+            let step = if there < MAX_AUTOMATIC / 2 { MAX_AUTOMATIC / 2 } else { MAX_AUTOMATIC };
             self.open(Way::Shared, step.saturating_sub(there));
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::policy::{Subnet, SubnetError};
 
 /// Above what the kernel's maps take, and far below what would trouble the machine.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// What is wrong with a file of subnets.
 #[derive(Debug, thiserror::Error)]
@@ -32,24 +32,18 @@ pub enum ListError {
     },
 }
 
-/// The subnets of `files`, in order.
-pub fn read_lists(files: &[PathBuf]) -> Result<Vec<Subnet>, ListError> {
-    let mut subnets = Vec::new();
-    for path in files {
-        let text = read(path).map_err(|source| ListError::Unreadable { path: path.clone(), source })?;
-        for subnet in parse_list(&text) {
-            let named = |(line, source)| ListError::Line { path: path.clone(), line, source };
-            subnets.push(subnet.map_err(named)?);
-        }
-    }
-    Ok(subnets)
+/// The subnets of a file, in order.
+pub(super) fn read_list(path: &Path) -> Result<Vec<Subnet>, ListError> {
+    let text = read(path).map_err(|source| ListError::Unreadable { path: path.to_owned(), source })?;
+    let named = |(line, source)| ListError::Line { path: path.to_owned(), line, source };
+    parse_list(&text).map(|subnet| subnet.map_err(named)).collect()
 }
 
 fn read(path: &Path) -> io::Result<String> {
     // Pipes tell no length, and a shell's `<(…)` is one.
     let length = fs::metadata(path)?.len();
-    if length > MOST_BYTES {
-        return Err(io::Error::other(format!("its {length} bytes are more than {MOST_BYTES}")));
+    if length > MAX_BYTES {
+        return Err(io::Error::other(format!("its {length} bytes are more than {MAX_BYTES}")));
     }
     fs::read_to_string(path)
 }
@@ -91,7 +85,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (list, missing) = (directory.path().join("list"), directory.path().join("missing"));
         fs::write(&list, "10.0.0.0/8\nnot:a:subnet\n").unwrap();
-        let error = |path: &PathBuf| read_lists(std::slice::from_ref(path)).unwrap_err().to_string();
+        let error = |path: &Path| read_list(path).unwrap_err().to_string();
         assert_eq!(
             error(&list),
             format!("{}:2: `not:a:subnet` is neither an address nor a host name", list.display())

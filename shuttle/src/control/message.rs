@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// How does it go?
+    /// Report the state.
     Status,
-    /// Which connections go through it?
+    /// List the connections through the tunnel.
     Flows,
-    /// Which rules are in force?
+    /// List the rules in force.
     Rules,
-    /// Change the rules at one stroke.
+    /// Change the rules, atomically.
     Change(Change),
     /// End in order. The connection stays open until everything is undone.
     Stop,
 }
 
-/// A change of the rules: of all of `subnets`, or of none.
+/// A change of the rules: for all of `subnets`, or for none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// What to do with them.
     pub action: Action,
     /// As typed.
     pub subnets: Vec<String>,
-    /// Whether to reset connections that go through the tunnel and by the new rules wouldn't.
+    /// Whether to reset connections through the tunnel that the new rules don't capture.
     pub kill_flows: bool,
 }
 
@@ -36,11 +36,11 @@ pub struct Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// It is captured; an exclusion of just this subnet is forgotten.
+    /// Capture it; an exclusion of exactly this subnet is removed.
     Include,
-    /// It is left alone; an inclusion of just this subnet is forgotten.
+    /// Leave it alone; an inclusion of exactly this subnet is removed.
     Exclude,
-    /// Whatever was said of just this subnet is forgotten.
+    /// Remove all rules for exactly this subnet.
     Remove,
 }
 
@@ -70,7 +70,7 @@ pub enum Response {
     },
 }
 
-/// How a tunnel goes.
+/// The state of a tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// What the instance is called.
@@ -83,12 +83,14 @@ pub struct Status {
     pub method: String,
     /// The method's own details, for people.
     pub capture: String,
+    /// What keeps shuttle's own connections out of the capture: `socket mark`, `cgroup match` or `server address`.
+    pub bypass: Option<String>,
     /// The ssh server as typed; none where this machine makes the connections.
     pub remote: Option<String>,
     /// Since the agent greeted.
     pub uptime_seconds: u64,
     /// The ssh sessions that share the load.
-    pub lanes: Lanes,
+    pub lanes: LaneStatus,
     /// To the agent and back, queues included, of late; none before anything was sent.
     pub round_trip_ms: Option<f64>,
     /// The shortest one known.
@@ -109,7 +111,7 @@ pub struct Status {
 
 /// The ssh sessions that share the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lanes {
+pub struct LaneStatus {
     /// Those that carry data.
     pub open: u32,
 }
@@ -142,7 +144,7 @@ pub struct RuleCounts {
     pub include: u64,
     /// Exclusions.
     pub exclude: u64,
-    /// Exclusions that nobody typed.
+    /// Exclusions that are there by default.
     pub default: u64,
 }
 
@@ -176,24 +178,47 @@ pub enum Protocol {
 /// A rule in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleLine {
-    /// Which way.
-    pub way: Way,
+    /// Whether it includes or excludes.
+    #[serde(rename = "way")]
+    pub kind: RuleKind,
     /// As typed.
     pub subnet: String,
     /// For a name, the networks that it stood for when it was typed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
-    /// Nobody typed it.
+    /// It is an exclusion that is there by default.
     pub default: bool,
+    /// Where it comes from; a tunnel of an older version doesn't tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<RuleOrigin>,
+    /// For [`RuleOrigin::File`], which one, as typed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
-/// Which way a rule sends connections.
+/// Where a rule comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Way {
-    /// Through the tunnel.
+pub enum RuleOrigin {
+    /// The command line.
+    CommandLine,
+    /// A file that the command line names.
+    File,
+    /// `shuttle include` or `shuttle exclude`.
+    Verb,
+    /// A nameserver whose queries are captured.
+    Nameserver,
+    /// Nobody asked for it.
+    Default,
+}
+
+/// What a rule does with the traffic to its subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleKind {
+    /// Captures it.
     Include,
-    /// As if there were none.
+    /// Leaves it alone.
     Exclude,
 }
 
@@ -210,18 +235,30 @@ pub struct Changed {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp => f.write_str("tcp"),
-            Self::Udp => f.write_str("udp"),
-        }
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for RuleOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Include => f.write_str("include"),
-            Self::Exclude => f.write_str("exclude"),
-        }
+        f.write_str(match self {
+            Self::CommandLine => "command line",
+            Self::File => "file",
+            Self::Verb => "verb",
+            Self::Nameserver => "nameserver",
+            Self::Default => "default",
+        })
+    }
+}
+
+impl fmt::Display for RuleKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Include => "include",
+            Self::Exclude => "exclude",
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! How a running tunnel is asked what it does and told to do otherwise: the messages, the socket's place, the verbs.
+//! How a running tunnel is asked and changed: the messages, where the sockets are, the verbs.
 //!
 //! The tunnel's end is `client::control`.
 
@@ -9,7 +9,7 @@ pub mod verbs;
 pub mod wire;
 
 pub use message::{
-    Action, Change, Changed, Direction, Drops, Flow, Lanes, Protocol, Request, Response, RuleCounts,
-    RuleLine, Status, Way,
+    Action, Change, Changed, Direction, Drops, Flow, LaneStatus, Protocol, Request, Response, RuleCounts,
+    RuleKind, RuleLine, RuleOrigin, Status,
 };
 pub use place::{Claim, ClaimError, InstanceName, Name, NameError};

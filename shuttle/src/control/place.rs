@@ -18,10 +18,10 @@ use nix::unistd::{Uid, geteuid};
 
 use crate::private::{is_abandoned, is_closed, is_private, purge, runtime_directory};
 
-/// What an instance may be called at the most: its socket's path has room for 107 bytes (unix(7)).
-const MOST_NAME: usize = 32;
-/// Instances of one user that may be called after the same host.
-const MOST_ALIKE: u32 = 99;
+/// The longest name, bytes: its socket's path has room for 107 (unix(7)).
+const MAX_NAME: usize = 32;
+/// The highest number behind the name of a host after which several instances of a user are called.
+const MAX_NUMBER: u32 = 99;
 const SUFFIX: &str = ".sock";
 const TEMPORARY: &str = "/tmp";
 const TEMPORARY_PREFIX: &str = "shuttle-";
@@ -34,7 +34,7 @@ pub struct Name(String);
 /// A name that an instance can't have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no name: use up to {MOST_NAME} letters, digits, `.`, `-` and `_`, and begin with a letter or digit"
+    "`{0}` is no name: use up to {MAX_NAME} letters, digits, `.`, `-` and `_`, and begin with a letter or digit"
 )]
 pub struct NameError(String);
 
@@ -43,7 +43,7 @@ impl FromStr for Name {
 
     fn from_str(typed: &str) -> Result<Self, NameError> {
         let sound = typed.chars().all(is_sound)
-            && typed.len() <= MOST_NAME
+            && typed.len() <= MAX_NAME
             && typed.starts_with(|first: char| first.is_ascii_alphanumeric());
         if sound { Ok(Self(typed.to_owned())) } else { Err(NameError(typed.to_owned())) }
     }
@@ -76,8 +76,8 @@ impl Name {
         let Some(host) = host else { return Self("local".into()) };
         let sound: String = host.chars().map(|c| if is_sound(c) { c } else { '-' }).collect();
         let begun = sound.trim_start_matches(|first: char| !first.is_ascii_alphanumeric());
-        // Room for the number of one that is called alike.
-        let name: String = begun.chars().take(MOST_NAME - 3).collect();
+        // Room for `-` and a number of two digits.
+        let name: String = begun.chars().take(MAX_NAME - 3).collect();
         if name.is_empty() { Self("shuttle".into()) } else { Self(name) }
     }
 
@@ -114,7 +114,8 @@ pub struct Claim {
 pub enum ClaimError {
     /// The name that was asked for is another's.
     #[error(
-        "an instance called {0} runs already: give this one another --name, or end that one by `shuttle stop --name {0}`"
+        "an instance called {0} runs already: give this one another --name, or end that one by \
+         `shuttle stop --name {0}`"
     )]
     Taken(String),
     /// There is no place for a socket.
@@ -141,7 +142,7 @@ impl Claim {
         let directory = make_directory()?;
         let _lock = lock(&directory)?;
         remove_dead(&directory);
-        for number in 1..=if exact { 1 } else { MOST_ALIKE } {
+        for number in 1..=if exact { 1 } else { MAX_NUMBER } {
             let name = name.numbered(number);
             let path = directory.join(name.file());
             match UnixListener::bind(&path) {
@@ -306,7 +307,7 @@ mod tests {
         ] {
             let derived = Name::of_host(host);
             assert_eq!(derived.as_str(), name);
-            for number in [1, 2, MOST_ALIKE] {
+            for number in [1, 2, MAX_NUMBER] {
                 derived.numbered(number).as_str().parse::<Name>().unwrap();
             }
         }

@@ -54,14 +54,15 @@ pub(super) fn flows(flows: &[Flow]) -> String {
 }
 
 pub(super) fn rules(rules: &[RuleLine]) -> String {
-    let mut text = String::new();
+    let width = rules.iter().map(|rule| rule.subnet.len()).max().unwrap_or(0).clamp(24, 50);
+    let mut text = format!("{:<7} {:<width$} origin\n", "rule", "subnet");
     for rule in rules {
-        let note = match (rule.default, rule.networks.as_slice()) {
-            (true, _) => "  # default".to_owned(),
-            (false, []) => String::new(),
-            (false, networks) => format!("  # {}", networks.join(" ")),
-        };
-        text += &format!("{} {}{note}\n", rule.way, rule.subnet);
+        let RuleLine { kind, subnet, networks, default: _, origin, file } = rule;
+        let origin = origin.map_or_else(|| "unknown".to_owned(), |origin| origin.to_string());
+        let file = file.as_ref().map(|file| format!(" {file}")).unwrap_or_default();
+        let networks =
+            if networks.is_empty() { String::new() } else { format!("  # {}", networks.join(" ")) };
+        text += &format!("{kind:<7} {subnet:<width$} {origin}{file}{networks}\n");
     }
     text
 }
@@ -88,6 +89,33 @@ fn age(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::{RuleKind, RuleOrigin};
+
+    #[test]
+    fn rules_are_aligned_and_have_their_origin() {
+        let rule = |kind, subnet: &str, origin, file: Option<&str>, networks: &[&str]| RuleLine {
+            kind,
+            subnet: subnet.to_owned(),
+            networks: networks.iter().map(ToString::to_string).collect(),
+            default: origin == Some(RuleOrigin::Default),
+            origin,
+            file: file.map(str::to_owned),
+        };
+        let all = [
+            rule(RuleKind::Include, "10.0.0.0/8", Some(RuleOrigin::CommandLine), None, &[]),
+            rule(RuleKind::Exclude, "host.name", Some(RuleOrigin::File), Some("lists/a"), &["10.0.0.1/32"]),
+            rule(RuleKind::Exclude, "[2001:db8:aaaa:bbbb::/64]:8000-9000", Some(RuleOrigin::Verb), None, &[]),
+            rule(RuleKind::Exclude, "127.0.0.0/8", None, None, &[]),
+        ];
+        let want = "\
+rule    subnet                              origin
+include 10.0.0.0/8                          command line
+exclude host.name                           file lists/a  # 10.0.0.1/32
+exclude [2001:db8:aaaa:bbbb::/64]:8000-9000 verb
+exclude 127.0.0.0/8                         unknown
+";
+        assert_eq!(rules(&all), want);
+    }
 
     #[test]
     fn quantities_are_short() {

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::place::{Instance, InstanceName, instances};
-use super::wire::{self, MOST_ANSWERED};
+use super::wire::{self, MAX_RESPONSE};
 use super::{Change, Request, Response, table};
 use crate::say::say;
 
@@ -208,7 +208,7 @@ fn connect(instance: &Instance) -> Result<UnixStream, Error> {
 fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> Result<T, wire::Error> {
     let mut head = [0; 4];
     stream.read_exact(&mut head)?;
-    let length = u64::from(wire::length(head, MOST_ANSWERED)?);
+    let length = u64::from(wire::length(head, MAX_RESPONSE)?);
     // Grows by what comes, not by what is announced.
     let mut body = Vec::new();
     stream.take(length).read_to_end(&mut body)?;

@@ -1,5 +1,5 @@
-//! A message: a u32 length in network order, then that much JSON with a version. One question and one answer a
-//! connection.
+//! A message: a u32 length in network order, then that much JSON with a version. One request and one
+//! response a connection.
 
 use std::io;
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// An upgrade can come between the starts of tunnel and verb.
 pub const VERSION: u32 = 1;
-/// The longest question, bytes: 200,000 subnets.
-pub const MOST_ASKED: u32 = 8 << 20;
-/// The longest answer, bytes: that many rules, or flows.
-pub const MOST_ANSWERED: u32 = 64 << 20;
+/// The longest request, bytes: 200,000 subnets.
+pub const MAX_REQUEST: u32 = 8 << 20;
+/// The longest response, bytes: as many rules, or flows.
+pub const MAX_RESPONSE: u32 = 64 << 20;
 
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,7 @@ mod tests {
             assert!(got.starts_with(want), "{got}");
         }
         assert_eq!(
-            length(*b"GET ", MOST_ASKED).unwrap_err().to_string(),
+            length(*b"GET ", MAX_REQUEST).unwrap_err().to_string(),
             "a message of 1195725856 bytes is too long"
         );
     }

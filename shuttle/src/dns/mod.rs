@@ -1,4 +1,5 @@
-//! DNS as both ends see it: messages, and the nameservers of a machine.
+//! What both ends need of DNS: messages, queries that wait for an answer, and the nameservers of a machine.
 
 pub mod message;
+pub(crate) mod pending;
 pub mod resolv_conf;

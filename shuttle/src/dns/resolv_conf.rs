@@ -1,24 +1,25 @@
-//! resolv.conf(5): which nameservers a machine asks.
+//! resolv.conf(5): the nameservers that a machine asks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
 
-/// Where the machine's own is.
+/// The machine's own resolv.conf.
 pub const FILE: &str = "/etc/resolv.conf";
 
-/// DNS.
+/// The port of nameservers.
 pub const PORT: u16 = 53;
 
-/// The nameservers that `file` names, or this machine itself if it names none or is not there, as resolv.conf(5) has it.
+/// The nameservers that `file` names. If it names none or can't be read, that is this machine itself (resolv.conf(5)).
 pub fn nameservers(file: &Path) -> Vec<SocketAddr> {
     let text = std::fs::read(file).unwrap_or_default();
     let named = named(&String::from_utf8_lossy(&text));
     if named.is_empty() { vec![(Ipv4Addr::LOCALHOST, PORT).into()] } else { named }
 }
 
-/// The nameservers that a resolv.conf names, in order, each once. Lines that make no sense are skipped, as libc does.
+/// The nameservers that the text of a resolv.conf names, in order, without duplicates. As in libc, malformed lines are
+/// skipped.
 pub fn named(text: &str) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     for line in text.lines() {
@@ -32,7 +33,7 @@ pub fn named(text: &str) -> Vec<SocketAddr> {
     all
 }
 
-/// A nameserver's address, with the interface by name or number if it is a link-local one.
+/// Parses a nameserver's address. A link-local one may name its interface, by name or number: `fe80::1%eth0`.
 pub fn address(text: &str) -> Option<SocketAddr> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some((ip, PORT).into());

@@ -3,11 +3,9 @@
 
 use std::{fmt, io};
 
-use super::{
-    bypass::sweep,
-    ebpf::purge,
-    parts::{self, netlink::Netlink},
-};
+use super::{bypass::sweep, parts::netlink::Netlink, undo};
+
+use crate::capture::Failure;
 
 /// What was removed, one line each.
 #[derive(Debug, Default)]
@@ -34,7 +32,7 @@ pub enum Error {
     Io(#[from] io::Error),
     /// A step failed.
     #[error(transparent)]
-    Step(#[from] parts::Error),
+    Network(#[from] Failure),
 }
 
 /// Removes the leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Live instances
@@ -44,7 +42,11 @@ pub fn run() -> Result<Report, Error> {
         return Err(Error::NotRoot);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut removed = runtime.block_on(async { purge(&Netlink::open()?).await })?;
-    removed.extend(sweep()?);
+    let mut removed = runtime.block_on(remove())?;
+    removed.extend(sweep());
     Ok(Report(removed))
+}
+
+async fn remove() -> Result<Vec<String>, Failure> {
+    Ok(undo::leftovers(&Netlink::open()?).await?)
 }

@@ -1,10 +1,18 @@
 //! What runs as root: carries out the client's [`Plan`](crate::policy::Plan), and undoes it when the client is gone.
 
 mod bypass;
+mod capture;
 pub mod cleanup;
+mod dry_run;
 mod ebpf;
+mod failure;
+mod method;
 pub mod nft;
 mod parts;
 mod serve;
+#[cfg(test)]
+mod snapshots;
+mod trial;
+mod undo;
 
 pub use serve::main;

@@ -11,6 +11,7 @@ use std::{
     },
     process::ExitCode,
     thread,
+    time::Duration,
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -19,15 +20,18 @@ use shuttle_common::rule::Rule;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
-    bypass::Enclosure,
-    ebpf::{Capture, Loader, Prepared, Reply, Started},
+    bypass::Bypass,
+    capture::{Capture, Prepared, ReturnPath, Started},
+    dry_run,
+    method::{Candidate, Loader},
 };
 use crate::capture::{
-    Listeners, Mechanism, MethodName,
-    replies::{Answer, Errand, Notice, Question},
+    BypassKind, BypassOptions, Failure, Listeners, Mechanism,
+    replies::{Notice, PathRequest, PathResponse, ReplyRequest},
     wire::{self, Request, Response, VERSION},
 };
 use crate::policy::{Families, Plan};
@@ -70,11 +74,14 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
         client,
         greeted: false,
         loader: Loader::default(),
-        enclosure: None,
+        bypass: None,
+        rules: Vec::new(),
         prepared: None,
         capture: None,
         questions: None,
     };
+    let mut seconds = interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
         tokio::select! {
             request = requests.recv() => match request {
@@ -91,9 +98,10 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             },
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
-            errand = asked(&mut helper.questions) => match errand {
-                Errand::Question(question) => helper.reply(question).await,
-                Errand::Notice(notice) => helper.notify(notice).await,
+            _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass(),
+            request = asked(&mut helper.questions) => match request {
+                ReplyRequest::Path(request) => helper.reply(request).await,
+                ReplyRequest::Unreachable(notice) => helper.notify(notice).await,
             },
         }
     };
@@ -125,7 +133,7 @@ fn receive_requests<T: DeserializeOwned + Send + 'static>(
 
 async fn local_changed(capture: &mut Option<Capture>) {
     match capture {
-        Some(capture) => capture.local_changed().await,
+        Some(capture) => capture.changed().await,
         None => std::future::pending().await,
     }
 }
@@ -133,14 +141,14 @@ async fn local_changed(capture: &mut Option<Capture>) {
 /// The helper's end of the socket pair for replies.
 struct Questions {
     stream: UnixStream,
-    receiver: mpsc::Receiver<Result<Errand, wire::Error>>,
+    receiver: mpsc::Receiver<Result<ReplyRequest, wire::Error>>,
 }
 
-/// The next errand. After the last there are none.
-async fn asked(questions: &mut Option<Questions>) -> Errand {
+/// The next request. After the last there are none.
+async fn asked(questions: &mut Option<Questions>) -> ReplyRequest {
     match questions.as_mut().map(|questions| questions.receiver.recv()) {
         Some(next) => match next.await {
-            Some(Ok(errand)) => return errand,
+            Some(Ok(request)) => return request,
             Some(Err(error)) => tracing::warn!(%error, "no more replies to datagrams"),
             None => {}
         },
@@ -154,7 +162,9 @@ struct Helper {
     client: i32,
     greeted: bool,
     loader: Loader,
-    enclosure: Option<Enclosure>,
+    bypass: Option<Bypass>,
+    /// What the client has asked for last, without what the bypass adds.
+    rules: Vec<Rule>,
     prepared: Option<Prepared>,
     capture: Option<Capture>,
     questions: Option<Questions>,
@@ -169,62 +179,79 @@ impl Helper {
                 self.greeted = version == VERSION;
                 Ok(Response::Hello { version: VERSION })
             }
-            _ if !self.greeted => Err("the client did not say hello".to_owned()),
-            Request::Enclose => self.enclose(),
-            Request::Prepare { plan, mechanism } => self.prepare(&plan, mechanism).await,
+            _ if !self.greeted => Err(Failure::OutOfOrder("the client did not say hello".to_owned())),
+            Request::Enclose(options) => self.enclose(options),
+            Request::Prepare { plan, mechanism } => self.prepare(plan, mechanism).await,
+            Request::DryRun { plan, mechanism } => {
+                dry_run::text(&plan, &mechanism).await.map(|text| Response::DryRun { text })
+            }
             Request::Capture => {
                 let result = self.start().await;
                 result.map(|(it, stream)| {
                     replies = Some(stream);
-                    captured(started.insert(it))
+                    captured(started.insert(it), self.bypass.as_ref().map(Bypass::kind))
                 })
             }
-            Request::Replace { rules } => self.replace(&rules),
+            Request::Replace { rules } => self.replace(rules),
         };
-        let response = answer.unwrap_or_else(|message| Response::Failed { message });
+        let response = answer.unwrap_or_else(|failure| Response::Failed { failure });
         let listeners = started.iter().flat_map(|started| started.listeners.iter());
         let listeners = listeners.flat_map(|listener| [listener.tcp.as_fd(), listener.udp.as_fd()]);
         let descriptors: Vec<_> = listeners.chain(replies.iter().map(AsFd::as_fd)).collect();
         Ok(wire::send(stream, &response, &descriptors)?)
     }
 
-    fn enclose(&mut self) -> Result<Response, String> {
-        if self.enclosure.is_some() {
-            return Err("the client is enclosed already".to_owned());
+    fn enclose(&mut self, options: BypassOptions) -> Result<Response, Failure> {
+        if self.bypass.is_some() {
+            return Err(Failure::OutOfOrder("the client is enclosed already".to_owned()));
         }
-        self.enclosure = Some(Enclosure::new(self.client).map_err(|error| error.to_string())?);
+        self.bypass = Some(Bypass::enter(self.client, options)?);
         Ok(Response::Enclosed)
     }
 
-    async fn prepare(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<Response, String> {
+    async fn prepare(&mut self, plan: Plan, mechanism: Mechanism) -> Result<Response, Failure> {
         if self.prepared.is_some() || self.capture.is_some() {
-            return Err("a capture is prepared already".to_owned());
+            return Err(Failure::OutOfOrder("a capture is prepared already".to_owned()));
+        }
+        if let Some(bypass) = self.bypass.take() {
+            let candidates = Candidate::of(&mechanism);
+            let suits = |kind| candidates.iter().any(|candidate| candidate.goes_by(kind));
+            self.bypass = Some(bypass.suit(suits)?);
         }
         // Nothing is loaded after this, and what the loader knows is many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
-        let prepared = Capture::prepare(&mut loader, plan, mechanism.ebpf).await;
-        self.prepared = Some(prepared.map_err(|error| error.to_string())?);
+        self.rules.clone_from(&plan.rules);
+        let kind = self.bypass.as_ref().map(Bypass::kind);
+        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, kind).await?);
         Ok(Response::Prepared)
     }
 
-    async fn start(&mut self) -> Result<(Started, UnixStream), String> {
-        let prepared = self.prepared.take().ok_or("no capture is prepared")?;
-        let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
-        let receiver = ours.try_clone().map(receive_requests).map_err(|error| error.to_string())?;
-        let (capture, started) = prepared.start().await.map_err(|error| error.to_string())?;
+    async fn start(&mut self) -> Result<(Started, UnixStream), Failure> {
+        let prepared = self.prepared.take();
+        let mut prepared =
+            prepared.ok_or_else(|| Failure::OutOfOrder("no capture is prepared".to_owned()))?;
+        if let Some(bypass) = &mut self.bypass
+            && bypass.refresh()?
+        {
+            prepared.replace_rules(&bypass.rules(&self.rules))?;
+        }
+        let failed = |error: io::Error| Failure::system("making the socket pair for replies", &error);
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let receiver = ours.try_clone().map(receive_requests).map_err(failed)?;
+        let (capture, started) = prepared.start().await?;
         self.capture = Some(capture);
         self.questions = Some(Questions { stream: ours, receiver });
         Ok((started, theirs))
     }
 
-    async fn reply(&mut self, question: Question) {
+    async fn reply(&mut self, request: PathRequest) {
         let (Some(capture), Some(questions)) = (&mut self.capture, &self.questions) else { return };
-        let (answer, socket) = match capture.reply(&question).await {
-            Ok(Reply { to, outlet }) => {
+        let (answer, socket) = match capture.answer(&request).await {
+            Ok(ReturnPath { sender, outlet }) => {
                 let (kind, socket) = outlet.unzip();
-                (Answer::Way { to, outlet: kind }, socket)
+                (PathResponse::Found { to: sender.address, outlet: kind }, socket)
             }
-            Err(error) => (Answer::Refused { message: error.to_string() }, None),
+            Err(error) => (PathResponse::Refused { message: error.to_string() }, None),
         };
         let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
         if let Err(error) = wire::send(&questions.stream, &answer, &descriptors) {
@@ -242,36 +269,64 @@ impl Helper {
         }
     }
 
-    fn replace(&mut self, rules: &[Rule]) -> Result<Response, String> {
-        let capture = self.capture.as_mut().ok_or("it is not capturing")?;
-        let note = capture.replace_rules(rules).map_err(|error| error.to_string())?;
+    fn replace(&mut self, rules: Vec<Rule>) -> Result<Response, Failure> {
+        let capture = self.capture.as_mut();
+        let capture = capture.ok_or_else(|| Failure::OutOfOrder("it is not capturing".to_owned()))?;
+        let note = match &self.bypass {
+            Some(bypass) => capture.replace_rules(&bypass.rules(&rules))?,
+            None => capture.replace_rules(&rules)?,
+        };
+        self.rules = rules;
         Ok(Response::Replaced { note })
+    }
+
+    fn looks_for_servers(&self) -> bool {
+        self.capture.is_some() && self.bypass.as_ref().is_some_and(Bypass::changes)
+    }
+
+    /// Leaves alone what ssh is newly connected to.
+    fn refresh_bypass(&mut self) {
+        let (Some(capture), Some(bypass)) = (&mut self.capture, &mut self.bypass) else { return };
+        match bypass.refresh() {
+            Ok(true) => {
+                if let Err(failure) = capture.replace_rules(&bypass.rules(&self.rules)) {
+                    tracing::warn!(%failure, "ssh's new server is captured");
+                }
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "ssh's new servers, if any, are captured"),
+        }
     }
 
     async fn refresh(&mut self) {
         if let Some(capture) = &mut self.capture
-            && let Err(error) = capture.refresh_local().await
+            && let Err(failure) = capture.refresh().await
         {
-            tracing::warn!(%error, "this host's own addresses are not up to date");
+            tracing::warn!(%failure, "this host's own addresses are not up to date");
         }
     }
 
     async fn undo(self) {
+        if let Some(prepared) = self.prepared {
+            prepared.undo().await;
+        }
         if let Some(capture) = self.capture {
             capture.undo().await;
         }
-        if let Some(enclosure) = self.enclosure {
-            enclosure.undo();
-        }
+        // Last: without it, ssh would be captured.
+        drop(self.bypass);
     }
 }
 
-fn captured(started: &Started) -> Response {
+fn captured(started: &Started, bypass: Option<BypassKind>) -> Response {
+    let bypassing = bypass.map(|kind| format!("; bypass by {kind}")).unwrap_or_default();
     Response::Captured {
-        method: MethodName::Ebpf,
+        method: started.method,
         arrival: started.arrival,
         families: families(&started.listeners),
-        description: started.description.clone(),
+        bypass,
+        description: format!("{}{bypassing}", started.description),
+        passed_over: started.passed_over.clone(),
     }
 }
 

@@ -5,5 +5,5 @@ mod rules;
 mod subnet;
 
 pub use plan::*;
-pub use rules::{RuleSet, TooManyRules, TypedRule, UnknownRule};
-pub use subnet::{Subnet, SubnetError};
+pub use rules::{Origin, RuleSet, SubnetRule, TooManyRules, UnknownRule};
+pub use subnet::{MaskError, Subnet, SubnetError};

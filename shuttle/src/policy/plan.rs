@@ -6,9 +6,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
-/// The most rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and a message to the helper can
-/// carry.
-pub const MOST_RULES: usize = 262_144;
+/// The upper limit on rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and a message to the
+/// helper can carry.
+pub const MAX_RULES: usize = 262_144;
 
 /// What one running shuttle captures. The only input of a firewall method.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +47,8 @@ impl From<SocketAddr> for Nameserver {
 }
 
 impl Nameserver {
-    /// Whether no link is known where there must be one.
-    pub fn is_astray(&self) -> bool {
+    /// Whether it is link-local and its interface isn't known, so that nobody can reach it.
+    pub fn lacks_interface(&self) -> bool {
         let IpAddr::V6(address) = self.address else { return false };
         address.is_unicast_link_local() && self.link.is_none()
     }
@@ -113,7 +113,8 @@ mod tests {
     #[test]
     fn the_default_exclusions_are_the_named_networks() {
         let names: Vec<_> = default_exclusions().iter().map(|rule| rule.network.to_string()).collect();
-        let want = "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 255.255.255.255/32 ::/128 ::1/128 fe80::/10 ff00::/8";
+        let want = "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 255.255.255.255/32 \
+                    ::/128 ::1/128 fe80::/10 ff00::/8";
         assert_eq!(names.join(" "), want);
     }
 }

@@ -1,39 +1,88 @@
-//! The rules as typed, on the command line and while a tunnel runs, and what they come to.
+//! The rules: where each comes from, and what all of them come to.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use shuttle_common::resolvers::PORT;
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
-use super::plan::{MOST_RULES, default_exclusions};
+use super::plan::{Families, Lans, MAX_RULES, Plan, Scope, default_exclusions};
+use super::subnet::MaskError;
 use super::{Nameserver, Subnet};
-use crate::cli::PlanError;
 
-/// A subnet, and what was said of it.
+/// Where a rule comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TypedRule {
-    /// As typed.
-    pub subnet: Subnet,
-    /// What it stood for when it was typed.
-    pub networks: Vec<IpNet>,
-    /// Which way.
-    pub verdict: Verdict,
+pub enum Origin {
+    /// A subnet or `-x` on the command line.
+    CommandLine,
+    /// A line of a file that the command line names.
+    File(Arc<Path>),
+    /// `shuttle include` or `shuttle exclude`, while the tunnel runs.
+    Verb,
+    /// A nameserver whose queries are captured.
+    Nameserver,
+    /// [`default_exclusions`]: a rule of another origin for the same network and ports replaces it.
+    Default,
 }
 
-impl TypedRule {
-    /// Resolves a name, which asks the network.
-    pub fn resolve(subnet: Subnet, verdict: Verdict) -> Result<Self, PlanError> {
-        let networks = subnet.networks()?;
-        Ok(Self { subnet, networks, verdict })
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine => f.write_str("command line"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Verb => f.write_str("verb"),
+            Self::Nameserver => f.write_str("nameserver"),
+            Self::Default => f.write_str("default"),
+        }
     }
 }
 
-/// All that was typed, in order.
+/// What is to be done with the traffic to one subnet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubnetRule {
+    /// As typed.
+    pub subnet: Subnet,
+    /// The networks that the subnet stood for when the rule was made.
+    pub networks: Vec<IpNet>,
+    /// Whether to capture it.
+    pub verdict: Verdict,
+    /// Who asked for it.
+    pub origin: Origin,
+}
+
+impl SubnetRule {
+    /// A rule for `subnet`. `resolved` are the addresses of its name; not looked at if it is an address.
+    pub fn new(
+        subnet: Subnet,
+        resolved: &[IpAddr],
+        verdict: Verdict,
+        origin: Origin,
+    ) -> Result<Self, MaskError> {
+        let networks = subnet.networks(resolved)?;
+        Ok(Self { subnet, networks, verdict, origin })
+    }
+
+    fn implied(rule: Rule, origin: Origin) -> Self {
+        let Rule { network, verdict, .. } = rule;
+        Self { subnet: Subnet::from(rule), networks: vec![network], verdict, origin }
+    }
+
+    /// One for each network.
+    fn rules(&self) -> impl Iterator<Item = Rule> {
+        let (ports, verdict) = (self.subnet.ports, self.verdict);
+        self.networks.iter().map(move |network| Rule { network: *network, ports, verdict })
+    }
+}
+
+/// All rules of a tunnel: the explicit ones, which users give and change, and those that follow from them and from
+/// the nameservers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSet {
-    typed: Vec<TypedRule>,
+    explicit: Vec<SubnetRule>,
     nameservers: Vec<Nameserver>,
 }
 
@@ -46,111 +95,129 @@ pub(super) enum Key {
     Name(String, Option<u8>, (u16, u16)),
 }
 
-/// A subnet that no rule is about.
+/// A subnet that has no explicit rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownRule {
-    /// Nobody typed it.
+    /// It has none at all.
     #[error("there is no rule for {0}: see `shuttle rules`")]
     Nowhere(String),
-    /// It is excluded though nobody typed it.
+    /// It is excluded by default.
     #[error("{0} is excluded by default: include it instead, if it is to be captured")]
     Default(String),
+    /// Its queries are captured.
+    #[error(
+        "{0} is a captured nameserver, for as long as the tunnel runs: start without --dns or --ns-hosts"
+    )]
+    Nameserver(String),
 }
 
 /// More rules than the kernel's maps take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} subnets are more than the {MOST_RULES} that fit the kernel's maps: join some of them")]
+#[error("{0} subnets are more than the {MAX_RULES} that fit the kernel's maps: join some of them")]
 pub struct TooManyRules(usize);
 
 impl RuleSet {
-    /// What a command line says, where of one subnet both may be said; and the nameservers whose queries are captured.
-    pub fn new(typed: Vec<TypedRule>, nameservers: Vec<Nameserver>) -> Self {
-        Self { typed, nameservers }
+    /// `explicit` may both include and exclude the same subnet, as a command line may; then the exclusion wins.
+    /// The nameservers stay as they are for as long as the tunnel runs.
+    pub fn new(explicit: Vec<SubnetRule>, nameservers: Vec<Nameserver>) -> Self {
+        Self { explicit, nameservers }
     }
 
-    /// The nameservers whose queries are captured, whatever is typed later.
+    /// The nameservers whose queries are captured.
     pub fn nameservers(&self) -> &[Nameserver] {
         &self.nameservers
     }
 
-    /// All that was typed, in order.
-    pub fn typed(&self) -> &[TypedRule] {
-        &self.typed
+    /// The rules from the command line, files and verbs, in that order.
+    pub fn explicit(&self) -> &[SubnetRule] {
+        &self.explicit
     }
 
-    /// Adds rules, which replace what was said of just their subnets before.
-    pub fn add(&mut self, rules: Vec<TypedRule>) {
-        let said: HashSet<_> = rules.iter().map(|rule| rule.subnet.key()).collect();
-        self.typed.retain(|rule| !said.contains(&rule.subnet.key()));
-        self.typed.extend(rules);
+    /// The rules that nobody typed: for the nameservers, then the default exclusions.
+    pub fn implied(&self) -> Vec<SubnetRule> {
+        let queries = self.query_rules().map(|rule| SubnetRule::implied(rule, Origin::Nameserver));
+        let defaults = self.defaults().into_iter().map(|rule| SubnetRule::implied(rule, Origin::Default));
+        queries.chain(defaults).collect()
     }
 
-    /// Removes all rules for just these subnets; on an error, none.
+    /// Adds rules. Each replaces all explicit rules for the same subnet.
+    pub fn add(&mut self, rules: Vec<SubnetRule>) {
+        let added: HashSet<_> = rules.iter().map(|rule| rule.subnet.key()).collect();
+        self.explicit.retain(|rule| !added.contains(&rule.subnet.key()));
+        self.explicit.extend(rules);
+    }
+
+    /// Removes all explicit rules for these subnets; on an error, none.
     pub fn remove(&mut self, subnets: &[Subnet]) -> Result<(), UnknownRule> {
-        let known: HashSet<_> = self.typed.iter().map(|rule| rule.subnet.key()).collect();
+        let known: HashSet<_> = self.explicit.iter().map(|rule| rule.subnet.key()).collect();
         if let Some(unknown) = subnets.iter().find(|subnet| !known.contains(&subnet.key())) {
-            let is_default = self
-                .defaults()
-                .iter()
-                .any(|rule| Key::Network(rule.network, (rule.ports.first, rule.ports.last)) == unknown.key());
-            let (typed, error): (_, fn(String) -> UnknownRule) =
-                (unknown.to_string(), if is_default { UnknownRule::Default } else { UnknownRule::Nowhere });
-            return Err(error(typed));
+            return Err(self.unknown(unknown));
         }
-        let forgotten: HashSet<_> = subnets.iter().map(Subnet::key).collect();
-        self.typed.retain(|rule| !forgotten.contains(&rule.subnet.key()));
+        let removed: HashSet<_> = subnets.iter().map(Subnet::key).collect();
+        self.explicit.retain(|rule| !removed.contains(&rule.subnet.key()));
         Ok(())
     }
 
-    /// Whether it can be put in force.
+    fn unknown(&self, subnet: &Subnet) -> UnknownRule {
+        let (implied, typed) = (self.implied(), subnet.to_string());
+        match implied.iter().find(|rule| rule.subnet.key() == subnet.key()).map(|rule| &rule.origin) {
+            Some(Origin::Default) => UnknownRule::Default(typed),
+            Some(Origin::Nameserver) => UnknownRule::Nameserver(typed),
+            Some(Origin::CommandLine | Origin::File(_) | Origin::Verb) | None => UnknownRule::Nowhere(typed),
+        }
+    }
+
+    /// Whether all rules together are few enough to be put in force.
     pub fn fits(&self) -> Result<(), TooManyRules> {
-        let networks: usize = self.typed.iter().map(|rule| rule.networks.len()).sum();
+        let networks: usize = self.explicit.iter().map(|rule| rule.networks.len()).sum();
         let all = networks + self.nameservers.len() + self.defaults().len();
-        if all > MOST_RULES { Err(TooManyRules(all)) } else { Ok(()) }
+        if all > MAX_RULES { Err(TooManyRules(all)) } else { Ok(()) }
     }
 
-    /// The rules, with what is never captured unless asked for.
+    /// All rules, as a method takes them.
     pub fn rules(&self) -> Vec<Rule> {
-        let mut rules = self.own_rules();
-        rules.extend(self.nameservers.iter().map(|it| query_rule(it.address)));
-        rules.extend(self.defaults());
-        rules
+        let explicit = self.explicit.iter().flat_map(SubnetRule::rules);
+        explicit.chain(self.query_rules()).chain(self.defaults()).collect()
     }
 
-    fn own_rules(&self) -> Vec<Rule> {
-        let rules = self.typed.iter().flat_map(|typed| {
-            let (ports, verdict) = (typed.subnet.ports, typed.verdict);
-            typed.networks.iter().map(move |network| Rule { network: *network, ports, verdict })
-        });
-        rules.collect()
+    /// The plan that puts these rules in force. It prepares both address families, as rules that are added later may
+    /// need either.
+    pub fn plan(&self, scope: Scope, lans: Lans) -> Plan {
+        Plan {
+            rules: self.rules(),
+            nameservers: self.nameservers.clone(),
+            families: Families { v4: true, v6: true },
+            scope,
+            lans,
+        }
     }
 
-    /// The default exclusions for every port range that is included, so that only the prefix decides between the two.
-    /// Who asks for just what is excluded by default means it.
-    pub fn defaults(&self) -> Vec<Rule> {
+    fn query_rules(&self) -> impl Iterator<Item = Rule> {
+        let ports = Ports { first: PORT, last: PORT };
+        let networks = self.nameservers.iter().map(|server| IpNet::from(server.address));
+        networks.map(move |network| Rule { network, ports, verdict: Verdict::Capture })
+    }
+
+    /// The default exclusions, repeated for every port range that is included, so that between the two the prefix alone
+    /// decides. An explicit rule for the same network and ports replaces a default one.
+    fn defaults(&self) -> Vec<Rule> {
         let mut ranges: Vec<Ports> = Vec::new();
         let mut seen = HashSet::new();
-        let mut asked = HashSet::new();
-        for typed in &self.typed {
-            let ports = (typed.subnet.ports.first, typed.subnet.ports.last);
-            if typed.verdict == Verdict::Capture && seen.insert(ports) {
-                ranges.push(typed.subnet.ports);
+        let mut replaced = HashSet::new();
+        for rule in &self.explicit {
+            let ports = (rule.subnet.ports.first, rule.subnet.ports.last);
+            if rule.verdict == Verdict::Capture && seen.insert(ports) {
+                ranges.push(rule.subnet.ports);
             }
-            asked.extend(typed.networks.iter().map(|network| (*network, ports)));
+            replaced.extend(rule.networks.iter().map(|network| (*network, ports)));
         }
         let exclusions = default_exclusions();
         let each =
             |ports: &Ports| exclusions.iter().map(|rule| Rule { ports: *ports, ..*rule }).collect::<Vec<_>>();
         let mut defaults: Vec<_> = ranges.iter().flat_map(each).collect();
-        defaults.retain(|rule| !asked.contains(&(rule.network, (rule.ports.first, rule.ports.last))));
+        defaults.retain(|rule| !replaced.contains(&(rule.network, (rule.ports.first, rule.ports.last))));
         defaults
     }
-}
-
-/// Captures the queries to a nameserver, whatever the other rules say of its network.
-fn query_rule(nameserver: IpAddr) -> Rule {
-    let ports = Ports { first: PORT, last: PORT };
-    Rule { network: IpNet::from(nameserver), ports, verdict: Verdict::Capture }
 }
 
 #[cfg(test)]
@@ -161,12 +228,13 @@ mod tests {
 
     use super::*;
 
-    fn rule(typed: &str) -> TypedRule {
+    fn rule(typed: &str) -> SubnetRule {
         let (verdict, subnet) = match typed.strip_prefix('-') {
             Some(subnet) => (Verdict::Pass, subnet),
             None => (Verdict::Capture, typed),
         };
-        TypedRule::resolve(subnet.parse().unwrap(), verdict).unwrap()
+        let localhost = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+        SubnetRule::new(subnet.parse().unwrap(), &localhost, verdict, Origin::CommandLine).unwrap()
     }
 
     fn set(typed: &str) -> RuleSet {
@@ -174,12 +242,16 @@ mod tests {
     }
 
     fn text(set: &RuleSet) -> String {
-        let sign = |rule: &TypedRule| if rule.verdict == Verdict::Pass { "-" } else { "" };
-        set.typed().iter().map(|rule| format!("{}{}", sign(rule), rule.subnet)).collect::<Vec<_>>().join(" ")
+        let sign = |rule: &SubnetRule| if rule.verdict == Verdict::Pass { "-" } else { "" };
+        set.explicit()
+            .iter()
+            .map(|rule| format!("{}{}", sign(rule), rule.subnet))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
-    fn what_is_said_last_of_a_subnet_counts() {
+    fn the_latest_rule_for_a_subnet_wins() {
         for (before, added, after, captured) in [
             ("0/0", "-10.0.0.0/8", "0/0 -10.0.0.0/8", false),
             ("0/0 -10.0.0.0/8", "10.0.0.0/8", "0/0 10.0.0.0/8", true),
@@ -201,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_typed_is_removed() {
+    fn only_explicit_rules_are_removed() {
         let (nowhere, default) =
             (|it: &str| UnknownRule::Nowhere(it.into()), |it: &str| UnknownRule::Default(it.into()));
         for (before, removed, result) in [
@@ -226,12 +298,34 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_has_its_origin() {
+        let nameserver = |address: &str| Nameserver { address: address.parse().unwrap(), link: None };
+        let mut rules = RuleSet::new(set("10.0.0.0/8:80").explicit, vec![nameserver("fd00::53")]);
+        rules.add(vec![SubnetRule { origin: Origin::Verb, ..rule("-10.1.0.0/16") }]);
+        let all: Vec<_> = rules.explicit().iter().cloned().chain(rules.implied()).collect();
+        let text: Vec<_> = all.iter().map(|rule| format!("{} {}", rule.subnet, rule.origin)).collect();
+        let want = [
+            "10.0.0.0/8:80 command line",
+            "10.1.0.0/16 verb",
+            "[fd00::53/128]:53 nameserver",
+            "0.0.0.0/8:80 default",
+        ];
+        assert_eq!(text[..4], want);
+        // What is shown is what is in force.
+        assert_eq!(all.iter().flat_map(SubnetRule::rules).collect::<Vec<_>>(), rules.rules());
+        let subnet = "fd00::53".parse::<Subnet>().unwrap();
+        assert_eq!(rules.remove(&[subnet]), Err(UnknownRule::Nowhere("fd00::53".into())));
+        let subnet = "[fd00::53]:53".parse::<Subnet>().unwrap();
+        assert_eq!(rules.remove(&[subnet]), Err(UnknownRule::Nameserver("[fd00::53]:53".into())));
+    }
+
+    #[test]
     fn too_many_are_refused() {
         let one = rule("0/0");
         let many = |count| RuleSet::new(vec![one.clone(); count], Vec::new());
-        let most = MOST_RULES - many(1).defaults().len();
+        let most = MAX_RULES - many(1).defaults().len();
         assert_eq!(many(most).fits(), Ok(()));
-        assert_eq!(many(most + 1).fits(), Err(TooManyRules(MOST_RULES + 1)));
+        assert_eq!(many(most + 1).fits(), Err(TooManyRules(MAX_RULES + 1)));
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! `10.0.0.0/8:8000-9000` and its like, in the forms that sshuttle's users know.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use shuttle_common::rule::{Ports, Rule};
 
 use super::rules::Key;
-use crate::cli::PlanError;
 
 /// A network as typed: an address or a name, a mask, ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +51,17 @@ pub enum SubnetError {
     /// A `[` without `]`, or text after it.
     #[error("write an IPv6 network with ports as [fd00::/8]:80 or [fd00::/8]:80-90")]
     Brackets,
+}
+
+/// A mask that doesn't fit the addresses of the name it is on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MaskError {
+    /// The name has addresses of both families.
+    #[error("{0} has both IPv4 and IPv6 addresses, so a mask on it is ambiguous: give an address instead")]
+    Ambiguous(String),
+    /// The name has IPv4 addresses, and the mask is longer than these.
+    #[error("the mask of {0} is longer than its addresses")]
+    TooLong(String),
 }
 
 impl FromStr for Subnet {
@@ -184,34 +194,26 @@ impl Subnet {
         }
     }
 
-    /// Whether it is a name.
-    pub fn is_name(&self) -> bool {
-        matches!(self.host, Host::Name(_))
-    }
-
-    /// The networks it stands for: one, or for a name one for each of its addresses, which asks the resolver.
-    pub(super) fn networks(&self) -> Result<Vec<IpNet>, PlanError> {
-        let addresses = match &self.host {
-            Host::Address(address) => vec![*address],
-            Host::Name(name) => self.resolve(name)?,
-        };
-        if self.mask.is_some()
-            && addresses.iter().any(IpAddr::is_ipv4)
-            && addresses.iter().any(IpAddr::is_ipv6)
-        {
-            return Err(PlanError::AmbiguousMask(self.typed.clone()));
+    /// The host name, if it is one and not an address.
+    pub fn name(&self) -> Option<&str> {
+        match &self.host {
+            Host::Name(name) => Some(name),
+            Host::Address(_) => None,
         }
-        let long = || PlanError::LongMask(self.typed.clone());
-        addresses.into_iter().map(|address| network(address, self.mask).ok_or_else(long)).collect()
     }
 
-    fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, PlanError> {
-        let error = |source| PlanError::Name { name: self.typed.clone(), source };
-        let mut addresses: Vec<IpAddr> =
-            (name, 0).to_socket_addrs().map_err(error)?.map(|address| address.ip()).collect();
-        addresses.sort();
-        addresses.dedup();
-        Ok(addresses)
+    /// The networks it stands for: one, or for a name one for each of `resolved`, the name's addresses.
+    pub(super) fn networks(&self, resolved: &[IpAddr]) -> Result<Vec<IpNet>, MaskError> {
+        let addresses = match &self.host {
+            Host::Address(address) => std::slice::from_ref(address),
+            Host::Name(_) => resolved,
+        };
+        let (v4, v6) = (addresses.iter().any(IpAddr::is_ipv4), addresses.iter().any(IpAddr::is_ipv6));
+        if self.mask.is_some() && v4 && v6 {
+            return Err(MaskError::Ambiguous(self.typed.clone()));
+        }
+        let too_long = || MaskError::TooLong(self.typed.clone());
+        addresses.iter().map(|address| network(*address, self.mask).ok_or_else(too_long)).collect()
     }
 }
 
@@ -248,9 +250,26 @@ mod tests {
         ] {
             let subnet: Subnet = typed.parse().unwrap_or_else(|error| panic!("{typed}: {error}"));
             assert_eq!(subnet.ports, expected, "{typed}");
-            if typed != "localhost/8:22" {
-                assert_eq!(subnet.networks().unwrap(), [network.parse().unwrap()], "{typed}");
-            }
+            let localhost = [Ipv4Addr::LOCALHOST.into()];
+            assert_eq!(subnet.networks(&localhost).unwrap(), [network.parse().unwrap()], "{typed}");
+        }
+    }
+
+    #[test]
+    fn names_stand_for_the_networks_around_their_addresses() {
+        let ambiguous = |typed: &str| Err(MaskError::Ambiguous(typed.into()));
+        let too_long = |typed: &str| Err(MaskError::TooLong(typed.into()));
+        for (typed, resolved, want) in [
+            ("a.name", "10.1.2.3 fd00::1", Ok("10.1.2.3/32 fd00::1/128")),
+            ("a.name/24", "10.1.2.3 10.9.9.9", Ok("10.1.2.0/24 10.9.9.0/24")),
+            ("a.name/64", "fd00::1", Ok("fd00::/64")),
+            ("a.name/24", "10.1.2.3 fd00::1", ambiguous("a.name/24")),
+            ("a.name/33", "10.1.2.3", too_long("a.name/33")),
+        ] {
+            let resolved: Vec<IpAddr> = resolved.split(' ').map(|it| it.parse().unwrap()).collect();
+            let got = typed.parse::<Subnet>().unwrap().networks(&resolved);
+            let text = |networks: Vec<IpNet>| networks.iter().map(ToString::to_string).collect::<Vec<_>>();
+            assert_eq!(got.map(|it| text(it).join(" ")), want.map(str::to_owned), "{typed}");
         }
     }
 
@@ -258,7 +277,7 @@ mod tests {
     fn rules_are_written_as_they_are_read() {
         for typed in ["10.0.0.0/8", "10.0.0.0/8:80", "10.0.0.0/8:80-90", "fd00::/8", "[fd00::/8]:80-90"] {
             let subnet: Subnet = typed.parse().unwrap();
-            let [network] = subnet.networks().unwrap()[..] else { panic!("{typed}") };
+            let [network] = subnet.networks(&[]).unwrap()[..] else { panic!("{typed}") };
             let rule = Rule { network, ports: subnet.ports, verdict: shuttle_common::rule::Verdict::Pass };
             assert_eq!(Subnet::from(rule), subnet);
         }

@@ -7,8 +7,9 @@
 //! remote  shuttle-start                            length and hash are right; what follows is the agent's
 //! ```
 //!
-//! FORM is `xz`, `gzip` where there is no xz, or `raw` where there is neither. HOST is the boot's id and the network namespace, where there are
-//! such things: a client that finds its own there would capture the connections of its own agent, for ever.
+//! FORM is `xz`, `gzip` where there is no xz, or `raw` where there is neither. HOST is the boot's id and the network
+//! namespace, where there are such things: a client that finds its own there would capture the connections of its own
+//! agent, for ever.
 //!
 //! The client sends nothing more before `shuttle-start`, so it doesn't matter when a remote tool reads ahead.
 
@@ -23,8 +24,8 @@ use tokio::process::Child;
 
 use self::agents::{AGENTS, Agent, Form};
 use self::script::SCRIPT;
-use super::diagnosis::printable;
 use crate::link::Pipes;
+use crate::say::printable;
 
 /// What a login script may print before the remote shell gets to our command, bytes.
 const MOST_NOISE: usize = 1024 * 1024;
@@ -62,12 +63,14 @@ pub enum BootstrapError {
     },
     /// The remote machine is this one.
     #[error(
-        "the remote machine is this very one, so that shuttle would capture its own agent's connections for ever: leave out -r"
+        "the remote machine is this very one, so that shuttle would capture its own agent's \
+         connections for ever: leave out -r"
     )]
     Here,
     /// No directory to run a program from.
     #[error(
-        "the remote account has no directory in which a program may be run: tried $TMPDIR or /tmp, $XDG_RUNTIME_DIR, $HOME, /var/tmp and /dev/shm; set TMPDIR there to one that isn't mounted noexec"
+        "the remote account has no directory in which a program may be run: tried $TMPDIR or /tmp, \
+         $XDG_RUNTIME_DIR, $HOME, /var/tmp and /dev/shm; set TMPDIR there to one that isn't mounted noexec"
     )]
     Nowhere,
     /// The upload arrived changed.

@@ -14,8 +14,8 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Asks ssh, with `options` after those of the command line; `None` when ssh can't say, which it will explain itself
-    /// later on.
+    /// Asks ssh, with `options` after those of the command line; `None` when ssh can't say, which it will explain
+    /// itself later on.
     pub(super) async fn read(line: &CommandLine, options: &[&str], settings: &Settings) -> Option<Self> {
         let mut command = line.command(&[], settings);
         // Of two -F the last one counts.

@@ -9,7 +9,8 @@ use nix::unistd::geteuid;
 use crate::private::{is_private, purge, runtime_directory};
 
 const PREFIX: &str = "shuttle-ssh.";
-/// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17 longer.
+/// The longest path, bytes: that of a socket has at most 107 (unix(7)), and ssh makes it under a name that is 17
+/// longer.
 const MOST_PATH: usize = 90;
 
 /// By which socket a connection is shared.
@@ -41,6 +42,7 @@ impl Control {
         let directory = [Some(runtime), keys].into_iter().flatten().find(|path| is_private(path))?;
         purge(&directory, |name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
         // Processes in containers may have the same number and share the directory.
+        #[expect(clippy::disallowed_methods, reason = "it makes a name unique")]
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let path = directory.join(format!("{PREFIX}{}.{:x}", std::process::id(), now.as_nanos()));
         // ssh takes the words of a setting apart.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{CommandLine, Remote};
-use crate::say::say;
+use crate::say::{printable, say};
 
 /// Lines that are remembered for the diagnosis.
 const REMEMBERED: usize = 50;
@@ -77,11 +77,6 @@ impl Stderr {
         }
         self.lines.lock().map(|lines| lines.iter().cloned().collect()).unwrap_or_default()
     }
-}
-
-/// Lines of the remote machine's making, as they may meet a terminal: without control characters.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines) {
@@ -189,7 +184,8 @@ impl Diagnosis {
                     noise.lines().chain(lines.iter().map(String::as_str)).rfind(|line| !line.is_empty());
                 let said = said.map(|line| format!(", saying: {line}")).unwrap_or_default();
                 format!(
-                    "{remote} ran no shell for us (exit code {code}{said}); shuttle needs an account that may run commands there"
+                    "{remote} ran no shell for us (exit code {code}{said}); \
+                     shuttle needs an account that may run commands there"
                 )
             }
         })
@@ -201,7 +197,8 @@ fn explain(cause: Cause, command: &CommandLine, line: &str) -> String {
     let host = &remote.host;
     match cause {
         Cause::KeyChanged => format!(
-            "the host key of {remote} has changed, so it may not be the right machine; if you know why, run `ssh-keygen -R {}`, connect once with `{by_hand}` and try again",
+            "the host key of {remote} has changed, so it may not be the right machine; if you know why, \
+             run `ssh-keygen -R {}`, connect once with `{by_hand}` and try again",
             known_as(remote)
         ),
         Cause::KeyUnknown => {

@@ -45,9 +45,6 @@ pub struct Session {
 /// Why there is no session. Its text is the one line that the user sees.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// `-e` isn't a command.
-    #[error("-e '{0}' isn't a command: its quotes don't match, or it is empty")]
-    Command(String),
     /// ssh can't be started.
     #[error("can't run {program}: {source}; install an ssh client or name one with -e")]
     Spawn {
@@ -64,6 +61,11 @@ pub enum ConnectError {
     Bootstrap(#[from] BootstrapError),
 }
 
+/// `-e` isn't a command.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("-e '{0}' isn't a command: its quotes don't match, or it is empty")]
+pub struct CommandLineError(String);
+
 /// How to run ssh, without what it runs remotely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
@@ -75,10 +77,10 @@ pub struct CommandLine {
 
 impl CommandLine {
     /// `command` is what `-e` was given, in the shell's quoting.
-    pub fn new(command: &str, remote: &Remote) -> Result<Self, ConnectError> {
+    pub fn new(command: &str, remote: &Remote) -> Result<Self, CommandLineError> {
         let words = shlex::split(command).unwrap_or_default();
         let Some((program, options)) = words.split_first() else {
-            return Err(ConnectError::Command(command.to_owned()));
+            return Err(CommandLineError(command.to_owned()));
         };
         let mut options = options.to_vec();
         if let Some(port) = remote.port {
@@ -92,7 +94,13 @@ impl CommandLine {
         })
     }
 
+    /// The server.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
     /// ssh with the user's options, which yield to those `before` them: of two values ssh takes the first.
+    #[expect(clippy::disallowed_methods, reason = "it is ssh")]
     fn command(&self, before: &[String], settings: &Settings) -> Command {
         let mut command = Command::new(&self.program);
         command.args(before).args(&self.options).envs(settings.environment.iter().cloned());
@@ -193,6 +201,7 @@ pub async fn connect(
 }
 
 /// Starts the agent on this machine.
+#[expect(clippy::disallowed_methods, reason = "it is this program")]
 pub fn local_agent() -> Result<Session, ConnectError> {
     let program = "/proc/self/exe";
     let mut command = Command::new(program);

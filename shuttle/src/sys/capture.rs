@@ -65,9 +65,9 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Waits until every eBPF program has ended that was running at the time of the call, and every packet has gone its way that
-/// was being handled: a grace period of RCU (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3), some milliseconds; where
-/// processors are exempt from that (nohz_full), for longer than any packet takes.
+/// Waits until every eBPF program has ended that was running at the time of the call, and every packet has gone its way
+/// that was being handled: a grace period of RCU (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3), some
+/// milliseconds; where processors are exempt from that (nohz_full), for longer than any packet takes.
 pub fn wait_for_programs() {
     const GLOBAL: libc::c_long = 1;
     // SAFETY: takes plain numbers only.
@@ -76,7 +76,8 @@ pub fn wait_for_programs() {
     }
 }
 
-/// Has the kernel compute the checksum of what a raw IPv6 socket sends, and put it at this offset (IPV6_CHECKSUM, RFC 3542).
+/// Has the kernel compute the checksum of what a raw IPv6 socket sends, and put it at this offset (IPV6_CHECKSUM, RFC
+/// 3542).
 pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
     const IPV6_CHECKSUM: libc::c_int = 7;
     let offset = libc::c_int::from(offset);

@@ -4,7 +4,7 @@
 pub mod capture;
 pub mod descriptors;
 #[cfg(all(target_os = "linux", feature = "client"))]
-pub mod exempt;
+pub mod marking;
 #[cfg(all(target_env = "musl", not(feature = "client")))]
 mod unwind;
 

@@ -1,9 +1,9 @@
 //! Unwinding for the agent, which aborts where it panics: there is none.
 //!
-//! `std` prints a backtrace of whatever panics, and brings along a parser of DWARF, a demangler and an inflater for that,
-//! on top of libunwind. In an agent that is stripped they find nothing, but they are half of it, and it crosses the link at
-//! every start. With a walk over the stack that sees no frame, known when the program is linked, all of them are dead
-//! code: 264 KB remain of 545. A panic still says where it happened, and what.
+//! `std` prints a backtrace of whatever panics, and brings along a parser of DWARF, a demangler and an inflater for
+//! that, on top of libunwind. In an agent that is stripped they find nothing, but they are half of it, and it crosses
+//! the link at every start. With a walk over the stack that sees no frame, known when the program is linked, all of
+//! them are dead code: 264 KB remain of 545. A panic still says where it happened, and what.
 //!
 //! Against musl alone: glibc's own archive defines these names and uses them.
 

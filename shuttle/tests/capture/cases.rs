@@ -16,9 +16,11 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 use crate::{
     Case, Method,
     app::{How, ask, connect},
-    kernel_rules,
+    bypass, kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, resolvers, rewrite, router, swaps, udp,
+    lifetime, method, neighbours, notices, resolvers, rewrite,
+    rewrite::our_cgroups,
+    router, swaps, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
@@ -28,7 +30,14 @@ const EITHER: &[Method] = &[Method::Lookup, Method::Rewrite];
 pub(crate) const ALL: &[Case] = &[
     ("steering", EITHER, steering),
     ("existing_connections_stay", EITHER, existing_connections_stay),
-    ("bypass_cgroup", EITHER, bypass_cgroup),
+    ("bypass_once", EITHER, bypass::once),
+    ("bypass_by_mark", EITHER, bypass::by_mark),
+    ("bypass_by_address", EITHER, bypass::by_address),
+    ("bypass_by_address_later", LOOKUP, bypass::by_address_later),
+    ("bypass_by_cgroup", LOOKUP, bypass::by_cgroup),
+    ("bypass_falls_back", EITHER, bypass::falls_back),
+    ("bypass_attached", LOOKUP, bypass::an_attached_program_ends_with_its_cgroup),
+    ("bypass_killed", LOOKUP, bypass::killed),
     ("other_namespaces", EITHER, other_namespaces),
     ("other_programs", EITHER, neighbours::other_programs),
     ("container_with_programs", LOOKUP, neighbours::container_with_programs),
@@ -46,6 +55,9 @@ pub(crate) const ALL: &[Case] = &[
     ("without_ipv6", EITHER, without_ipv6),
     ("without_capturing_ipv6", EITHER, without_capturing_ipv6),
     ("errors_are_named", EITHER, errors_are_named),
+    ("dry_run", EITHER, dry_run),
+    ("one_step", EITHER, lifetime::one_step),
+    ("failing_steps", EITHER, lifetime::each_failing_step_leaves_nothing),
     ("udp_steering", EITHER, udp::steering),
     ("udp_of_the_link", EITHER, udp::what_is_for_the_link_stays),
     ("udp_one_socket", EITHER, udp::one_socket),
@@ -197,28 +209,6 @@ fn existing_connections_stay() {
     echoes("after");
 }
 
-fn bypass_cgroup() {
-    let _world = World::new();
-    let cgroup = || std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
-    let before = cgroup();
-    let (mut handle, _captured) = start(&everything());
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
-    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
-    for (how, destination) in
-        [(How::Plain, "10.99.0.1:7"), (How::Plain, "[fd99::1]:7"), (How::Mapped, "10.99.0.1:7")]
-    {
-        assert_eq!(ask(how, address(destination)), "world", "{how:?} {destination}");
-    }
-    let script = "exec 3<>/dev/tcp/10.99.0.1/7; cat <&3";
-    let child = std::process::Command::new("bash").args(["-c", script]).output().expect("bash");
-    assert_eq!(String::from_utf8_lossy(&child.stdout), "world", "a child inherits it");
-    let error = handle.enclose().and_then(|()| handle.settle()).expect_err("twice");
-    assert_eq!(error.to_string(), "the client is enclosed already");
-    drop(handle);
-    assert_eq!(cgroup(), before, "back where it was");
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
-}
-
 fn other_namespaces() {
     let world = World::new();
     let (_handle, _captured) = start(&everything());
@@ -352,4 +342,36 @@ pub(crate) fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(5), "{what}: not after 5 s");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// It names what would be set up, and the trial behind it leaves nothing.
+fn dry_run() {
+    let _world = World::new();
+    let before = (network_state(), our_cgroups());
+    let mut handle = Handle::spawn().expect("a helper");
+    let lans = if method() == Method::Rewrite { Lans::None } else { Lans::Named(vec!["v0".into()]) };
+    let text = handle.dry_run(&Plan { lans, ..everything() }, method().mechanism()).expect("a text");
+    assert_eq!((network_state(), our_cgroups()), before, "nothing changes");
+    println!("{text}");
+    let wanted: &[&str] = match method() {
+        Method::Lookup => &[
+            "# by ebpf, by socket lookup",
+            "ip -4 rule add priority 300 fwmark 0x10000000/0x90000000 lookup 2190000 protocol 219",
+            "attach shuttle_router to the ingress of v0 by tcx or clsact",
+            "attach connect4 to the root cgroup",
+            "map RULES4: 0.0.0.0/0 captures all ports",
+            "map RULES6: fd88::/16 captures no port",
+        ],
+        Method::Rewrite => {
+            &["# by ebpf, by rewriting destinations", "attach rewrite_connect6 to the root cgroup"]
+        }
+    };
+    for line in wanted {
+        assert!(text.lines().any(|it| it == *line), "{line}: {text}");
+    }
+    // What the method can't do is refused in the same words as without --dry-run.
+    let plan = Plan { lans: Lans::Named(vec!["none".into()]), ..everything() };
+    let dry = handle.dry_run(&plan, method().mechanism()).expect_err("no such interface").to_string();
+    let real = capture(&mut handle, &plan).expect_err("no such interface").to_string();
+    assert_eq!(dry, real);
 }

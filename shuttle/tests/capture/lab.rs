@@ -12,7 +12,7 @@ use std::{
 
 use shuttle::capture::StreamArrival;
 
-use crate::{Method, method};
+use crate::{Method, cases::assert_eventually, method};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -58,8 +58,13 @@ impl World {
             serve(listen(ECHO_PORT), echo);
         });
         ["route add default via 10.77.0.2", "-6 route add default via fd77::2"].into_iter().for_each(run_ip);
-        // IPv6 needs the carrier's notice on both sides.
-        thread::sleep(std::time::Duration::from_millis(100));
+        // Both ends come up when the kernel has noticed the carrier; IPv6 then adds its own routes.
+        assert_eventually("the link is up", || {
+            let routes = ["route", "-6 route show table local"].map(ip).concat();
+            !routes.contains("linkdown")
+                && routes.contains("fd77::1")
+                && routes.contains("multicast ff00::/8 dev v0")
+        });
         world
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Write},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -10,16 +11,24 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use shuttle::{helper::cleanup, policy::Plan};
+use shuttle::{
+    capture::{
+        BypassOptions,
+        handle::{Captured, Handle},
+    },
+    helper::cleanup,
+    policy::Plan,
+};
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     Method,
     app::{How, ask, connect},
-    cases::{assert_eventually, everything, rule, start},
-    lab::{World, address, ip, network_state},
+    cases::{assert_eventually, capture, everything, rule, start},
+    lab::{World, address, ip, network_state, proxy, serve},
     method,
+    rewrite::our_cgroups,
 };
 
 pub(crate) fn drop_leaves_nothing() {
@@ -62,7 +71,7 @@ pub(crate) fn killed_helper() {
     let established =
         [(How::Plain, "10.99.0.1:9"), (How::Plain, "[fd99::1]:9"), (How::From("10.77.0.1"), "10.99.0.1:9")];
     let established = established.map(|(how, to)| connect(how, address(to)).expect("captured"));
-    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
+    handle.enclose(BypassOptions::default()).and_then(|()| handle.settle()).expect("enclose");
     drop(captured);
     kill(Pid::from_raw(handle.pid().cast_signed()), Signal::SIGKILL).expect("a signal");
     drop(handle);
@@ -114,4 +123,51 @@ pub(crate) fn two_instances() {
     drop((first, first_captured));
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
     assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+}
+
+/// Each step of the set-up fails in turn, the last one not at all.
+pub(crate) fn each_failing_step_leaves_nothing() {
+    let this = std::env::current_exe().expect("own path");
+    let case = format!("one_step{}", method().row().1);
+    for step in 1..100 {
+        let mut run = Command::new(&this);
+        run.args(["--case", &case]).env("SHUTTLE_FAIL_AT_STEP", step.to_string());
+        let output = run.output().expect("run a case");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "step {step}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        if said.contains(CAPTURED) {
+            assert!(step > 6, "it has {step} steps only");
+            return;
+        }
+    }
+    panic!("it has too many steps");
+}
+
+const CAPTURED: &str = "it has captured";
+
+/// Captures, unless a fault is injected, and leaves nothing either way.
+pub(crate) fn one_step() {
+    let _world = World::new();
+    let before = (network_state(), our_cgroups());
+    let mut handle = Handle::spawn().expect("a helper");
+    match capture(&mut handle, &everything()) {
+        Ok(captured) => {
+            assert_eq!(ask_captured(captured), "proxy 10.99.0.1:7");
+            println!("{CAPTURED}");
+        }
+        Err(error) => {
+            assert!(error.to_string().contains("a fault was injected"), "{error}");
+            assert_eq!((network_state(), our_cgroups()), before, "before the helper ends");
+        }
+    }
+    drop(handle);
+    assert_eq!((network_state(), our_cgroups()), before);
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+fn ask_captured(captured: Captured) -> String {
+    for listener in captured.listeners.iter() {
+        serve(listener.tcp.try_clone().expect("a listener"), proxy);
+    }
+    ask(How::Plain, address("10.99.0.1:7"))
 }

@@ -1,7 +1,9 @@
 //! Captures for real, each case in a process and a network namespace of its own; nothing outside is touched. Needs
 //! root, and fails without it. An argument runs only the cases whose names contain it.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
 mod app;
+mod bypass;
 mod cases;
 mod kernel_rules;
 mod lab;
@@ -15,10 +17,15 @@ mod swaps;
 mod udp;
 
 use std::{
-    env, io,
+    env,
+    io::{self, Read, Seek},
     os::fd::AsFd,
-    process::{Command, ExitCode},
-    sync::OnceLock,
+    process::{Command, ExitCode, Stdio},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -39,7 +46,7 @@ pub(crate) enum Method {
 
 impl Method {
     /// What the helper is asked for, and what the names of cases end with.
-    fn row(self) -> (Mechanism, &'static str) {
+    pub(crate) fn row(self) -> (Mechanism, &'static str) {
         let by = |method| Mechanism { method: MethodChoice::Only(method), ..Mechanism::default() };
         let ebpf = |steering| {
             let ebpf = EbpfOptions { steering: Some(steering), ..EbpfOptions::default() };
@@ -63,6 +70,9 @@ pub(crate) fn method() -> Method {
     *METHOD.get().expect("a case runs")
 }
 
+/// Cases that run at the same time: each waits more than it works.
+const SIDE_BY_SIDE: usize = 4;
+
 /// No case takes a tenth of it.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -70,6 +80,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [SUBCOMMAND] => helper::main(io::stdin().as_fd()),
+        [bypass::CLIENT] => {
+            bypass::client();
+            ExitCode::SUCCESS
+        }
         ["--case", name] => {
             let (_, method, case) =
                 all_runs().find(|(other, _, _)| *other == name).expect("a case of that name");
@@ -90,34 +104,51 @@ fn all_runs() -> impl Iterator<Item = (String, Method, fn())> {
 
 fn run_all(filters: Vec<&str>) -> ExitCode {
     assert!(nix::unistd::geteuid().is_root(), "these tests need root: they load eBPF programs");
-    let (mut passed, mut failed) = (0, 0);
-    for (name, _, _) in all_runs() {
-        if filters.iter().any(|filter| !name.contains(filter)) {
-            continue;
+    let wanted = |name: &str| filters.iter().all(|filter| name.contains(filter));
+    let names = Mutex::new(all_runs().map(|(name, _, _)| name).filter(|name| wanted(name)));
+    let (passed, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                loop {
+                    let Some(name) = names.lock().expect("no case panics here").next() else { return };
+                    let ok = run_one(&name);
+                    println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
+                    (if ok { &passed } else { &failed }).fetch_add(1, Ordering::Relaxed);
+                }
+            });
         }
-        let ok = run_one(&name);
-        println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
-        passed += usize::from(ok);
-        failed += usize::from(!ok);
-    }
+    });
+    let (passed, failed) = (passed.into_inner(), failed.into_inner());
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
     println!("test result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Runs a case in a process of its own, and prints what that said if it fails.
 fn run_one(name: &str) -> bool {
     let this = env::current_exe().expect("own path");
-    let mut case = Command::new(this).args(["--case", name]).spawn().expect("run a case");
+    let said = tempfile::tempfile().expect("a file");
+    let ends = || Stdio::from(said.try_clone().expect("a descriptor"));
+    let mut case =
+        Command::new(this).args(["--case", name]).stdout(ends()).stderr(ends()).spawn().expect("run a case");
     let start = Instant::now();
-    loop {
+    let ok = loop {
         if let Some(status) = case.try_wait().expect("wait for a case") {
-            return status.success();
+            break status.success();
         }
         if start.elapsed() > LIMIT {
             eprintln!("{name}: not done after {LIMIT:?}");
             case.kill().and_then(|()| case.wait()).expect("end a case");
-            return false;
+            break false;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
+    };
+    if !ok {
+        let mut text = String::new();
+        let mut said = said;
+        said.rewind().and_then(|()| said.read_to_string(&mut text)).expect("what it said");
+        eprint!("{text}");
     }
+    ok
 }

@@ -84,7 +84,8 @@ impl Drop for Child {
     }
 }
 
-/// At the root and below it, attached before shuttle and after: by lookup all see each connection, and none loses its bit.
+/// At the root and below it, attached before shuttle and after: by lookup all see each connection, and none loses its
+/// bit.
 pub(crate) fn other_programs() {
     const BITS: [u32; 3] = [0x1_0000, 0x2_0000, 0x4_0000];
     let _world = World::new();
@@ -109,8 +110,9 @@ pub(crate) fn other_programs() {
     assert_eq!(mark(), BITS[0] | BITS[1]);
 }
 
-/// A container, whose own programs decide about its sockets: also one that is a shuttle and uses the very same bit. Ours at
-/// the root see its connections too, and leave its sockets alone; what it sends by a LAN interface is captured there.
+/// A container, whose own programs decide about its sockets: also one that is a shuttle and uses the very same bit.
+/// Ours at the root see its connections too, and leave its sockets alone; what it sends by a LAN interface is captured
+/// there.
 pub(crate) fn container_with_programs() {
     const BIT: u32 = 0x1000_0000;
     const THERE: &str = "10.55.0.1:7";

@@ -35,7 +35,7 @@ pub(crate) fn are_confined() {
         if other_port {
             source.set_port(source.port() ^ 1);
         }
-        captured.replies.tell(&Notice { source, peer, what }).expect("the helper listens");
+        captured.replies.notify(&Notice { source, peer, what }).expect("the helper listens");
         let error = program.recv(&mut [0; 8]).expect_err("nobody sends anything");
         assert_eq!(error.kind(), heard, "{peer}, {what:?}, other port: {other_port}");
     }

@@ -85,7 +85,7 @@ pub(crate) fn however_it_ends_nothing_stays() {
 }
 
 /// The cgroups of shuttle, those of other tests included, which come and go: only this process's helpers count.
-fn our_cgroups() -> Vec<String> {
+pub(crate) fn our_cgroups() -> Vec<String> {
     let own = std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
     let path = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 hierarchy");
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
@@ -114,7 +114,8 @@ pub(crate) fn getpeername_is_truthful() {
     }
 }
 
-/// Nobody gets anywhere by connecting or sending to the listeners themselves, nor by a port that a captured connection had.
+/// Nobody gets anywhere by connecting or sending to the listeners themselves, nor by a port that a captured connection
+/// had.
 pub(crate) fn the_listeners_serve_nobody_else() {
     let world = udp::world();
     let (_handle, captured) = start(&everything());

@@ -22,8 +22,8 @@ const ALWAYS: &str = "10.55.0.1:7";
 const AT_TIMES: &str = "10.56.0.1:7";
 const SWAPS: usize = 200;
 
-/// No connection of the world ever gets to the listener of home that has the same port, nor is one refused because it was
-/// marked by rules that are gone when it looks for its socket.
+/// No connection of the world ever gets to the listener of home that has the same port, nor is one refused because it
+/// was marked by rules that are gone when it looks for its socket.
 pub(crate) fn while_rules_change() {
     let world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));

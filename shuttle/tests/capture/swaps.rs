@@ -23,8 +23,8 @@ const SWAPS: u32 = 1_000;
 /// Rules that come and go beside those that stay, so that filling a map takes its time.
 const OTHERS: u32 = 200;
 
-/// While the rules change a thousand times, what all of them include is always captured, and what all of them exclude never:
-/// by each family, and by sockets that are recognised only when their packets come back.
+/// While the rules change a thousand times, what all of them include is always captured, and what all of them exclude
+/// never: by each family, and by sockets that are recognised only when their packets come back.
 pub(crate) fn none_goes_the_wrong_way() {
     let _world = World::new();
     // Where a captured connection must not end.

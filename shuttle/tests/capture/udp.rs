@@ -19,9 +19,10 @@ use nix::{
 };
 use shuttle::{
     capture::{
+        BypassOptions,
         datagrams::Datagrams,
         handle::{Captured, Handle},
-        replies::{Outlet, Question, Replies, Way},
+        replies::{Outlet, PathRequest, ReplyChannel, ReplyPath},
     },
     helper::cleanup,
     policy::Plan,
@@ -175,7 +176,7 @@ pub(crate) fn world() -> World {
 
 /// Sends the answers of the capturing side.
 pub(crate) struct Answerer {
-    replies: Replies,
+    replies: ReplyChannel,
     outlets: HashMap<SocketAddr, Outlet>,
     /// Without them, rewriting takes its client for dead.
     _listeners: Vec<TcpListener>,
@@ -183,9 +184,9 @@ pub(crate) struct Answerer {
 
 impl Answerer {
     fn answer(&mut self, source: SocketAddr, peer: SocketAddr, bytes: &[u8]) {
-        let socket = !self.outlets.contains_key(&peer);
-        match self.replies.ask(&Question { source, peer, socket }) {
-            Ok(Way { to, outlet }) => {
+        let wants_outlet = !self.outlets.contains_key(&peer);
+        match self.replies.reply_path(&PathRequest { source, peer, wants_outlet }) {
+            Ok(ReplyPath { to, outlet }) => {
                 if let Some(outlet) = outlet {
                     self.outlets.insert(peer, outlet);
                 }
@@ -200,8 +201,8 @@ impl Answerer {
 
 pub(crate) type Shared = Arc<Mutex<Answerer>>;
 
-/// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it was
-/// sent to.
+/// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it
+/// was sent to.
 pub(crate) fn start(plan: &Plan) -> (Handle, Shared) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
@@ -216,6 +217,7 @@ pub(crate) fn answer_captured(captured: Captured) -> Shared {
     for socket in datagrams {
         socket.set_nonblocking(false).expect("a listener");
         let mut datagrams = Datagrams::new(socket, arrival.datagrams).expect("a listener");
+        let token_outlet = datagrams.token_outlet().expect("a descriptor");
         let answerer = answerer.clone();
         thread::spawn(move || {
             loop {
@@ -225,7 +227,7 @@ pub(crate) fn answer_captured(captured: Captured) -> Shared {
                     if echo { it.bytes.to_vec() } else { format!("proxy {}", it.destination).into() };
                 let (source, destination) = (it.source, it.destination);
                 match it.token {
-                    Some(token) => drop(datagrams.reply(token, source, &answer)),
+                    Some(token) => drop(token_outlet.send(token, source, &answer)),
                     None => answerer.lock().expect("a proxy").answer(source, destination, &answer),
                 }
             }
@@ -464,8 +466,8 @@ pub(crate) fn replies_are_confined() {
             "[fd77::2]:1000 is neither an address of this host nor behind a LAN interface",
         ),
     ] {
-        let question = Question { source: address(source), peer: address(peer), socket: true };
-        let error = proxy.replies.ask(&question).expect_err("refused").to_string();
+        let request = PathRequest { source: address(source), peer: address(peer), wants_outlet: true };
+        let error = proxy.replies.reply_path(&request).expect_err("refused").to_string();
         assert_eq!(error, want);
     }
     let (heard, all) = std::sync::mpsc::channel();
@@ -484,8 +486,9 @@ pub(crate) fn replies_are_confined() {
         ("10.99.0.1:53", "10.77.0.1:1000", ["10.77.0.2:99", "10.88.0.1:99"]),
         ("[fd99::1]:53", "[fd77::1]:1000", ["[fd88::1]:99", "[fd88::1]:99"]),
     ] {
-        let question = Question { source: address(source), peer: address(peer), socket: true };
-        let Ok(Way { outlet: Some(Outlet::Direct(socket)), .. }) = proxy.replies.ask(&question) else {
+        let request = PathRequest { source: address(source), peer: address(peer), wants_outlet: true };
+        let Ok(ReplyPath { outlet: Some(Outlet::Direct(socket)), .. }) = proxy.replies.reply_path(&request)
+        else {
             panic!("{peer}: no socket")
         };
         for out in out {
@@ -527,7 +530,7 @@ pub(crate) fn killed_helper() {
 pub(crate) fn bypass() {
     let _world = world();
     let (mut handle, _proxy) = start(&everything());
-    handle.enclose().and_then(|()| handle.settle()).expect("enclose");
+    handle.enclose(BypassOptions::default()).and_then(|()| handle.settle()).expect("enclose");
     for how in [How::Unconnected, How::Connected, How::Mapped] {
         assert_eq!(ask(how, address("10.99.0.1:7")), "world", "{how:?}");
     }

@@ -15,8 +15,8 @@ pub struct Refusal {
     pub millis: u64,
 }
 
-/// Sends a datagram to each address in turn by a socket connected to it, and waits so long for an error. All sockets exist
-/// at once.
+/// Sends a datagram to each address in turn by a socket connected to it, and waits so long for an error. All sockets
+/// exist at once.
 pub fn run(addresses: &[SocketAddr], limit: Duration) -> Result<Vec<Refusal>> {
     let open = |to: &SocketAddr| -> Result<UdpSocket> {
         let any: SocketAddr = match to {

@@ -6,13 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use shuttle_tests::shuttle::exit_code;
+use shuttle_tests::process::Process;
+use shuttle_tests::shuttle::{Role, exit_code, send};
 use shuttle_tests::traffic::hold::Held;
 use shuttle_tests::traffic::probe::Outcome::{self, Captured, Direct};
 use shuttle_tests::{Identity, Lab, Load, Options, Run, Shuttle, User, addr};
@@ -115,6 +117,7 @@ fn a_tunnel_tells_how_it_goes() -> Result<()> {
                 "{rules:#?}"
             );
             ensure!(rules.iter().filter(|rule| rule["default"] == true).count() == 9, "{rules:#?}");
+            ensure!(rules[0]["origin"] == "command_line" && rules[3]["origin"] == "default", "{rules:#?}");
             for (verb, words) in [
                 (
                     "status",
@@ -128,9 +131,10 @@ fn a_tunnel_tells_how_it_goes() -> Result<()> {
                 (
                     "rules",
                     &[
-                        "include 10.78.0.0/24\n",
-                        "exclude server  # 10.77.0.2/32\n",
-                        "exclude 127.0.0.0/8  # default\n",
+                        "rule    subnet                   origin\n",
+                        "include 10.78.0.0/24             command line\n",
+                        "exclude server                   command line  # 10.77.0.2/32\n",
+                        "exclude 127.0.0.0/8              default\n",
                     ],
                 ),
             ] {
@@ -235,6 +239,70 @@ fn flows_keep_their_way_unless_they_are_killed() -> Result<()> {
     })
 }
 
+/// Processes that are stopped, and go on when this is dropped.
+struct Stopped(Vec<Process>);
+
+impl Stopped {
+    fn helper_of(shuttle: &Shuttle) -> Result<Self> {
+        let stopped = Self(shuttle.find(Role::Helper));
+        ensure!(!stopped.0.is_empty(), "no helper");
+        stopped.0.iter().try_for_each(|process| send(*process, Signal::SIGSTOP))?;
+        Ok(stopped)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|process| drop(send(*process, Signal::SIGCONT)));
+    }
+}
+
+/// While the helper hangs, only what needs it waits: questions are answered, and a signal ends the tunnel.
+#[test]
+fn a_helper_that_hangs_holds_up_changes_alone() -> Result<()> {
+    const AT_ONCE: Duration = Duration::from_secs(2);
+    let lab = Lab::with(Options::default())?;
+    let mut shuttle = Shuttle::connect(&lab, RUN)?;
+    let mut load = hold(&lab)?;
+    let change = |args: &[&str]| -> Result<Child> {
+        let mut command = lab.client.command_as(&lab.users.local, lab.program("shuttle")?);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn()?;
+        // Until it has been asked for.
+        sleep(Duration::from_millis(300));
+        Ok(child)
+    };
+    let is_answered = |explicit: usize| -> Result<()> {
+        let asked = Instant::now();
+        told(&lab, &["status"], 0)?;
+        let rules = json(&lab, &["rules"])?;
+        ensure!(asked.elapsed() < AT_ONCE, "answered after {:?}", asked.elapsed());
+        ensure!(rules.as_array().is_some_and(|all| all.len() == explicit + 9), "{rules:#}");
+        Ok(())
+    };
+    let stopped = Stopped::helper_of(&shuttle)?;
+    let mut changes = [change(&["exclude", "10.78.0.3"])?, change(&["exclude", "10.78.0.4"])?];
+    is_answered(1)?;
+    ensure!(alive(&mut load)? == 1);
+    for child in &mut changes {
+        ensure!(child.try_wait()?.is_none(), "a change needs no helper");
+    }
+    drop(stopped);
+    for child in &mut changes {
+        ensure!(child.wait()?.success());
+    }
+    is_answered(3)?;
+    expect(&lab, OTHER, &[], Direct)?;
+    let stopped = Stopped::helper_of(&shuttle)?;
+    let mut held_up = change(&["include", "10.78.0.3"])?;
+    shuttle.signal(Signal::SIGINT)?;
+    let code = exit_code(shuttle.wait(END)?);
+    ensure!(code == 0, "exit code {code} after Ctrl-C\n{}", shuttle.stderr());
+    ensure!(held_up.wait()?.code() == Some(1), "a change was made while the helper hung");
+    drop(stopped);
+    nothing_stays(&lab)
+}
+
 #[test]
 fn stop_returns_when_all_is_undone() -> Result<()> {
     for (identity, user) in [(Identity::Sudo, "local"), (Identity::User, "root"), (Identity::Root, "root")] {
@@ -330,6 +398,7 @@ fn nonsense_and_silence_are_harmless() -> Result<()> {
         let mut load = hold(lab)?;
         let place = socket(lab, "server");
         let framed = |body: &[u8]| [&(body.len() as u32).to_be_bytes()[..], body].concat();
+        let no_subnet = r#"{"action":"include","subnets":["x/y/z"],"kill_flows":false}"#;
         let cases: [(Vec<u8>, &str); 8] = [
             (b"GET / HTTP/1.0\r\n\r\n".to_vec(), "is too long"),
             (vec![0xff; 1 << 16], "is too long"),
@@ -337,7 +406,7 @@ fn nonsense_and_silence_are_harmless() -> Result<()> {
             (framed(b""), "not a message"),
             (framed(br#"{"version":99,"message":"status"}"#), "speaks version 99"),
             (framed(br#"{"version":1,"message":"dance"}"#), "unknown variant"),
-            (framed(br#"{"version":1,"message":{"change":{"action":"include","subnets":["x/y/z"],"kill_flows":false}}}"#), "x/y/z"),
+            (framed(format!(r#"{{"version":1,"message":{{"change":{no_subnet}}}}}"#).as_bytes()), "x/y/z"),
             (framed("[".repeat(1 << 20).as_bytes()), "not a message"),
         ];
         for (bytes, says) in cases {
@@ -430,8 +499,26 @@ fn subnets_come_from_files() -> Result<()> {
     for (target, way) in [(TARGET, Captured), (OTHER, Direct), (TARGET6, Captured)] {
         expect(&lab, target, &[], way)?;
     }
+    let origins = |lab: &Lab| -> Result<Vec<String>> {
+        let rules = json(lab, &["rules"])?;
+        let explicit = rules.as_array().context("no array")?.iter().filter(|rule| rule["default"] == false);
+        let text = |rule: &Value| {
+            let field = |name: &str| rule[name].as_str().unwrap_or("-").to_owned();
+            ["way", "subnet", "origin", "file"].map(field).join(" ")
+        };
+        Ok(explicit.map(text).collect())
+    };
+    let of_file = |rule: &str, file: &str| format!("{rule} file {file}");
+    let want = [
+        of_file("include 10.78.0.0/24", &included),
+        of_file("include fd78::/64", &included),
+        of_file("exclude 10.78.0.3", &excluded),
+    ];
+    ensure!(origins(&lab)? == want, "{:?}", origins(&lab)?);
     told(&lab, &["remove", "-s", &excluded], 0)?;
     told(&lab, &["exclude", "-s", &included], 0)?;
+    let want = ["exclude 10.78.0.0/24 verb -", "exclude fd78::/64 verb -"];
+    ensure!(origins(&lab)? == want, "{:?}", origins(&lab)?);
     for target in [TARGET, OTHER, TARGET6] {
         expect(&lab, target, &[], Direct)?;
     }

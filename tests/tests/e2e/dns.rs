@@ -245,7 +245,8 @@ fn only_the_answer_to_the_question_comes_back() -> Result<()> {
     })
 }
 
-/// The agent asks the next server of its resolv.conf when one refuses, says nothing or can't tell; and rereads the file.
+/// The agent asks the next server of its resolv.conf when one refuses, says nothing or can't tell; and rereads the
+/// file.
 #[test]
 fn the_next_server_is_asked() -> Result<()> {
     let (lab, _server, conf) = lab(&[NS], REMOTE)?;

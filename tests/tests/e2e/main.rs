@@ -1,4 +1,5 @@
 //! The real shuttle against a real sshd, in a lab. Needs root; without it every test fails and says so.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
 mod capture;
 mod containers;

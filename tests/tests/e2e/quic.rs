@@ -47,7 +47,8 @@ impl Servers {
     }
 }
 
-/// quinn counts the calls of sendmsg(2), and stops handing over many datagrams by one as soon as the kernel refuses that.
+/// quinn counts the calls of sendmsg(2), and stops handing over many datagrams by one as soon as the kernel refuses
+/// that.
 fn is_offloaded(sent: Sent) -> bool {
     sent.datagrams > 2 * sent.calls
 }

@@ -403,7 +403,8 @@ fn a_killed_router_leaves_what_is_inert_and_cleanup_removes() -> Result<()> {
         wait_until("that is inert too", || {
             expect(&lab, lab.lan().unwrap(), "10.78.0.3:7004", &[], Outcome::Direct).is_ok()
         })?;
-        // The kernel takes a dead process apart bit by bit; while its device is there, so is its table, and it looks alive.
+        // The kernel takes a dead process apart bit by bit; while its device is there, so is its table, and it looks
+        // alive.
         wait_until("its device is gone", || {
             lab.client.output("ip", &["-br", "link"]).is_ok_and(|links| !links.contains("shuttle"))
         })?;

@@ -115,8 +115,8 @@ fn flows_are_bounded_and_the_newest_work() -> Result<()> {
     })
 }
 
-/// The goal is no more than 10 ms beyond an idle path, which the bench holds it to; beside other tests no more than a TCP
-/// connection that sends as little.
+/// The goal is no more than 10 ms beyond an idle path, which the bench holds it to; beside other tests no more than a
+/// TCP connection that sends as little.
 #[test]
 fn datagrams_do_not_wait_behind_bulk() -> Result<()> {
     with_tunnel(Options { link: Link::Wan, ..Options::default() }, Run::remote(NETS), |lab, _| {

@@ -26,8 +26,8 @@ pub(crate) const START: &str = "from exec to ready, ms";
 /// A measurement, and the figures that it returns.
 type Part = (fn(&On) -> Result<Vec<f64>>, &'static [&'static str]);
 
-/// What is measured, in the order of the table. Memory first: later, growth would hide in what earlier measurements left
-/// allocated.
+/// What is measured, in the order of the table. Memory first: later, growth would hide in what earlier measurements
+/// left allocated.
 const PARTS: [Part; 10] = [
     (
         |on| on.held(),
@@ -218,7 +218,8 @@ impl On<'_> {
         Ok(values)
     }
 
-    /// Of three bursts, that of middle speed: each is over within half a second, in which a shared machine may do anything.
+    /// Of three bursts, that of middle speed: each is over within half a second, in which a shared machine may do
+    /// anything.
     fn connects(&self) -> Result<Vec<f64>> {
         let total = self.effort.connects.to_string();
         let burst = || self.lab.measure(&["connects", &self.at(port::ECHO), &total, "32"]);

@@ -1,117 +1,41 @@
-//! Captured connections: accepted, and given a stream to their original destination.
+//! The client's half of a link: what is captured goes into it, and what comes back goes to its program.
 
-use std::fs::File;
-use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
-use std::ops::ControlFlow;
-use std::os::fd::AsFd;
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
-
-use mio::net::{TcpListener, TcpStream};
-use mio::{Token, Waker};
-use shuttle_common::compile::Entries;
-use socket2::SockRef;
-use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
-
+mod flows;
+mod orders;
 mod queries;
-pub(super) mod udp;
+mod replies;
+mod tcp;
+mod udp;
 
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use mio::Token;
+use mio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedSender;
+
+pub(super) use self::flows::Timeouts;
+pub(super) use self::orders::{Losses, ORDERS, Order, Orders, Report};
 pub(super) use self::queries::Nameservers;
-use self::queries::Queries;
-pub(super) use self::udp::Timeouts;
+pub(super) use self::replies::spawn_requests;
+use self::tcp::Tcp;
+pub(super) use self::udp::Start as StartDatagrams;
 use self::udp::Udp;
-use crate::capture::StreamArrival;
 use crate::control::Protocol;
-use crate::link::{Ends, FlowSurvey, Link, Pipes, Role, Survey, role_token};
+use crate::link::{FlowSurvey, Link, Role, role_token};
 use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
 
-/// The token by which [`Order`]s are announced.
-pub(super) const ORDERS: Token = role_token(0);
+/// TCP listeners have the tokens from this one on: after that of the orders and those of the UDP listeners.
 const FIRST_LISTENER: usize = udp::END;
 
-/// Client → link thread.
-pub(super) enum Order {
-    /// Add a lane that the agent has taken.
-    Join(LaneId, Pipes),
-    /// Accept from these listeners, whose connections are captured ones.
-    Listen(Vec<StdListener>, StreamArrival),
-    /// Tell how it goes.
-    Survey(oneshot::Sender<(Survey, Losses)>),
-    /// Tell which captured connections are open, and which flows of datagrams.
-    Flows(oneshot::Sender<Vec<(Protocol, FlowSurvey)>>),
-    /// Reset captured connections that these rules wouldn't capture, and tell how many they were.
-    ResetOthers(Entries, oneshot::Sender<usize>),
-    /// Take captured datagrams.
-    Datagrams(udp::Start),
-    /// What the helper has said about a reply to one.
-    Answer(udp::Answer),
-    /// End, resetting every connection.
-    Stop,
-}
-
-/// Link thread → client.
-pub(super) enum Report {
-    /// The agent has greeted.
-    Greeted,
-    /// The agent takes further lanes.
-    Door(Door),
-    /// More lanes would carry more.
-    Narrow,
-    /// A lane other than the first has ended.
-    Lost(LaneId),
-}
-
-/// Captured connections that did not get through.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Losses {
-    /// For want of descriptors or memory here.
-    pub(super) here: u64,
-    /// The far side reset them.
-    pub(super) there: u64,
-}
-
-/// Sends orders to the link's thread.
-#[derive(Clone)]
-pub(super) struct Orders {
-    pub(super) sender: mpsc::Sender<Order>,
-    pub(super) waker: Arc<Waker>,
-}
-
-impl Orders {
-    /// Sends one. A link that has ended takes none, and its end is reported elsewhere.
-    pub(super) fn send(&self, order: Order) {
-        drop(self.sender.send(order));
-        drop(self.waker.wake());
-    }
-
-    /// Sends one that has an answer; `None` when the link has ended.
-    pub(super) async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
-        let (sender, answer) = oneshot::channel();
-        self.send(order(sender));
-        answer.await.ok()
-    }
-}
-
-/// Where the program wanted to connect to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct OriginalDestination(SocketAddr);
-
-/// The client's half of a link.
+/// What a client does with its link.
 pub(super) struct Captures {
     orders: mpsc::Receiver<Order>,
     reports: UnboundedSender<Report>,
-    listeners: Vec<Listener>,
-    spare: Option<File>,
-    losses: Losses,
+    tcp: Tcp,
     udp: Udp,
-}
-
-struct Listener {
-    socket: TcpListener,
-    address: SocketAddr,
-    arrival: StreamArrival,
 }
 
 impl Captures {
@@ -121,39 +45,17 @@ impl Captures {
         timeouts: Timeouts,
         nameservers: Nameservers,
     ) -> Self {
-        Self {
-            orders,
-            reports,
-            listeners: Vec::new(),
-            spare: spare(),
-            losses: Losses::default(),
-            udp: Udp::new(timeouts, Queries::new(nameservers)),
-        }
+        Self { orders, reports, tcp: Tcp::new(), udp: Udp::new(timeouts, nameservers) }
     }
 
-    fn listen(
-        &mut self,
-        link: &mut Link,
-        sockets: Vec<StdListener>,
-        arrival: StreamArrival,
-    ) -> io::Result<()> {
-        for socket in sockets {
-            let address = socket.local_addr()?;
-            let mut socket = TcpListener::from_std(socket);
-            link.watch(&mut socket, role_token(FIRST_LISTENER + self.listeners.len()))?;
-            self.listeners.push(Listener { socket, address, arrival });
-        }
-        Ok(())
-    }
-
-    /// Keeps the listeners until the client has stopped capturing. What connects meanwhile, as programs do that were
-    /// just reset, waits in their queues and is reset with them; without a listener it would wait for an answer long
-    /// after shuttle is gone.
+    /// Keeps the listeners open until the client has stopped capturing. Programs whose connections were reset connect
+    /// again meanwhile: those connections wait in the listeners' queues, and are reset with them. Without a listener
+    /// they would wait for an answer long after shuttle is gone.
     pub(super) fn hold(&self) {
         loop {
             match self.orders.recv() {
                 Ok(Order::Stop) | Err(mpsc::RecvError) => return,
-                // Who asked is told by the sender's end.
+                // Dropping the sender of an answer tells whoever waits for it.
                 Ok(
                     Order::Listen(..)
                     | Order::Join(..)
@@ -161,10 +63,47 @@ impl Captures {
                     | Order::Flows(_)
                     | Order::ResetOthers(..)
                     | Order::Datagrams(_)
-                    | Order::Answer(_),
+                    | Order::Resolve(_),
                 ) => {}
             }
         }
+    }
+
+    /// Carries out an order. `Break` ends the link.
+    fn obey(&mut self, link: &mut Link, order: Order) -> ControlFlow<()> {
+        match order {
+            Order::Listen(sockets, arrival) => {
+                let token = |index| role_token(FIRST_LISTENER + index);
+                if let Err(error) = self.tcp.listen(link, sockets, arrival, token) {
+                    tracing::error!("can't watch the listeners: {error}");
+                    return ControlFlow::Break(());
+                }
+            }
+            Order::Datagrams(start) => {
+                if let Err(error) = self.udp.start(link, start) {
+                    tracing::error!("can't watch for datagrams: {error}");
+                    return ControlFlow::Break(());
+                }
+            }
+            Order::Resolve(resolution) => self.udp.resolve(resolution),
+            Order::Join(lane, pipes) => {
+                if let Err(error) = link.join(lane, pipes) {
+                    tracing::info!("no lane {}: {error}", lane.0);
+                }
+            }
+            // Whoever asked may have gone.
+            Order::Survey(reply) => drop(reply.send((link.survey(), self.tcp.losses)).ok()),
+            Order::Flows(reply) => drop(reply.send(self.flows(link)).ok()),
+            Order::ResetOthers(rules, reply) => {
+                // Connections that the earlier rules captured may still wait here.
+                self.tcp.accept_all(link, self.udp.nameservers());
+                let is_other = |target: SocketAddr| !rules.captures(target.ip(), target.port());
+                let ended = self.udp.end_matching(link, is_other);
+                reply.send(ended + link.reset_flows(is_other)).ok();
+            }
+            Order::Stop => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
     }
 
     fn flows(&self, link: &Link) -> Vec<(Protocol, FlowSurvey)> {
@@ -176,83 +115,6 @@ impl Captures {
         // The receiver is gone when the client is already ending.
         self.reports.send(report).ok();
     }
-
-    fn accept(&mut self, link: &mut Link, index: usize) {
-        let Some(listener) = self.listeners.get(index) else { return };
-        loop {
-            match listener.socket.accept() {
-                Ok((socket, peer)) => match original_destination(&socket, listener) {
-                    Some(destination) => {
-                        let resolver = self.udp.queries.target(destination.0);
-                        let target = resolver.unwrap_or(Target::Address(destination.0));
-                        let opened =
-                            open(link, socket, target, Ends { source: peer, destination: destination.0 });
-                        self.losses.here += u64::from(!opened);
-                    }
-                    None => refuse(&socket),
-                },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if is_exhausted(&error) => {
-                    self.losses.here += 1;
-                    if !shed(&listener.socket, &mut self.spare) {
-                        return;
-                    }
-                }
-                Err(error) if is_short_of_memory(&error) => {
-                    tracing::warn!("a captured connection waits: {error}");
-                    return;
-                }
-                Err(error) => tracing::debug!("a captured connection broke before it was accepted: {error}"),
-            }
-        }
-    }
-}
-
-/// `None` for a connection that was made to the listener itself, as nothing captured it; or whose destination can't be told.
-fn original_destination(socket: &TcpStream, listener: &Listener) -> Option<OriginalDestination> {
-    let found = listener.arrival.original_destination(socket.as_fd(), listener.address);
-    found.ok().flatten().map(OriginalDestination)
-}
-
-/// Whether it could be done.
-fn open(link: &mut Link, socket: TcpStream, target: Target, ends: Ends) -> bool {
-    match link.open(socket, target, ends) {
-        Ok(stream) => tracing::debug!("stream {}: {} to {}", stream.0, ends.source, ends.destination),
-        Err(error) => {
-            tracing::warn!("a captured connection is lost: {error}");
-            return false;
-        }
-    }
-    true
-}
-
-fn refuse(socket: &TcpStream) {
-    tracing::warn!("a program connected to shuttle's own listener; refused");
-    // Failing, its end looks like a clean one: of no consequence.
-    drop(SockRef::from(socket).set_linger(Some(Duration::ZERO)));
-}
-
-fn is_exhausted(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
-/// Unlike the errors of a connection that broke, this one would come again at once.
-fn is_short_of_memory(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
-}
-
-/// With no descriptor left, a waiting connection can only be refused: so that its program knows, accept it by means of
-/// a descriptor kept for this, and drop it.
-fn shed(listener: &TcpListener, reserve: &mut Option<File>) -> bool {
-    *reserve = None;
-    let shed = listener.accept().is_ok();
-    tracing::warn!("out of descriptors: a captured connection was refused (raise `ulimit -n`)");
-    *reserve = spare();
-    shed
-}
-
-fn spare() -> Option<File> {
-    File::open("/dev/null").ok()
 }
 
 impl Role for Captures {
@@ -308,49 +170,22 @@ impl Role for Captures {
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()> {
         if token != ORDERS {
             match token.0.checked_sub(role_token(FIRST_LISTENER).0) {
-                Some(index) => self.accept(link, index),
+                Some(index) => self.tcp.accept(link, index, self.udp.nameservers()),
                 None => self.udp.receive(link, token),
             }
             return ControlFlow::Continue(());
         }
         loop {
             match self.orders.try_recv() {
-                Ok(Order::Listen(sockets, arrival)) => {
-                    if let Err(error) = self.listen(link, sockets, arrival) {
-                        tracing::error!("can't watch the listeners: {error}");
-                        return ControlFlow::Break(());
-                    }
-                }
-                Ok(Order::Datagrams(start)) => {
-                    if let Err(error) = self.udp.start(link, start) {
-                        tracing::error!("can't watch for datagrams: {error}");
-                        return ControlFlow::Break(());
-                    }
-                }
-                Ok(Order::Answer(answer)) => self.udp.answered(answer),
-                Ok(Order::Join(lane, pipes)) => {
-                    if let Err(error) = link.join(lane, pipes) {
-                        tracing::info!("no lane {}: {error}", lane.0);
-                    }
-                }
-                // Who asked may have gone.
-                Ok(Order::Survey(reply)) => drop(reply.send((link.survey(), self.losses)).ok()),
-                Ok(Order::Flows(reply)) => drop(reply.send(self.flows(link)).ok()),
-                Ok(Order::ResetOthers(rules, reply)) => {
-                    // Connections captured by the rules before may still wait here.
-                    (0..self.listeners.len()).for_each(|index| self.accept(link, index));
-                    let is_other = |target: SocketAddr| !rules.captures(target.ip(), target.port());
-                    let ended = self.udp.end_those(link, is_other);
-                    reply.send(ended + link.reset_flows(is_other)).ok();
-                }
+                Ok(order) => self.obey(link, order)?,
                 Err(mpsc::TryRecvError::Empty) => return ControlFlow::Continue(()),
-                Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => return ControlFlow::Break(()),
+                Err(mpsc::TryRecvError::Disconnected) => return ControlFlow::Break(()),
             }
         }
     }
 
     fn was_reset(&mut self, stream: StreamId, reason: Reason) {
-        self.losses.there += 1;
+        self.tcp.losses.there += 1;
         tracing::debug!("stream {}: reset by the far side: {reason:?}", stream.0);
     }
 }

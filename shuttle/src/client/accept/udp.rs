@@ -1,181 +1,91 @@
-//! Captured datagrams: sent on at once, each source by an association of its own; and the replies to them.
-//!
-//! The socket for a reply is asked of the helper when the first one comes, by a thread of its own, since the link's must
-//! not wait. Sockets are shared by flows of a host with the same peer.
+//! Captured datagrams. Those to nameservers are DNS queries; the others belong to flows, and each source has an
+//! association of its own. What the agent sends back goes to its program by [`Replies`].
 
-mod flows;
-pub(in crate::client) mod waiting;
-
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::rc::{Rc, Weak};
-use std::sync::mpsc;
+use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use mio::Token;
 use mio::unix::SourceFd;
 
-use super::queries::{Answered, Queries};
-use super::{Order, Orders};
+use super::flows::{Conversation, Flows, Source, Timeouts};
+use super::queries::{Nameservers, Queries};
+use super::replies::{PathState, Replies, Resolution};
 use crate::capture::DatagramArrival;
-use crate::capture::datagrams::{Datagrams, Token as AddressToken};
-use crate::capture::replies::{self, Errand, Notice, Outlet, Question, Replies, Unreachable};
+use crate::capture::datagrams::{Datagram, Datagrams};
+use crate::capture::replies::{ReplyRequest, Unreachable};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
 use crate::mux::{AssociationId, Peer, Reason};
-pub(in crate::client) use flows::Timeouts;
-use flows::{Flows, Key, Source};
-use waiting::{Total, Waiting};
 
-/// The tokens of the listeners are this and the next.
-pub(in crate::client) const FIRST_LISTENER: usize = 1;
-/// One after the last.
-pub(in crate::client) const END: usize = FIRST_LISTENER + 2;
-/// Flows at the most: each peer costs a descriptor here, each source one at the agent.
-const MOST_FLOWS: usize = 4096;
-/// Datagrams that are read before others have a turn.
+/// The tokens of the listeners are this one and the next.
+const FIRST_LISTENER: usize = 1;
+/// The first token after those.
+pub(super) const END: usize = FIRST_LISTENER + 2;
+/// The most flows. Each may cost a descriptor here, and each source costs one at the agent.
+const MAX_FLOWS: usize = 4096;
+/// How many datagrams are read of a listener before the link's other sockets have a turn.
 const READS_PER_TURN: usize = 64;
-/// Flows that wait for the helper.
-const MOST_QUESTIONS: usize = 1024;
 
-/// What the helper has said to a question.
-pub(in crate::client) type Answer = (Question, Result<replies::Way, replies::Error>);
-
-/// What a client needs for datagrams.
+/// What capturing datagrams starts with.
 pub(in crate::client) struct Start {
     pub(in crate::client) listeners: Vec<UdpSocket>,
     pub(in crate::client) arrival: DatagramArrival,
-    /// To the thread that asks the helper, where there is need to.
-    pub(in crate::client) errands: Option<mpsc::SyncSender<Errand>>,
+    /// To the thread that asks the helper: [`spawn_requests`](super::spawn_requests). `None` if the arrival needs none.
+    pub(in crate::client) requests: Option<SyncSender<ReplyRequest>>,
 }
 
-/// The link's side.
-pub(in crate::client) struct Udp {
+/// The UDP side of the role.
+pub(super) struct Udp {
     listeners: Vec<Datagrams>,
-    errands: Option<mpsc::SyncSender<Errand>>,
-    flows: Flows<Way>,
-    /// The outlets in use, by the address that they send from and the host that they may be good for alone.
-    outlets: HashMap<(SocketAddr, IpAddr), Weak<Outlet>>,
-    waiting: Total,
-    pub(in crate::client) queries: Queries,
-}
-
-/// How replies of a flow get to its program.
-#[derive(Debug, Default)]
-enum Way {
-    /// Nobody has asked.
-    #[default]
-    Unknown,
-    /// The helper was asked; these replies wait. The outlet is one that another flow has.
-    Asked {
-        waiting: Waiting,
-        outlet: Option<Rc<Outlet>>,
-    },
-    Known(Rc<Outlet>, SocketAddr),
-    /// The datagrams say it themselves.
-    Rewritten(Rewritten, SocketAddr),
-    /// The helper doesn't do it.
-    Refused,
-}
-
-/// The way back of what came in by a rewriting capture: out of the listener of this number, in place of the token.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::client) struct Rewritten {
-    listener: usize,
-    token: AddressToken,
-}
-
-impl Way {
-    /// Whether this token is the flow's. Tokens that nobody has used for long are given anew, and a connected socket goes on
-    /// sending to its own.
-    fn is_by(&self, token: AddressToken) -> bool {
-        matches!(self, Self::Rewritten(rewritten, _) if rewritten.token == token)
-    }
-}
-
-impl Rewritten {
-    fn reply(self, listeners: &[Datagrams], to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
-        listeners.get(self.listener).map_or(Ok(0), |listener| listener.reply(self.token, to, bytes))
-    }
-}
-
-/// Runs the link's errands to the helper, until that ends.
-pub(in crate::client) fn spawn_asker(
+    flows: Flows<PathState>,
+    queries: Queries,
     replies: Replies,
-    orders: Orders,
-) -> io::Result<mpsc::SyncSender<Errand>> {
-    let (sender, errands) = mpsc::sync_channel(MOST_QUESTIONS);
-    let ask = move || {
-        for errand in errands {
-            match errand {
-                Errand::Question(question) => {
-                    orders.send(Order::Answer((question, replies.ask(&question))));
-                }
-                Errand::Notice(notice) => {
-                    if let Err(error) = replies.tell(&notice) {
-                        tracing::debug!("nobody hears that {} is unreachable: {error}", notice.peer);
-                    }
-                }
-            }
-        }
-    };
-    std::thread::Builder::new().name("replies".into()).spawn(ask)?;
-    Ok(sender)
 }
 
 impl Udp {
-    pub(in crate::client) fn new(timeouts: Timeouts, queries: Queries) -> Self {
-        let flows = Flows::new(timeouts, MOST_FLOWS);
+    pub(super) fn new(timeouts: Timeouts, nameservers: Nameservers) -> Self {
         Self {
             listeners: Vec::new(),
-            errands: None,
-            flows,
-            outlets: HashMap::new(),
-            waiting: Total::default(),
-            queries,
+            flows: Flows::new(timeouts, MAX_FLOWS),
+            queries: Queries::new(nameservers),
+            replies: Replies::new(),
         }
     }
 
-    pub(in crate::client) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
-        self.errands = start.errands;
+    pub(super) fn nameservers(&self) -> &Nameservers {
+        self.queries.nameservers()
+    }
+
+    pub(super) fn start(&mut self, link: &mut Link, start: Start) -> io::Result<()> {
+        self.replies.ask_by(start.requests);
         for socket in start.listeners {
             let token = role_token(FIRST_LISTENER + self.listeners.len());
             link.watch(&mut SourceFd(&socket.as_raw_fd()), token)?;
-            self.listeners.push(Datagrams::new(socket, start.arrival)?);
+            let listener = Datagrams::new(socket, start.arrival)?;
+            self.replies.add_listener(listener.token_outlet()?);
+            self.listeners.push(listener);
         }
         Ok(())
     }
 
-    /// Sends on what programs have sent.
-    pub(in crate::client) fn receive(&mut self, link: &mut Link, token: Token) {
+    /// Reads a listener, and sends on what programs have sent.
+    pub(super) fn receive(&mut self, link: &mut Link, token: Token) {
         let index = token.0 - role_token(FIRST_LISTENER).0;
         let Some(listener) = self.listeners.get_mut(index) else { return };
         let now = now();
         for _ in 0..READS_PER_TURN {
             match listener.receive() {
-                Ok(Some(datagram)) if self.queries.are_for(datagram.destination) => {
-                    let rewritten = datagram.token.map(|token| Rewritten { listener: index, token });
-                    self.queries.ask(link, datagram, rewritten);
-                }
                 Ok(Some(datagram)) => {
-                    let key = (Source(datagram.source), Peer(datagram.destination));
-                    let new_token = datagram.token.filter(|_| self.flows.way(key).is_none());
-                    if new_token.is_some_and(|token| self.flows.ways_of(key.0).any(|way| way.is_by(token))) {
-                        tracing::debug!(
-                            "{} is lost: its token is now another destination's",
-                            datagram.source
-                        );
-                        continue;
-                    }
-                    let (association, ended) =
-                        self.flows.sent(key, datagram.bytes.len(), now, || link.associate());
-                    if let Some(ended) = ended {
-                        link.dissociate(ended);
-                    }
-                    link.send_datagram(association, key.1, datagram.bytes);
-                    if let (Some(token), Some(way)) = (datagram.token, self.flows.way(key)) {
-                        *way = Way::Rewritten(Rewritten { listener: index, token }, datagram.source);
+                    let path = datagram
+                        .token
+                        .map_or(PathState::Unknown, |token| PathState::Token { listener: index, token });
+                    if self.queries.are_for(datagram.destination) {
+                        let conversation = (Source(datagram.source), Peer(datagram.destination));
+                        self.queries.ask(link, conversation, path, datagram.bytes);
+                    } else {
+                        send(&mut self.flows, link, datagram, path, now);
                     }
                 }
                 Ok(None) => tracing::debug!("a program sent a datagram to shuttle's own listener"),
@@ -189,91 +99,48 @@ impl Udp {
         link.again(token);
     }
 
-    /// A reply has come from the agent.
-    pub(in crate::client) fn arrived(
-        &mut self,
-        link: &mut Link,
-        id: AssociationId,
-        peer: Peer,
-        bytes: &[u8],
-    ) {
-        let Some((key, way, ended)) = self.flows.arrived(id, peer, bytes.len(), now()) else { return };
-        match way {
-            Way::Unknown => {
-                let outlet = self.outlets.get(&(peer.0, key.0.0.ip())).and_then(Weak::upgrade);
-                let question = Question { source: key.0.0, peer: peer.0, socket: outlet.is_none() };
-                // Too many at once: the next reply asks again.
-                if send(&self.errands, Errand::Question(question)) {
-                    let mut waiting = Waiting::new(&self.waiting);
-                    waiting.push(bytes);
-                    *way = Way::Asked { waiting, outlet };
-                }
-            }
-            Way::Asked { waiting, .. } => waiting.push(bytes),
-            Way::Refused => {}
-            Way::Known(..) | Way::Rewritten(..) => deliver(&self.listeners, way, bytes),
-        }
+    /// A datagram of an association has come from the agent.
+    pub(super) fn arrived(&mut self, link: &mut Link, id: AssociationId, peer: Peer, bytes: &[u8]) {
+        let now = now();
+        let Some((conversation, path, ended)) = self.flows.arrived(id, peer, bytes.len(), now) else {
+            return;
+        };
+        self.replies.deliver(conversation, path, bytes, now);
         if let Some(ended) = ended {
             link.dissociate(ended);
         }
     }
 
-    /// What a program has sent to `peer` has not got there: it is told as the network would have told it.
-    pub(in crate::client) fn unreachable(&mut self, id: AssociationId, peer: Peer, reason: Reason) {
+    /// The answer to a query has come from the agent.
+    pub(super) fn query_answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) {
+        if let Some((conversation, path)) = self.queries.answered(link, id) {
+            self.replies.deliver(conversation, &path, bytes, now());
+        }
+    }
+
+    /// The helper has responded about replies of a conversation.
+    pub(super) fn resolve(&mut self, resolution: Resolution) {
+        let (conversation, path) = self.replies.resolve(resolution, now());
+        // There is no flow if it has ended, or if the conversation is a query.
+        if let Some(kept) = self.flows.path(conversation) {
+            *kept = path;
+        }
+    }
+
+    /// A program's datagram did not get to `peer`. The program is told as the network would tell it.
+    pub(super) fn unreachable(&mut self, id: AssociationId, peer: Peer, reason: Reason) {
         let what = match reason {
             Reason::Refused => Unreachable::Port,
             Reason::Unreachable => Unreachable::Host,
             Reason::TimedOut | Reason::Broken | Reason::Exhausted | Reason::Other => return,
         };
         if let Some(source) = self.flows.unreachable(id, peer) {
-            send(&self.errands, Errand::Notice(Notice { source: source.0, peer: peer.0, what }));
+            self.replies.notify((source, peer), what);
         }
     }
 
-    /// The answer to a query has come from the agent.
-    pub(in crate::client) fn query_answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) {
-        let question = match self.queries.answered(link, id, bytes) {
-            Some(Answered::Ask(question)) => question,
-            Some(Answered::Rewritten(rewritten, to)) => {
-                return deliver(&self.listeners, &Way::Rewritten(rewritten, to), bytes);
-            }
-            None => return,
-        };
-        // Too many at once: this answer is lost.
-        if !send(&self.errands, Errand::Question(question)) {
-            self.queries.forget(question);
-        }
-    }
-
-    /// The helper has answered.
-    pub(in crate::client) fn answered(&mut self, (question, answer): Answer) {
-        if self.queries.are_for(question.peer) {
-            return self.queries.way_found(question, answer);
-        }
-        let key: Key = (Source(question.source), Peer(question.peer));
-        // The flow may have ended.
-        let Some(way) = self.flows.way(key) else { return };
-        let Way::Asked { waiting, outlet } = std::mem::take(way) else { return };
-        *way = match answer {
-            Ok(replies::Way { to, outlet: made }) => {
-                let made = made.map(Rc::new);
-                if let Some(made) = &made {
-                    self.outlets.insert((question.peer, question.source.ip()), Rc::downgrade(made));
-                }
-                made.or(outlet).map_or(Way::Unknown, |outlet| Way::Known(outlet, to))
-            }
-            Err(error) => {
-                tracing::debug!("replies from {} to {} are lost: {error}", question.peer, question.source);
-                Way::Refused
-            }
-        };
-        for bytes in waiting.iter() {
-            deliver(&self.listeners, way, bytes);
-        }
-    }
-
-    /// The flows there are.
-    pub(in crate::client) fn surveys(&self) -> impl Iterator<Item = FlowSurvey> {
+    /// Lists the flows.
+    pub(super) fn surveys(&self) -> impl Iterator<Item = FlowSurvey> {
         let now = now();
         self.flows.iter().map(move |((source, peer), carried, began)| FlowSurvey {
             ends: Ends { source: source.0, destination: peer.0 },
@@ -282,54 +149,60 @@ impl Udp {
         })
     }
 
-    /// Ends the flows whose peer is `meant`; tells how many they were.
-    pub(in crate::client) fn end_those(
-        &mut self,
-        link: &mut Link,
-        meant: impl Fn(SocketAddr) -> bool,
-    ) -> usize {
-        let (count, ended) = self.flows.end_those(|peer| meant(peer.0));
+    /// Ends the flows whose peer `matches`. Returns their number.
+    pub(super) fn end_matching(&mut self, link: &mut Link, matches: impl Fn(SocketAddr) -> bool) -> usize {
+        let (count, ended) = self.flows.end_matching(|peer| matches(peer.0));
         ended.into_iter().for_each(|id| link.dissociate(id));
         count
     }
 
     /// The agent has ended an association.
-    pub(in crate::client) fn closed(&mut self, id: AssociationId) {
+    pub(super) fn closed(&mut self, id: AssociationId) {
         self.flows.close(id);
         self.queries.closed(id);
     }
 
-    pub(in crate::client) fn deadline(&self) -> Option<Instant> {
-        self.flows.deadline().into_iter().chain(self.queries.deadline()).min()
+    /// When [`Self::tick`] may have something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let deadlines = [self.flows.deadline(), self.queries.deadline(), self.replies.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
-    /// Ends what has been idle.
-    pub(in crate::client) fn tick(&mut self, link: &mut Link, now: Instant) {
-        self.queries.end_silent(link, now);
-        if self.flows.deadline().is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        for ended in self.flows.end_idle(now) {
-            link.dissociate(ended);
-        }
-        self.outlets.retain(|_, outlet| outlet.strong_count() > 0);
-        tracing::debug!("{} flows of datagrams", self.flows.len());
+    /// Ends what has been idle for too long.
+    pub(super) fn tick(&mut self, link: &mut Link, now: Instant) {
+        self.queries.tick(link, now);
+        self.flows.end_idle(now).into_iter().for_each(|ended| link.dissociate(ended));
+        self.replies.tick(now);
     }
 }
 
-/// Gives the helper an errand, unless it has too many.
-fn send(errands: &Option<mpsc::SyncSender<Errand>>, errand: Errand) -> bool {
-    errands.as_ref().is_some_and(|errands| errands.try_send(errand).is_ok())
-}
-
-/// Sends a reply to its program; it may be lost, as datagrams may.
-fn deliver(listeners: &[Datagrams], way: &Way, bytes: &[u8]) {
-    let sent = match way {
-        Way::Known(outlet, to) => outlet.send(*to, bytes),
-        Way::Rewritten(rewritten, to) => rewritten.reply(listeners, *to, bytes),
-        Way::Unknown | Way::Asked { .. } | Way::Refused => return,
-    };
-    if let Err(error) = sent {
-        tracing::trace!("a reply is lost: {error}");
+/// Sends on a datagram of a flow, which begins if it is not there yet. `path` is how its replies get back, as far as
+/// the datagram tells.
+fn send(
+    flows: &mut Flows<PathState>,
+    link: &mut Link,
+    datagram: Datagram<'_>,
+    path: PathState,
+    now: Instant,
+) {
+    let conversation: Conversation = (Source(datagram.source), Peer(datagram.destination));
+    // Tokens that have not been used for long are given to other destinations, but a connected socket goes on sending
+    // to its own.
+    if let Some(token) = datagram.token
+        && flows.path(conversation).is_none()
+        && flows.paths_of(conversation.0).any(|path| path.is_from(token))
+    {
+        tracing::debug!("{} is lost: its token is now another destination's", datagram.source);
+        return;
+    }
+    let (association, ended) = flows.sent(conversation, datagram.bytes.len(), now, || link.associate());
+    if let Some(ended) = ended {
+        link.dissociate(ended);
+    }
+    link.send_datagram(association, conversation.1, datagram.bytes);
+    if datagram.token.is_some()
+        && let Some(kept) = flows.path(conversation)
+    {
+        *kept = path;
     }
 }

@@ -1,9 +1,10 @@
 //! Directories of the cgroup2 hierarchy, by descriptor.
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{self, Read, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use nix::{
@@ -13,54 +14,103 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-use crate::helper::parts::Error;
+use super::Error;
 use crate::sys::capture::cgroup2_root;
 
-/// Bypass cgroups are named after their client, and that of a rewriting capture's listeners after the helper: `shuttle.PID`.
+/// Bypass cgroups are named after their client, and that of a rewriting capture's listeners after the helper:
+/// `shuttle.PID`.
 const PREFIX: &str = "shuttle.";
 
 /// The cgroups that somebody nests deeper than this are left alone.
 const MAX_DEPTH: usize = 32;
 
+const NEEDS: &str = "needs root and a cgroup2 hierarchy: `mount -t cgroup2 none /sys/fs/cgroup/unified`";
+
 /// An open cgroup directory.
 #[derive(Debug)]
-pub(crate) struct Cgroup(pub(crate) OwnedFd);
+pub(crate) struct Cgroup {
+    directory: OwnedFd,
+    /// From the root, without a slash in front.
+    path: String,
+}
+
+impl fmt::Display for Cgroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the cgroup /{}", self.path)
+    }
+}
+
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
 
 impl Cgroup {
+    /// The root of the hierarchy, of this process's cgroup namespace.
     pub(crate) fn root() -> Result<Self, Error> {
-        cgroup2_root().map(Self).map_err(Error::Cgroup)
+        // Linux before 5.2 has no private mounts.
+        let directory = cgroup2_root().or_else(|error| mounted_root().ok_or(error));
+        let directory = directory.map_err(Error::step("opening", "the cgroup2 hierarchy", NEEDS))?;
+        Ok(Self { directory, path: String::new() })
     }
 
     /// The cgroup of a process.
     pub(crate) fn of_process(&self, pid: i32) -> Result<Self, Error> {
+        self.open_path(&Self::path_of_process(pid)?)
+    }
+
+    /// The path of a process's cgroup from the root, without a slash in front.
+    pub(super) fn path_of_process(pid: i32) -> Result<String, Error> {
         let file = format!("/proc/{pid}/cgroup");
-        let text = fs::read_to_string(&file).map_err(Error::system(format!("reading {file}")))?;
+        let text = fs::read_to_string(&file).map_err(Error::step("reading", file, "mount /proc"))?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
-        let outside = || io::Error::other("it is in no cgroup2 hierarchy, or in one outside this container");
-        let path = path.filter(|path| !path.starts_with("..")).ok_or_else(outside);
-        let path = path.map_err(Error::system(format!("finding the cgroup of process {pid}")))?;
-        self.open(if path.is_empty() { "." } else { path })
-            .map_err(Error::system(format!("opening the cgroup /{path}")))
+        let path = path.filter(|path| !path.starts_with("..")).ok_or_else(|| io::ErrorKind::NotFound.into());
+        let finding = Error::step(
+            "finding the cgroup of",
+            format!("process {pid}"),
+            "it is in no cgroup2 hierarchy, or in one outside this container",
+        );
+        path.map(str::to_owned).map_err(finding)
+    }
+
+    /// A descendant by its path from here.
+    pub(super) fn open_path(&self, path: &str) -> Result<Self, Error> {
+        let opened = self.open(if path.is_empty() { "." } else { path });
+        opened.map_err(Error::step("opening the cgroup", format!("/{path}"), NEEDS))
     }
 
     /// A child by its name, or a descendant by its path.
     fn open(&self, path: &str) -> io::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(Self(openat(&self.0, path, flags, Mode::empty())?))
+        let directory = openat(&self.directory, path, flags, Mode::empty())?;
+        let names = [self.path.as_str(), path].into_iter().filter(|name| !name.is_empty() && *name != ".");
+        Ok(Self { directory, path: names.collect::<Vec<_>>().join("/") })
     }
 
     /// The bypass cgroup of the client `pid`, made unless it is there.
     pub(crate) fn make_bypass(&self, pid: i32) -> Result<Self, Error> {
-        let name = bypass_name(pid);
-        match mkdirat(&self.0, name.as_str(), Mode::from_bits_truncate(0o755)) {
+        let name = Self::bypass_name(pid);
+        match mkdirat(&self.directory, name.as_str(), Mode::from_bits_truncate(0o755)) {
             Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(Error::system(format!("making the cgroup {name}"))(errno.into())),
+            Err(errno) => {
+                let making = Error::step(
+                    "making a cgroup in",
+                    self.to_string(),
+                    "needs root, and room there for one more",
+                );
+                return Err(making(errno.into()));
+            }
         }
-        self.open(&name).map_err(Error::system(format!("opening the cgroup {name}")))
+        self.open(&name).map_err(Error::step("opening the cgroup", name, "run shuttle again"))
     }
 
     pub(crate) fn remove_bypass(&self, pid: i32) -> io::Result<()> {
-        Ok(unlinkat(&self.0, bypass_name(pid).as_str(), UnlinkatFlags::RemoveDir)?)
+        Ok(unlinkat(&self.directory, Self::bypass_name(pid).as_str(), UnlinkatFlags::RemoveDir)?)
+    }
+
+    pub(super) fn bypass_name(pid: i32) -> String {
+        format!("{PREFIX}{pid}")
     }
 
     /// Moves a process in.
@@ -76,12 +126,12 @@ impl Cgroup {
     }
 
     fn processes(&self, access: OFlag) -> io::Result<File> {
-        Ok(openat(&self.0, "cgroup.procs", access | OFlag::O_CLOEXEC, Mode::empty())?.into())
+        Ok(openat(&self.directory, "cgroup.procs", access | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
     fn children(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(format!("/proc/self/fd/{}", self.0.as_raw_fd()))? {
+        for entry in fs::read_dir(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 names.extend(entry.file_name().into_string());
@@ -91,11 +141,32 @@ impl Cgroup {
     }
 }
 
-/// Removes the empty bypass cgroups of dead clients, anywhere in the hierarchy, and names them.
-pub(crate) fn sweep() -> Result<Vec<String>, Error> {
+/// The hierarchy where this host has mounted it.
+fn mounted_root() -> Option<OwnedFd> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    Some(File::open(mount_point(&mounts)?).ok()?.into())
+}
+
+/// Where the root of the hierarchy is, of what proc_pid_mountinfo(5) shows.
+fn mount_point(mounts: &str) -> Option<&str> {
+    mounts.lines().find_map(|line| {
+        let (mount, source) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        // A space or the like in a path is written as an octal number.
+        (source.starts_with("cgroup2 ") && root == "/" && !point.contains('\\')).then_some(point)
+    })
+}
+
+/// Removes the empty bypass cgroups of dead clients, anywhere in the hierarchy, and names them. A program that is
+/// attached there still goes with its cgroup.
+pub(crate) fn sweep() -> Vec<String> {
     let mut removed = Vec::new();
-    sweep_below(&Cgroup::root()?, MAX_DEPTH, &mut removed);
-    Ok(removed)
+    match Cgroup::root() {
+        Ok(root) => sweep_below(&root, MAX_DEPTH, &mut removed),
+        Err(error) => tracing::debug!(%error, "no cgroups to remove"),
+    }
+    removed
 }
 
 /// A directory that vanishes meanwhile, or holds a process still, is skipped.
@@ -119,6 +190,26 @@ fn is_alive(pid: i32) -> bool {
     !matches!(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None), Err(Errno::ESRCH))
 }
 
-fn bypass_name(pid: i32) -> String {
-    format!("{PREFIX}{pid}")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_of_the_hierarchy_is_found_among_the_mounts() {
+        let cases = [
+            ("", None),
+            ("30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate", Some("/sys/fs/cgroup")),
+            (
+                "31 23 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
+                 32 23 0:28 / /sys/fs/cgroup/unified rw shared:9 master:1 - cgroup2 none rw",
+                Some("/sys/fs/cgroup/unified"),
+            ),
+            ("33 23 0:28 /a/b /mnt rw - cgroup2 none rw", None),
+            ("34 23 0:28 / /mnt/with\\040space rw - cgroup2 none rw", None),
+            ("35 23", None),
+        ];
+        for (mounts, want) in cases {
+            assert_eq!(mount_point(mounts), want, "{mounts}");
+        }
+    }
 }

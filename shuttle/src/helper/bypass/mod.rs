@@ -1,73 +1,154 @@
-//! The bypass cgroup: holds the client, its ssh and whatever those start, whose connections are never captured.
-
-use std::os::fd::OwnedFd;
+//! The bypass: how shuttle's own connections stay out of the capture. Those are the connections of ssh and of whatever
+//! it starts (ProxyCommand, ProxyJump), and of an agent on this machine; also those that are made hours later.
+//!
+//! It is chosen apart from the method, in the order of [`BypassKind`]: what is taken has been seen to work.
 
 mod cgroup;
+mod connections;
+mod enclosure;
+mod error;
+mod mark;
+mod processes;
+mod servers;
 
-use super::parts::{Error, slot::BYPASS_BIT};
-use crate::sys::exempt::{attach_marking_program, load_marking_program};
+use shuttle_common::rule::Rule;
+
+use crate::capture::{BypassKind, BypassOptions};
 pub(crate) use cgroup::{Cgroup, sweep};
+use enclosure::Enclosure;
+pub(crate) use enclosure::Place;
+pub(crate) use error::Error;
+use mark::Mark;
+use servers::Servers;
 
-/// A bypass cgroup with its program attached. Kept until the last: without it, ssh would be captured.
+/// A bypass in use. Kept until the last: without it, ssh would be captured. Dropping it undoes it.
 #[derive(Debug)]
-pub(crate) struct Enclosure {
-    pid: i32,
-    parent: Cgroup,
-    cgroup: Cgroup,
-    exemption: Option<OwnedFd>,
+pub(crate) struct Bypass {
+    options: BypassOptions,
+    client: i32,
+    means: Means,
 }
 
-impl Enclosure {
-    /// Moves the process `pid` into a new child of its own cgroup; the limits on that cgroup hold on.
-    pub(crate) fn new(pid: i32) -> Result<Self, Error> {
-        match sweep() {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::debug!(?removed, "left by dead instances"),
-            Err(error) => tracing::debug!(%error, "nothing swept"),
-        }
-        let parent = Cgroup::root()?.of_process(pid)?;
-        let cgroup = parent.make_bypass(pid)?;
-        let mut enclosure = Self { pid, parent, cgroup, exemption: None };
-        match enclosure.fill() {
-            Ok(()) => Ok(enclosure),
-            Err(error) => {
-                enclosure.undo();
-                Err(error)
+#[derive(Debug)]
+enum Means {
+    Mark(Mark),
+    /// Proved by the method, which alone can match it.
+    Cgroup(Enclosure),
+    Address(Servers),
+}
+
+impl Means {
+    fn enter(kind: BypassKind, client: i32) -> Result<Self, Error> {
+        match kind {
+            BypassKind::Mark => Mark::enter(client).map(Self::Mark),
+            BypassKind::Cgroup => {
+                let enclosure = Enclosure::make(client)?;
+                enclosure.fill()?;
+                Ok(Self::Cgroup(enclosure))
             }
+            BypassKind::Address => Servers::enter(client).map(Self::Address),
         }
     }
 
-    /// Exempts its new sockets, then moves the process in: that waits in the kernel, for the program too.
-    fn fill(&mut self) -> Result<(), Error> {
-        let failed = |source| Error::Program {
-            name: "exempt",
-            reason: format!("{source}"),
-            needs: "Linux 5.7 with CONFIG_CGROUP_BPF",
-        };
-        let program = load_marking_program(BYPASS_BIT).map_err(failed)?;
-        self.exemption = Some(attach_marking_program(program, &self.cgroup.0).map_err(failed)?);
-        let moving = format!("moving process {} into its bypass cgroup", self.pid);
-        self.cgroup.add(self.pid).map_err(Error::system(moving))
+    fn kind(&self) -> BypassKind {
+        match self {
+            Self::Mark(_) => BypassKind::Mark,
+            Self::Cgroup(_) => BypassKind::Cgroup,
+            Self::Address(_) => BypassKind::Address,
+        }
     }
+}
 
-    /// Moves what lives in the cgroup to where it came from, and removes it. Goes on at an error: a cgroup that
-    /// remains does nothing, and is removed by the next start.
-    pub(crate) fn undo(self) {
-        drop(self.exemption);
-        // A process may fork between the look and the move.
-        for _ in 0..3 {
-            for member in self.cgroup.members().unwrap_or_default() {
-                if let Err(error) = self.parent.add(member) {
-                    tracing::debug!(member, %error, "not moved; it may have ended");
+impl Bypass {
+    /// Takes the first kind that works, and moves the process `client` into a cgroup, in which its later children are
+    /// too. Before ssh is started.
+    pub(crate) fn enter(client: i32, options: BypassOptions) -> Result<Self, Error> {
+        match sweep() {
+            removed if removed.is_empty() => {}
+            removed => tracing::debug!(?removed, "left by dead instances"),
+        }
+        let mut refusals = Vec::new();
+        for kind in options.candidates() {
+            match Means::enter(kind, client) {
+                Ok(means) => return Ok(Self { options, client, means }),
+                Err(error) => {
+                    tracing::debug!(%error, "no bypass by {kind}");
+                    refusals.push((kind, error));
                 }
             }
-            if self.parent.remove_bypass(self.pid).is_ok() {
-                return;
-            }
         }
-        tracing::warn!(
-            "the cgroup shuttle.{} remains; `shuttle cleanup` removes it when it is empty",
-            self.pid
-        );
+        if refusals.is_empty() {
+            return Err(Error::NotForAgent(BypassKind::Address));
+        }
+        Err(Error::NoneWorks(refusals))
+    }
+
+    /// Which kind is in use. A cgroup match is to be proved by the method.
+    pub(crate) fn kind(&self) -> BypassKind {
+        self.means.kind()
+    }
+
+    /// The next kind that works, for a method that can't go by this one. Before ssh is started: what is in the cgroup
+    /// stays there, but sockets keep the marks that they have.
+    pub(crate) fn fall_back(self) -> Result<Self, Error> {
+        let Self { options, client, means } = self;
+        let from = means.kind();
+        let next = options.candidates().find(|kind| *kind > from).ok_or(Error::NoneLeft(from))?;
+        let enclosure = match means {
+            Means::Mark(mark) => Some(mark.into_enclosure()),
+            Means::Cgroup(enclosure) => Some(enclosure),
+            Means::Address(_) => None,
+        };
+        let means = match (next, enclosure) {
+            (BypassKind::Cgroup, Some(enclosure)) => Means::Cgroup(enclosure),
+            (_, enclosure) => Means::Address(Servers::new(client, enclosure)?),
+        };
+        tracing::debug!("bypass by {next}: the method can't go by {from}");
+        Ok(Self { options, client, means })
+    }
+
+    /// Falls back until the method can go by what there is.
+    pub(crate) fn suit(self, goes_by: impl Fn(BypassKind) -> bool) -> Result<Self, Error> {
+        let mut bypass = self;
+        while !goes_by(bypass.kind()) {
+            bypass = bypass.fall_back()?;
+        }
+        Ok(bypass)
+    }
+
+    /// The cgroup that a packet filter matches. None where the bypass is by address.
+    #[expect(dead_code, reason = "for the packet filters' methods")]
+    pub(crate) fn place(&self) -> Option<&Place> {
+        match &self.means {
+            Means::Mark(mark) => Some(mark.enclosure().place()),
+            Means::Cgroup(enclosure) => Some(enclosure.place()),
+            Means::Address(_) => None,
+        }
+    }
+
+    /// Whether [`refresh`](Self::refresh) ever finds something: then it is to be called before capture begins, and each
+    /// second from then on, since ssh may connect to another server.
+    pub(crate) fn changes(&self) -> bool {
+        matches!(self.means, Means::Address(_))
+    }
+
+    /// Looks for servers that are not excluded yet. Says whether there are any; then the method must have its rules
+    /// anew.
+    pub(crate) fn refresh(&mut self) -> Result<bool, Error> {
+        let Means::Address(servers) = &mut self.means else { return Ok(false) };
+        let changed = servers.refresh()?;
+        if changed {
+            tracing::info!("left alone: {servers}");
+        }
+        Ok(changed)
+    }
+
+    /// These rules, with the servers excluded.
+    pub(crate) fn rules(&self, rules: &[Rule]) -> Vec<Rule> {
+        let mut rules = rules.to_vec();
+        if let Means::Address(servers) = &self.means {
+            rules.extend(servers.rules());
+        }
+        rules
     }
 }

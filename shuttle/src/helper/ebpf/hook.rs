@@ -13,57 +13,63 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle as Pa
 
 use crate::capture::IngressHook;
 use crate::helper::parts::{
-    Error,
-    netlink::{Family, Netlink},
+    lan::Lan,
+    ledger::{Entry, Ledger},
+    netlink::{Error, Family, Netlink},
     slot::{SLOTS, Slot},
 };
 
 /// The program's name, which clsact filters bear.
-pub(super) const PROGRAM: &str = "shuttle_router";
+pub(in crate::helper) const PROGRAM: &str = "shuttle_router";
 /// The priority of the first slot's filters: it tells them from those of other instances.
 const FIRST_PRIORITY: u16 = 2190;
 /// All filters have it: each is alone at its priority.
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 const CLSACT: &str = "clsact";
 
-/// How a program was attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attached {
-    /// By a tcx link.
-    Link,
-    /// By a filter of a clsact qdisc that was there.
-    Filter,
-    /// By a filter of a new clsact qdisc.
-    NewQdisc,
+/// Why a program can't be attached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AttachError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Netlink(#[from] Error),
 }
 
-/// Attaches the program to an interface.
-pub(super) fn attach(
+/// Attaches the program to an interface, and records the qdisc that this takes, unless that goes with others' filters.
+pub(super) async fn attach(
     program: &mut SchedClassifier,
-    interface: &str,
+    lan: &Lan,
     hook: IngressHook,
     slot: Slot,
-) -> Result<Attached, ProgramError> {
+    (netlink, ledger): (&Netlink, &mut Ledger),
+) -> Result<(), AttachError> {
+    let interface = &lan.name[..];
     if hook != IngressHook::Clsact {
         let last = TcAttachOptions::TcxOrder(LinkOrder::default());
         match program.attach_with_options(interface, TcAttachType::Ingress, last) {
-            Ok(_) => return Ok(Attached::Link),
-            Err(error) if hook == IngressHook::Tcx => return Err(error),
+            Ok(_) => return Ok(ledger.step()?),
+            Err(error) if hook == IngressHook::Tcx => return Err(error.into()),
             Err(error) => tracing::debug!(%error, interface, "no tcx: trying clsact"),
         }
     }
-    let attached = match qdisc_add_clsact(interface) {
-        Ok(()) => Attached::NewQdisc,
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Attached::Filter,
-        Err(error) => return Err(error.into()),
-    };
+    match qdisc_add_clsact(interface) {
+        Ok(()) => ledger.record(Entry::Qdisc(lan.clone()))?,
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
+            // Whichever instance goes last takes it along.
+            if is_shared(netlink, lan.index, slot).await? {
+                ledger.record(Entry::Qdisc(lan.clone()))?;
+            }
+        }
+        Err(error) => return Err(ProgramError::from(error).into()),
+    }
     let options = NlOptions { priority: priority(slot), handle: HANDLE, classid: None };
     program.attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::Netlink(options))?;
-    Ok(attached)
+    Ok(ledger.step()?)
 }
 
 /// Whether an interface's clsact qdisc holds a filter of another instance, which then has made it.
-pub(super) async fn is_shared(netlink: &Netlink, index: u32, slot: Slot) -> Result<bool, Error> {
+async fn is_shared(netlink: &Netlink, index: u32, slot: Slot) -> Result<bool, Error> {
     let filters = filters(netlink, index, Parent::MIN_INGRESS).await?;
     Ok(filters.iter().filter_map(slot_of).any(|other| other != slot))
 }
@@ -72,34 +78,31 @@ fn priority(slot: Slot) -> u16 {
     FIRST_PRIORITY + u16::from(slot.number())
 }
 
-/// Removes the filters that dead instances left, and the qdiscs that then have none; describes them.
-pub(super) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
-    let mut purged = Vec::new();
+/// The filters that dead instances left, each with the qdisc that then may have none.
+pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
     for index in with_clsact(netlink).await? {
         for filter in filters(netlink, index, Parent::MIN_INGRESS).await? {
             let Some(slot) = slot_of(&filter) else { continue };
-            if is_alive(netlink, slot).await? {
-                continue;
+            if !is_alive(netlink, slot).await? {
+                let lan = Lan { index, name: netlink.name_of(index).await? };
+                found.push(Entry::Filter { lan, slot });
             }
-            let interface = netlink.name_of(index).await?;
-            let link = SchedClassifierLink::attached(
-                &interface,
-                TcAttachType::Ingress,
-                priority(slot),
-                HANDLE,
-                None,
-            );
-            // Dropping it detaches it.
-            drop(link.map_err(Error::system(format!("looking for the interface {interface}")))?);
-            purged.push(format!("clsact filter {PROGRAM} of {interface}"));
-            delete_unused(netlink, index).await?;
         }
     }
-    Ok(purged)
+    Ok(found)
+}
+
+/// Deletes the filter of a dead instance, and the qdisc if that has none then.
+pub(in crate::helper) async fn delete_filter(netlink: &Netlink, lan: &Lan, slot: Slot) -> Result<(), Error> {
+    let link = SchedClassifierLink::attached(&lan.name, TcAttachType::Ingress, priority(slot), HANDLE, None);
+    // Dropping it detaches it.
+    drop(link.map_err(Error::system(format!("looking for the interface {}", lan.name)))?);
+    delete_unused(netlink, lan.index).await
 }
 
 /// Deletes the clsact qdisc of an interface if no filter is in it.
-pub(super) async fn delete_unused(netlink: &Netlink, index: u32) -> Result<(), Error> {
+pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> Result<(), Error> {
     for direction in [Parent::MIN_INGRESS, Parent::MIN_EGRESS] {
         if !filters(netlink, index, direction).await?.is_empty() {
             return Ok(());

@@ -7,41 +7,42 @@
 //!
 //! Where there is no sk_lookup, [`rewrite`] replaces destinations instead.
 
-mod hook;
+mod error;
+pub(super) mod hook;
 mod loader;
-mod prepare;
 mod program_log;
 mod programs;
+mod render;
 mod rewrite;
 mod router;
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd};
+use std::{net::SocketAddr, sync::Arc};
 
 use shuttle_common::{
     compile::{self, Entries, compile},
     rule::Rule,
 };
 
-pub(super) use self::loader::Loader;
-use self::{programs::Programs, rewrite::Rewriting, router::Router};
+pub(super) use self::{error::Error, loader::Loader};
+use self::{
+    loader::Settings,
+    programs::Programs,
+    render::{Attachment, Maps, Setup},
+    rewrite::Rewriting,
+    router::Router,
+};
+use super::bypass::Cgroup;
 use super::parts::{
-    Error,
-    error::ReplyError,
-    icmp,
-    link_local::{self, Linked},
-    netlink::{Family, Netlink},
-    own_addresses::Watch,
-    policy_rules,
-    reply_sockets::{Reach, Relays, is_pair, reply_socket},
+    Facts, Parts,
+    answer::{Sender, SenderError},
+    claim::Claim,
+    ledger::Entry,
+    listeners,
+    netlink::Family,
     slot::Slot,
-    tun::Tun,
 };
 use crate::{
-    capture::{
-        Arrival, DatagramArrival, Listeners, StreamArrival,
-        replies::{Kind, Notice, Question},
-    },
-    policy::Families,
+    capture::{Arrival, DatagramArrival, EbpfOptions, IngressHook, Listeners, Steering, StreamArrival},
     sys::capture::wait_for_programs,
 };
 
@@ -51,247 +52,208 @@ const LOOKUP: Arrival =
 /// How traffic arrives whose destination was rewritten.
 const REWRITE: Arrival = Arrival { streams: StreamArrival::OriginalDst, datagrams: DatagramArrival::Token };
 
-/// All that a capture needs but what captures: a listener that nothing leads to, programs that are not attached, routes
-/// that no rule leads to. Dropping it removes it.
+/// A capture by eBPF. Its programs and links end with it, and with this process, however that ends.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct Ebpf {
     programs: Programs,
-    netlink: Netlink,
-    way: Way,
-    linked: Linked,
-    families: Families,
-    tun: Option<Tun>,
-    listeners: Listeners,
-    /// Why IPv6 is off where the plan has it on.
-    no_v6: String,
-    /// What of the rules this host can't do.
-    note: String,
+    setup: Setup,
+    steering: State,
 }
 
-/// How captured traffic gets to the listeners, and what that needs.
+/// What each way of steering needs while it runs.
 #[derive(Debug)]
-enum Way {
+enum State {
     Lookup { slot: Slot, router: Router },
     Rewrite(Rewriting),
 }
 
-/// A running capture. Links, programs and the TUN device end with this process, however it ends; [`undo`](Self::undo)
-/// also removes the policy rules, which are inert without them.
-#[derive(Debug)]
-pub(super) struct Capture {
-    programs: Programs,
-    netlink: Netlink,
-    way: Way,
-    linked: Linked,
-    families: Families,
-    no_v6: String,
-    watch: Watch,
-    relays: Relays,
-    /// Holds the routes.
-    _tun: Option<Tun>,
+/// What would be set up, one step a line.
+pub(super) fn render(steering: Steering, hook: IngressHook, facts: Facts<'_>) -> String {
+    let Facts { slot, families, lans, entries } = facts;
+    let setup = match steering {
+        Steering::Lookup => render::lookup(Claim::unclaimed(slot, families), families, lans, hook),
+        Steering::Rewrite => render::rewrite(families.v6.then_some(slot)),
+    };
+    format!("{setup}{}", Maps(entries))
 }
 
-/// What [`Prepared::start`] hands out beside the capture itself.
-#[derive(Debug)]
-pub(super) struct Started {
-    pub(super) arrival: Arrival,
-    pub(super) listeners: Listeners,
-    pub(super) description: String,
-}
-
-/// What [`Capture::reply`] has made.
-#[derive(Debug)]
-pub(super) struct Reply {
-    /// Where replies are to be sent to.
-    pub(super) to: SocketAddr,
-    /// By what, where that was asked for.
-    pub(super) outlet: Option<(Kind, OwnedFd)>,
-}
-
-impl Prepared {
-    /// Starts capturing; the programs are attached last, so nothing is captured before everything works. On an
-    /// error, nothing is left.
-    pub(super) async fn start(self) -> Result<(Capture, Started), Error> {
-        let Self { programs, netlink, way, linked, families, tun, listeners, no_v6, note } = self;
-        // Watched before the first look, so that no change falls between.
-        let watch = Watch::open()?;
-        let relays = Relays::default();
-        let mut capture =
-            Capture { programs, netlink, way, linked, families, no_v6, watch, relays, _tun: tun };
-        if let Err(error) = capture.engage().await {
-            capture.undo().await;
-            return Err(error);
-        }
-        let note = if note.is_empty() { note } else { format!("; {note}") };
-        let (arrival, how) = match &capture.way {
-            Way::Lookup { slot, router } => {
-                let (bit, table, forwarded) = (slot.bit(), slot.table(), router.description());
-                (LOOKUP, format!("lookup, mark bit {bit:#x}, routing table {table}{forwarded}"))
-            }
-            Way::Rewrite(rewriting) => {
-                let left_out = capture.linked.note_left_out();
-                (REWRITE, format!("rewrite{}{left_out}", rewriting.note()))
-            }
+impl Ebpf {
+    /// Gets ready for [`start`](Self::start), which proves that this kernel takes the programs; nothing is captured yet.
+    pub(super) async fn prepare(
+        loader: &mut Loader,
+        steering: Steering,
+        options: EbpfOptions,
+        parts: &mut Parts,
+    ) -> Result<(Self, Listeners), Error> {
+        let (mut ebpf, listeners) = match steering {
+            Steering::Lookup => Self::prepare_lookup(loader, options, parts).await?,
+            Steering::Rewrite => Self::prepare_rewrite(loader, options, parts).await?,
         };
-        Ok((capture, Started { arrival, listeners, description: format!("ebpf: {how}{note}") }))
+        ebpf.programs.set_resolvers(parts.nameservers.iter().map(|it| it.address))?;
+        parts.ledger.step()?;
+        Ok((ebpf, listeners))
     }
-}
 
-impl Capture {
-    async fn engage(&mut self) -> Result<(), Error> {
-        self.refresh_local().await?;
-        match &mut self.way {
-            Way::Lookup { slot, router } => {
-                self.programs.attach_lookup()?;
-                for family in Family::of(self.families) {
-                    self.netlink.add_rules(family, *slot).await?;
-                }
-                router.engage(self.programs.object(), &self.netlink, *slot, self.families).await?;
-                self.programs.attach_to_cgroup()
+    async fn prepare_lookup(
+        loader: &mut Loader,
+        options: EbpfOptions,
+        parts: &mut Parts,
+    ) -> Result<(Self, Listeners), Error> {
+        let (listeners, families, note) = listeners::open(parts.families, LOOKUP)?;
+        parts.narrow(families, note);
+        let claim = Claim::take(&parts.netlink, families, &mut parts.ledger).await?;
+        let settings = Settings::new(claim.slot, families, claim.tun, listeners::any(&listeners));
+        let mut programs = Programs::load(loader, &settings, options.log)?;
+        programs.set_listeners(&listeners)?;
+        let router = Router::new(parts.lans.clone(), families);
+        router.load(programs.object())?;
+        let setup = render::lookup(claim, families, &parts.lans, options.ingress);
+        Ok((Self { programs, setup, steering: State::Lookup { slot: claim.slot, router } }, listeners))
+    }
+
+    /// From now on connections and datagrams are captured. The programs at the cgroup are attached last, so nothing is
+    /// captured before everything works.
+    pub(super) async fn start(&mut self, parts: &mut Parts) -> Result<(), Error> {
+        let root = Cgroup::root()?;
+        self.start_in(&root, parts).await
+    }
+
+    /// Captures the traffic of the programs in a cgroup alone.
+    pub(super) async fn start_in(&mut self, cgroup: &Cgroup, parts: &mut Parts) -> Result<(), Error> {
+        self.look_at_own(parts).await?;
+        if let State::Lookup { slot, .. } = &self.steering {
+            let routes: Vec<_> = parts.link_local.entries(*slot).collect();
+            for route in routes {
+                parts.ledger.record(route)?;
             }
-            Way::Rewrite(rewriting) => rewriting.attach(&mut self.programs),
+        }
+        let (last, first): (Vec<_>, Vec<_>) =
+            self.setup.attachments.iter().cloned().partition(Attachment::is_at_cgroup);
+        for rule in &self.setup.rules {
+            parts.ledger.record(Entry::from(rule))?;
+            parts.netlink.add_rule(rule).await?;
+        }
+        for attachment in first.iter().chain(&last) {
+            self.attach(attachment, cgroup, parts).await?;
+        }
+        Ok(())
+    }
+
+    async fn attach(
+        &mut self,
+        attachment: &Attachment,
+        cgroup: &Cgroup,
+        parts: &mut Parts,
+    ) -> Result<(), Error> {
+        let programs = &mut self.programs;
+        match (attachment, &mut self.steering) {
+            (Attachment::Namespace(name), _) => programs.attach_to_namespace(name)?,
+            (Attachment::Cgroup(name), _) => programs.attach_to_cgroup(cgroup, name)?,
+            (Attachment::CgroupIfThere(name), State::Rewrite(rewriting)) if rewriting.names_peers() => {
+                programs.attach_to_cgroup(cgroup, name)?;
+            }
+            (Attachment::CgroupIfThere(_), _) => {}
+            (Attachment::Ingress(_, lan, hook), State::Lookup { slot, router }) => {
+                let to = (&parts.netlink, &mut parts.ledger);
+                return router.attach(programs.object(), lan, *hook, *slot, to).await;
+            }
+            (Attachment::Ingress(..), State::Rewrite(_)) => {}
+        }
+        Ok(parts.ledger.step()?)
+    }
+
+    /// What the programs are to go by. Rewriting can't tell one link's nameserver from another's, nor say that an answer came
+    /// from it.
+    pub(super) fn entries_for(&self, parts: &Parts, rules: &[Rule]) -> Result<Entries, compile::Error> {
+        match self.steering {
+            State::Lookup { .. } => compile(rules),
+            State::Rewrite(_) => compile(&parts.link_local.left_out_of(rules)),
         }
     }
 
-    /// Replaces all rules at one stroke; on an error the old ones stay. Says what of them this host can't do.
-    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<String, Error> {
-        let entries = entries_for(&self.way, &self.linked, rules)?;
-        let note = missed(self.families, &entries, &self.no_v6);
-        self.programs.replace_rules(only(self.families, entries))?;
+    /// Has the programs go by these entries before anything is captured.
+    pub(super) fn set_entries(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
+        self.programs.replace_rules(entries)
+    }
+
+    /// Has the programs go by these entries from one packet to the next; on an error they go by the old ones.
+    pub(super) fn replace(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
+        self.programs.replace_rules(entries)?;
         // Then nobody reads the old set any more, and the next change may fill it.
         wait_for_programs();
-        if let Way::Lookup { router, .. } = &self.way
+        if let State::Lookup { router, .. } = &self.steering
             && router.is_on()
         {
             // Of those that the old rules captured, all are at a socket.
             self.programs.forget_replaced()?;
         }
-        Ok(note)
+        Ok(())
     }
 
-    /// How replies from `peer` get to the program that sends from `source`, if it can be that it has sent something there.
-    pub(super) async fn reply(&mut self, question: &Question) -> Result<Reply, ReplyError> {
-        let Question { source, peer, socket } = *question;
-        let (slot, to, reach) = self.program_of(source, peer).await?;
-        let outlet = if socket { Some(self.outlet(slot, peer, &reach)?) } else { None };
-        Ok(Reply { to, outlet })
+    /// How the client reads the listeners.
+    pub(super) fn arrival(&self) -> Arrival {
+        match self.steering {
+            State::Lookup { .. } => LOOKUP,
+            State::Rewrite(_) => REWRITE,
+        }
     }
 
-    /// The program that sends from `source` to `peer`, if it can be that it does, and how it is reached.
-    async fn program_of(
+    /// One line for the user.
+    pub(super) fn description(&self, parts: &Parts) -> String {
+        match &self.steering {
+            State::Lookup { slot, router } => {
+                let (bit, table, forwarded) = (slot.bit(), slot.table(), router.description());
+                format!("ebpf: lookup, mark bit {bit:#x}, routing table {table}{forwarded}")
+            }
+            State::Rewrite(rewriting) => {
+                format!("ebpf: rewrite{}{}", rewriting.note(), parts.link_local.note_left_out())
+            }
+        }
+    }
+
+    /// The program that sends what comes in from `source` for `peer`.
+    pub(super) fn sender(
         &mut self,
+        parts: &Parts,
         source: SocketAddr,
         peer: SocketAddr,
-    ) -> Result<(Slot, SocketAddr, Reach), ReplyError> {
-        let (slot, router) = match &self.way {
-            Way::Lookup { slot, router } => (*slot, router),
-            Way::Rewrite(_) => return Err(ReplyError::Rewritten),
-        };
-        if !is_pair(source, peer) || !self.linked.may_be(peer) || !self.programs.captures(peer)? {
-            return Err(ReplyError::NotCaptured(peer));
-        }
-        let chosen = self.programs.chosen_source(peer, source.port())?;
-        let ours = Family::of(self.families).any(|family| slot.source(family) == source.ip());
+    ) -> Result<Sender, SenderError> {
+        let State::Lookup { slot, .. } = &self.steering else { return Err(SenderError::Rewritten) };
+        let slot = *slot;
+        let chosen = self.programs.chosen_source(peer, source.port()).map_err(SenderError::method)?;
+        let ours = Family::of(parts.families).any(|family| slot.source(family) == source.ip());
         // Whoever is bound to an address is seen to come from ours, but doesn't hear what is sent there.
         let chosen = chosen.filter(|_| ours);
-        let to = chosen.map_or(source, |chosen| SocketAddr::new(chosen, source.port()));
-        let reach = if self.programs.is_local(to.ip()) {
-            Reach::Here
-        } else {
-            let lan = router.lan_of(&self.netlink, to.ip()).await?;
-            Reach::Lan(lan.ok_or(ReplyError::Nobody(to))?)
-        };
-        Ok((slot, to, reach))
-    }
-
-    /// Tells a program what the network says of its datagram, where it could have replies from there.
-    pub(super) async fn notify(&mut self, notice: &Notice) -> Result<(), ReplyError> {
-        let Notice { source, peer, what } = *notice;
-        let (slot, to, reach) = self.program_of(source, peer).await?;
-        Ok(icmp::send(slot, to, peer, &reach, what)?)
-    }
-
-    fn outlet(&self, slot: Slot, peer: SocketAddr, reach: &Reach) -> io::Result<(Kind, OwnedFd)> {
-        let relay = || self.relays.start(slot, peer, reach).map(|relay| (Kind::Relay, relay));
-        if self.programs.is_local(peer.ip()) {
-            return relay();
-        }
-        match reply_socket(slot, peer, reach) {
-            Ok(socket) => Ok((Kind::Direct, socket.into())),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => relay(),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Waits until the addresses of this host change. Meanwhile it watches over what is forwarded.
-    pub(super) async fn local_changed(&mut self) {
-        match &mut self.way {
-            Way::Lookup { slot, router } => tokio::select! {
-                () = self.watch.changed() => {}
-                () = router.watch(self.programs.object(), *slot) => {}
-            },
-            Way::Rewrite(_) => self.watch.changed().await,
-        }
+        let address = chosen.map_or(source, |chosen| SocketAddr::new(chosen, source.port()));
+        Ok(Sender { slot, address })
     }
 
     /// Tells the programs which addresses are this host's own, and routes anew what went with a link.
-    pub(super) async fn refresh_local(&mut self) -> Result<(), Error> {
-        for family in Family::of(self.families) {
-            let local = self.netlink.local_destinations(family).await?;
-            self.programs.set_local(family, local)?;
-        }
-        if let Way::Lookup { slot, .. } = &self.way
-            && self.families.v6
+    pub(super) async fn look_at_own(&mut self, parts: &mut Parts) -> Result<(), Error> {
+        parts.look_at_own().await?;
+        self.programs.set_own(&parts.own)?;
+        if let State::Lookup { slot, .. } = &self.steering
+            && parts.families.v6
         {
-            self.linked.add_routes(&self.netlink, *slot).await;
+            parts.link_local.add_routes(&parts.netlink, *slot).await;
         }
         Ok(())
     }
 
-    /// Undoes [`Prepared::start`] in reverse order. Goes on at an error: what then remains is inert, and purged by the next start.
-    pub(super) async fn undo(self) {
-        let Self { programs, netlink, way, linked, families, no_v6: _, watch, relays: _, _tun: tun } = self;
-        // Detaches.
-        drop(programs);
-        if let Way::Lookup { slot, router } = way {
-            router.undo(&netlink, slot, families).await;
-            for family in Family::of(families) {
-                if let Err(error) = netlink.delete_rules(family, slot).await {
-                    tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
-                }
-            }
-            linked.delete_routes(&netlink, slot).await;
+    /// Warns of what keeps captured connections from arriving. Never ends; may be dropped and called again.
+    pub(super) async fn watch(&mut self) {
+        match &mut self.steering {
+            State::Lookup { slot, router } => router.watch(self.programs.object(), *slot).await,
+            State::Rewrite(_) => std::future::pending().await,
         }
-        drop(watch);
-        // Takes its routes along.
-        drop(tun);
     }
 }
 
-/// Removes what dead instances left in this network namespace, and describes it.
-pub(super) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
-    // First: what they leave empty shows that an instance is dead.
-    let mut purged = link_local::purge(netlink).await?;
-    purged.extend(policy_rules::purge(netlink).await?);
-    purged.extend(hook::purge(netlink).await?);
-    Ok(purged)
-}
-
-/// What is missed with IPv6 off: nothing, where no entry is about it.
-fn missed(families: Families, entries: &Entries, no_v6: &str) -> String {
-    if families.v6 || entries.v6.is_empty() { String::new() } else { no_v6.to_owned() }
-}
-
-/// What the programs go by. Rewriting can't tell one link's nameserver from another's, nor say that an answer came from it.
-fn entries_for(way: &Way, linked: &Linked, rules: &[Rule]) -> Result<Entries, compile::Error> {
-    match way {
-        Way::Lookup { .. } => compile(rules),
-        Way::Rewrite(_) => compile(&linked.left_out_of(rules)),
+impl Attachment {
+    fn is_at_cgroup(&self) -> bool {
+        match self {
+            Self::Cgroup(_) | Self::CgroupIfThere(_) => true,
+            Self::Namespace(_) | Self::Ingress(..) => false,
+        }
     }
-}
-
-/// Without the entries of a family that is off: its sockets get no mark either.
-fn only(families: Families, entries: Entries) -> Entries {
-    let Entries { v4, v6 } = entries;
-    Entries { v4: if families.v4 { v4 } else { Vec::new() }, v6: if families.v6 { v6 } else { Vec::new() } }
 }

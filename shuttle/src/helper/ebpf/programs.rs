@@ -1,9 +1,10 @@
 //! The loaded programs: their maps, and attaching them.
 
 use std::{
-    collections::HashSet,
     fs::File,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
 };
 
 use aya::{
@@ -11,29 +12,34 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, MapError, SockMap, lpm_trie::Key},
     programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, links::FdLink},
 };
-use ipnet::IpNet;
 use shuttle_common::{
     compile::Entries,
     flows::{FlowKey, UNCHOSEN, Words, flow_key, mapped},
     ports::{PortSet, RawPorts},
-    resolvers,
 };
 
 use super::{
+    Error,
     loader::{Loader, Settings},
     program_log::start_logger,
+    rewrite::{CONNECTING, connecting, no_links},
 };
-use crate::sys::capture::cgroup2_root;
 use crate::{
     capture::Listeners,
-    helper::parts::{Error, netlink::Family},
+    helper::parts::{
+        netlink::{self, Family},
+        own_addresses::OwnAddresses,
+    },
 };
 
 /// The two sets of rule maps, IPv4 and IPv6.
 const RULES: [[&str; 2]; 2] = [["RULES4_A", "RULES6_A"], ["RULES4_B", "RULES6_B"]];
 
+/// The program that hands captured packets to the listeners.
+pub(super) const STEER: &str = "steer";
+
 /// The programs at the root of the cgroup2 hierarchy, in the order in which they are attached.
-const AT_CGROUP: [&str; 4] = ["sendmsg4", "sendmsg6", "connect4", "connect6"];
+pub(super) const AT_CGROUP: [&str; 4] = ["sendmsg4", "sendmsg6", "connect4", "connect6"];
 
 /// The loaded programs. Detached on drop.
 #[derive(Debug)]
@@ -42,10 +48,9 @@ pub(super) struct Programs {
     /// Which set of rule maps the programs read.
     live: usize,
     /// What the sets hold, by set: the kernel can only delete what is named.
-    filled: [Entries; 2],
-    local: [HashSet<(IpAddr, u8)>; 2],
-    /// Captured also where this host owns them.
-    resolvers: Vec<IpAddr>,
+    filled: [Arc<Entries>; 2],
+    /// What the programs know of this host's own addresses.
+    own: OwnAddresses,
     links: Vec<FdLink>,
 }
 
@@ -56,7 +61,7 @@ impl Programs {
         if sk_lookup(&mut object)?.load().is_err() {
             // Before Linux 5.17 the program cannot see the ingress interface.
             object = loader.load(settings, log, false).map_err(object_failed)?;
-            sk_lookup(&mut object)?.load().map_err(|error| program_failed("steer", "Linux 5.9", &error))?;
+            sk_lookup(&mut object)?.load().map_err(|error| program_failed(STEER, "Linux 5.9", &error))?;
         }
         for name in AT_CGROUP {
             connect(&mut object, name)?.load().map_err(|error| program_failed(name, "Linux 5.8", &error))?;
@@ -68,13 +73,8 @@ impl Programs {
     }
 
     pub(super) fn new(object: Ebpf) -> Self {
-        let (filled, local, resolvers, links) = Default::default();
-        Self { object, live: 1, filled, local, resolvers, links }
-    }
-
-    /// Keeps a link that was taken from its program.
-    pub(super) fn keep(&mut self, link: FdLink) {
-        self.links.push(link);
+        let (filled, own, links) = Default::default();
+        Self { object, live: 1, filled, own, links }
     }
 
     /// Puts the listeners where the sk_lookup program finds them. They leave the map when their last descriptor closes.
@@ -92,20 +92,19 @@ impl Programs {
     }
 
     /// Tells the programs which nameservers may be captured though this host owns them. The rules say whether they are.
-    pub(super) fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) -> Result<(), Error> {
+    pub(super) fn set_resolvers(&mut self, resolvers: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
         let name = "RESOLVERS";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
         let mut map = HashMap::<_, Words, u32>::try_from(map).map_err(|error| map_failed(name, error))?;
-        for address in &resolvers {
-            map.insert(words(*address), 1, 0).map_err(|error| map_failed(name, error))?;
+        for address in resolvers {
+            map.insert(words(address), 1, 0).map_err(|error| map_failed(name, error))?;
         }
-        self.resolvers = resolvers;
         Ok(())
     }
 
     /// Replaces all rules at one stroke: fills the set that no program reads, then points them to it. On an error the
     /// old rules stay. Where programs run, none may still be reading the other set: wait for them after each change.
-    pub(super) fn replace_rules(&mut self, entries: Entries) -> Result<(), Error> {
+    pub(super) fn replace_rules(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
         // Recorded before it is true: of a set half filled, all is deleted next time.
@@ -143,30 +142,6 @@ impl Programs {
         &mut self.object
     }
 
-    /// Whether the rules capture the destination, and this host doesn't own it, unless it is a nameserver.
-    pub(super) fn captures(&mut self, destination: SocketAddr) -> Result<bool, Error> {
-        let rules = RULES[self.live];
-        let found = match destination.ip() {
-            IpAddr::V4(address) => self.trie(rules[0])?.get(&Key::new(32, address.octets()), 0),
-            IpAddr::V6(address) => self.trie(rules[1])?.get(&Key::new(128, address.octets()), 0),
-        };
-        let ports = match found {
-            Err(MapError::KeyNotFound) => return Ok(false),
-            found => found.map_err(|error| map_failed("rules", error))?,
-        };
-        let resolver = destination.port() == resolvers::PORT && self.resolvers.contains(&destination.ip());
-        let captured = PortSet::from_raw(ports).contains(destination.port());
-        Ok(captured && (resolver || !self.is_local(destination.ip())))
-    }
-
-    /// Whether this host owns the address.
-    pub(super) fn is_local(&self, address: IpAddr) -> bool {
-        let owns = |(network, length): &(IpAddr, u8)| {
-            IpNet::new(*network, *length).is_ok_and(|network| network.contains(&address))
-        };
-        self.local.iter().flatten().any(owns)
-    }
-
     /// The source that a program chose for what it sends from `port` to `destination`; `None` when it left the choice to the
     /// kernel, or that has been forgotten.
     pub(super) fn chosen_source(
@@ -185,18 +160,16 @@ impl Programs {
     }
 
     /// Tells the programs which destinations this host owns.
-    pub(super) fn set_local(&mut self, family: Family, now: Vec<(IpAddr, u8)>) -> Result<(), Error> {
-        let now: HashSet<_> = now.into_iter().collect();
-        let index = match family {
-            Family::V4 => 0,
-            Family::V6 => 1,
-        };
-        let before = std::mem::replace(&mut self.local[index], now.clone());
-        for &(address, length) in now.difference(&before) {
-            self.set_local_one(address, length, true)?;
-        }
-        for &(address, length) in before.difference(&now) {
-            self.set_local_one(address, length, false)?;
+    pub(super) fn set_own(&mut self, now: &OwnAddresses) -> Result<(), Error> {
+        let before = std::mem::replace(&mut self.own, now.clone());
+        for family in Family::BOTH {
+            let (before, now) = (before.of(family), now.of(family));
+            for &(address, length) in now.difference(before) {
+                self.set_local_one(address, length, true)?;
+            }
+            for &(address, length) in before.difference(now) {
+                self.set_local_one(address, length, false)?;
+            }
         }
         Ok(())
     }
@@ -226,23 +199,27 @@ impl Programs {
     }
 
     /// Attaches the sk_lookup program to this process's network namespace.
-    pub(super) fn attach_lookup(&mut self) -> Result<(), Error> {
-        let netns =
-            File::open("/proc/self/ns/net").map_err(Error::system("opening the network namespace"))?;
+    pub(super) fn attach_to_namespace(&mut self, name: &'static str) -> Result<(), Error> {
+        let netns = File::open("/proc/thread-self/ns/net")
+            .map_err(netlink::Error::system("opening the network namespace"))?;
         let attached = sk_lookup(&mut self.object)?.attach(netns);
-        attached.map(drop).map_err(|error| program_failed("steer", "Linux 5.9", &error))
+        attached.map(drop).map_err(|error| program_failed(name, "Linux 5.9", &error))
     }
 
-    /// Attaches the programs to the root of the cgroup2 hierarchy: from now on, connections and datagrams are captured.
-    pub(super) fn attach_to_cgroup(&mut self) -> Result<(), Error> {
-        let root = cgroup2_root().map_err(Error::Cgroup)?;
-        for name in AT_CGROUP {
-            // Links always let several programs be; the mode that says so is refused with a link.
-            let attached = connect(&mut self.object, name)?.attach(&root, CgroupAttachMode::Single);
-            attached
-                .map_err(|error| program_failed(name, "no exclusive program at the root cgroup", &error))?;
+    /// Attaches a program to the cgroup whose programs' traffic is captured: the root of the hierarchy, but for a trial.
+    pub(super) fn attach_to_cgroup(&mut self, cgroup: impl AsFd, name: &'static str) -> Result<(), Error> {
+        let failed = |error| program_failed(name, "no exclusive program at the root cgroup", &error);
+        // Links always let several programs be; the mode that says so is refused with a link.
+        let mode = CgroupAttachMode::Single;
+        if name == CONNECTING {
+            let program = connecting(&mut self.object)?;
+            let link = program.attach(cgroup, mode).map_err(failed)?;
+            let link = program.take_link(link).map_err(failed)?;
+            // What is attached in the way of older kernels would outlive this process.
+            self.links.push(link.try_into().map_err(|_| no_links())?);
+            return Ok(());
         }
-        Ok(())
+        connect(&mut self.object, name)?.attach(cgroup, mode).map(drop).map_err(failed)
     }
 }
 
@@ -287,8 +264,8 @@ fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, entries: impl Iterator<Ite
 }
 
 fn sk_lookup(object: &mut Ebpf) -> Result<&mut SkLookup, Error> {
-    let program = object.program_mut("steer").ok_or_else(|| missing("steer"))?;
-    program.try_into().map_err(|error| program_failed("steer", "Linux 5.9", &error))
+    let program = object.program_mut(STEER).ok_or_else(|| missing(STEER))?;
+    program.try_into().map_err(|error| program_failed(STEER, "Linux 5.9", &error))
 }
 
 pub(super) fn connect<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {

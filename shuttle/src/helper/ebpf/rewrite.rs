@@ -8,31 +8,30 @@
 use std::{io, net::SocketAddr};
 
 use aya::{
-    Ebpf,
-    programs::{CgroupAttachMode, CgroupSockopt, ProgramError, SockOps, links::FdLink},
+    Ebpf as Object,
+    programs::{CgroupAttachMode, CgroupSockopt, ProgramError, SockOps},
 };
 
 use super::{
-    Capture, Prepared, REWRITE, Way,
+    Ebpf, Error, REWRITE, State,
     loader::{Loader, Settings},
     program_log::start_logger,
     programs::{Programs, connect, missing, object_failed, program_failed},
+    render,
 };
 use crate::{
     capture::{EbpfOptions, Listener, Listeners},
     helper::{
         bypass::Cgroup,
         parts::{
-            Error,
-            link_local::Linked,
+            Parts, claim,
+            ledger::Entry,
             listeners::{self, accept_only_from},
-            netlink::{LOOPBACK, Netlink},
-            slot::SLOTS,
+            netlink::{self, LOOPBACK, Netlink},
+            slot::{SLOTS, Slot},
             tun::Tun,
         },
     },
-    policy::{Lans, Plan},
-    sys::capture::cgroup2_root,
 };
 
 /// Entries of the programs' maps. Connections: more than twice the ports that one source address has for connections to one
@@ -41,7 +40,7 @@ pub(super) const SIZES: [(&str, u32); 4] =
     [("PENDING", 16_384), ("ORIGINS", 65_536), ("TOKENS", 16_384), ("TARGETS", 16_384)];
 
 /// What captures, in the order in which it is attached: first what needs to be there before.
-const AT_CGROUP: [&str; 6] = [
+pub(super) const AT_CGROUP: [&str; 6] = [
     "rewrite_recvmsg4",
     "rewrite_recvmsg6",
     "rewrite_sendmsg4",
@@ -49,10 +48,10 @@ const AT_CGROUP: [&str; 6] = [
     "rewrite_connect4",
     "rewrite_connect6",
 ];
-const CONNECTING: &str = "rewrite_connecting";
+pub(super) const CONNECTING: &str = "rewrite_connecting";
 const ORIGIN: &str = "rewrite_origin";
 /// What has programs see their true peers: Linux 5.8, and done without before.
-const PEERS: [&str; 2] = ["rewrite_getpeername4", "rewrite_getpeername6"];
+pub(super) const PEERS: [&str; 2] = ["rewrite_getpeername4", "rewrite_getpeername6"];
 
 const NEEDS: &str = "Linux 5.7";
 
@@ -82,54 +81,41 @@ impl Rewriting {
         }
     }
 
-    /// From now on connections and datagrams are captured.
-    pub(super) fn attach(self, programs: &mut Programs) -> Result<(), Error> {
-        let root = cgroup2_root().map_err(Error::Cgroup)?;
-        let object = &mut programs.object;
-        let failed =
-            |name| move |error| program_failed(name, "no exclusive program at the root cgroup", &error);
-        let program = connecting(object)?;
-        let link = program.attach(&root, CgroupAttachMode::Single).map_err(failed(CONNECTING))?;
-        let link = program.take_link(link).map_err(failed(CONNECTING))?;
-        // What is attached in the way of older kernels would outlive this process.
-        let link: FdLink = link.try_into().map_err(|_| no_links())?;
-        programs.keep(link);
-        let peers = PEERS.into_iter().filter(|_| self.names_peers);
-        for name in peers.chain(AT_CGROUP) {
-            connect(&mut programs.object, name)?
-                .attach(&root, CgroupAttachMode::Single)
-                .map_err(failed(name))?;
-        }
-        Ok(())
+    /// Whether programs see their true peers.
+    pub(super) fn names_peers(self) -> bool {
+        self.names_peers
     }
 }
 
-impl Capture {
-    /// As [`Capture::prepare`].
+impl Ebpf {
+    /// As [`Ebpf::prepare`].
     pub(super) async fn prepare_rewrite(
         loader: &mut Loader,
-        plan: &Plan,
         options: EbpfOptions,
-        netlink: Netlink,
-    ) -> Result<Prepared, Error> {
-        if plan.lans != Lans::None {
+        parts: &mut Parts,
+    ) -> Result<(Self, Listeners), Error> {
+        if !parts.lans.is_empty() {
             return Err(Error::NoForwarding);
         }
         let home = ListenerCgroup::enter()?;
-        let opened = listeners::open(plan.families, REWRITE);
+        let opened = listeners::open(parts.families, REWRITE);
         home.leave()?;
-        let (listeners, families, no_v6) = opened?;
+        let (listeners, families, note) = opened?;
+        parts.narrow(families, note);
         let mut ports = ports(&listeners)?;
-        let mut tun = None;
+        let mut tokens = None;
         if families.v6 {
-            let device = Tun::open(&netlink).await?;
-            ports.tokens6 = claim_tokens(&netlink, &device).await?;
+            let device = Tun::open(&parts.netlink).await?;
+            let index = device.index;
+            parts.ledger.record(Entry::Tun(device))?;
+            let slot = claim_tokens(&parts.netlink, index).await?;
+            ports.tokens6 = slot.tokens().octets();
+            tokens = Some(slot);
             if let Some(listener) = &listeners.v6 {
                 // Kernels differ in which of the two a datagram came in by that a local route through the device returned.
-                accept_only_from(&listener.udp, [LOOPBACK, device.index])
-                    .map_err(Error::system("setting the filter of the IPv6 listener"))?;
+                accept_only_from(&listener.udp, [LOOPBACK, index])
+                    .map_err(netlink::Error::system("setting the filter of the IPv6 listener"))?;
             }
-            tun = Some(device);
         }
         let settings = Settings::rewriting(ports, listeners::any(&listeners));
         let mut object = loader.load(&settings, options.log, false).map_err(object_failed)?;
@@ -138,15 +124,13 @@ impl Capture {
             start_logger(&mut object);
         }
         home.attach(origin(&mut object)?)?;
-        let programs = Programs::new(object);
-        let (way, note) = (Way::Rewrite(rewriting), String::new());
-        let linked = Linked::of(&plan.nameservers);
-        Ok(Prepared { programs, netlink, way, linked, families, tun, listeners, no_v6, note })
+        let (programs, setup) = (Programs::new(object), render::rewrite(tokens));
+        Ok((Self { programs, setup, steering: State::Rewrite(rewriting) }, listeners))
     }
 }
 
 /// Loads all programs, which proves that this kernel takes them.
-fn load(object: &mut Ebpf) -> Result<Rewriting, Error> {
+fn load(object: &mut Object) -> Result<Rewriting, Error> {
     let failed = |name| move |error| program_failed(name, NEEDS, &error);
     connecting(object)?.load().map_err(failed(CONNECTING))?;
     origin(object)?.load().map_err(failed(ORIGIN))?;
@@ -163,18 +147,23 @@ fn load(object: &mut Ebpf) -> Result<Rewriting, Error> {
     Ok(Rewriting { names_peers })
 }
 
-fn connecting(object: &mut Ebpf) -> Result<&mut SockOps, Error> {
+pub(super) fn connecting(object: &mut Object) -> Result<&mut SockOps, Error> {
     let program = object.program_mut(CONNECTING).ok_or_else(|| missing(CONNECTING))?;
     program.try_into().map_err(|error| program_failed(CONNECTING, NEEDS, &error))
 }
 
-fn origin(object: &mut Ebpf) -> Result<&mut CgroupSockopt, Error> {
+fn origin(object: &mut Object) -> Result<&mut CgroupSockopt, Error> {
     let program = object.program_mut(ORIGIN).ok_or_else(|| missing(ORIGIN))?;
     program.try_into().map_err(|error| program_failed(ORIGIN, NEEDS, &error))
 }
 
-fn no_links() -> Error {
+pub(super) fn no_links() -> Error {
     Error::Program { name: CONNECTING, reason: "this kernel has no bpf links".into(), needs: NEEDS }
+}
+
+fn listener_cgroup(operation: &str) -> impl FnOnce(io::Error) -> Error {
+    let operation = format!("the listeners' cgroup: {operation}");
+    move |source| netlink::Error::system(operation)(source).into()
 }
 
 /// The cgroup in which the listeners are made.
@@ -191,17 +180,17 @@ impl ListenerCgroup {
         let parent = Cgroup::root()?.of_process(pid)?;
         let cgroup = parent.make_bypass(pid)?;
         let home = Self { parent, cgroup, pid };
-        home.cgroup.add(pid).map_err(Error::system("moving into the listeners' cgroup"))?;
+        home.cgroup.add(pid).map_err(listener_cgroup("moving into it"))?;
         Ok(home)
     }
 
     /// Moves it back.
     fn leave(&self) -> Result<(), Error> {
-        self.parent.add(self.pid).map_err(Error::system("moving out of the listeners' cgroup"))
+        self.parent.add(self.pid).map_err(listener_cgroup("moving out of it"))
     }
 
     fn attach(&self, program: &mut CgroupSockopt) -> Result<(), Error> {
-        let attached = program.attach(&self.cgroup.0, CgroupAttachMode::Single);
+        let attached = program.attach(&self.cgroup, CgroupAttachMode::Single);
         attached.map(drop).map_err(|error: ProgramError| program_failed(ORIGIN, NEEDS, &error))
     }
 }
@@ -228,19 +217,19 @@ fn ports_of(listener: &Option<Listener>) -> Result<(u32, u32), Error> {
 }
 
 fn port(address: io::Result<SocketAddr>) -> Result<u32, Error> {
-    let address = address.map_err(Error::system("asking for a listener's port"))?;
+    let address = address.map_err(netlink::Error::system("asking for a listener's port"))?;
     Ok(address.port().into())
 }
 
 /// The first IPv6 tokens that nobody has, with their route in place; it goes with the device.
-async fn claim_tokens(netlink: &Netlink, tun: &Tun) -> Result<[u8; 16], Error> {
+async fn claim_tokens(netlink: &Netlink, tun: u32) -> Result<Slot, Error> {
     for slot in SLOTS {
         let source = slot.token_source().into();
-        netlink.add_address(tun.index, source).await?;
-        if netlink.add_local_tokens(tun.index, slot).await? {
-            return Ok(slot.tokens().octets());
+        netlink.add_address(tun, source).await?;
+        if netlink.add_local_tokens(tun, slot).await? {
+            return Ok(slot);
         }
-        netlink.delete_address(tun.index, source).await?;
+        netlink.delete_address(tun, source).await?;
     }
-    Err(Error::NoSlot)
+    Err(claim::Error::NoSlot.into())
 }

@@ -1,6 +1,6 @@
 //! Capture of what comes in by LAN interfaces: the ingress program there, and its policy rules.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use aya::{
     Ebpf,
@@ -11,16 +11,20 @@ use shuttle_common::lan::{self, LanKey, RawLan};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{
-    hook::{self, Attached, PROGRAM},
+    Error,
+    hook::{self, AttachError, PROGRAM},
     programs::{map_failed, missing, program_failed},
 };
-use crate::helper::parts::{
-    Error,
-    lan::Lan,
-    netlink::{Family, Netlink},
-    slot::Slot,
+use crate::{
+    capture::IngressHook,
+    helper::parts::{
+        lan::Lan,
+        ledger::Ledger,
+        netlink::{Family, Netlink},
+        slot::Slot,
+    },
+    policy::Families,
 };
-use crate::{capture::IngressHook, policy::Families};
 
 const MAP: &str = "LANS";
 /// How often it is looked whether captured connections come to be.
@@ -32,9 +36,6 @@ const UNANSWERED: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Router {
     lans: Vec<Lan>,
-    hook: IngressHook,
-    /// The interfaces whose clsact qdisc shuttle has made.
-    clsact: Vec<Lan>,
     look: Interval,
     /// What is not yet known to work.
     doubts: Vec<Doubt>,
@@ -50,13 +51,13 @@ struct Doubt {
 }
 
 impl Router {
-    pub(super) fn new(lans: Vec<Lan>, hook: IngressHook, families: Families) -> Self {
+    pub(super) fn new(lans: Vec<Lan>, families: Families) -> Self {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let doubt = |lan: &Lan, family| Doubt { lan: lan.clone(), family, suspected: false };
         let doubts = lans.iter().flat_map(|lan| Family::of(families).map(|family| doubt(lan, family)));
         let doubts = doubts.collect();
-        Self { lans, hook, clsact: Vec::new(), look, doubts }
+        Self { lans, look, doubts }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -82,57 +83,20 @@ impl Router {
         Ok(())
     }
 
-    /// Attaches the program, and before it what its mark leads to.
-    pub(super) async fn engage(
-        &mut self,
+    /// Attaches the program to an interface. The policy rules that its mark leads to must be there.
+    pub(super) async fn attach(
+        &self,
         object: &mut Ebpf,
-        netlink: &Netlink,
+        lan: &Lan,
+        hook: IngressHook,
         slot: Slot,
-        families: Families,
+        to: (&Netlink, &mut Ledger),
     ) -> Result<(), Error> {
-        for lan in &self.lans {
-            for family in Family::of(families) {
-                netlink.add_forwarding_rule(family, slot, &lan.name).await?;
-            }
+        match hook::attach(program(object)?, lan, hook, slot, to).await {
+            Ok(()) => Ok(()),
+            Err(AttachError::Program(error)) => Err(failed(error)),
+            Err(AttachError::Netlink(error)) => Err(error.into()),
         }
-        let program = if self.is_on() { program(object)? } else { return Ok(()) };
-        for lan in &self.lans {
-            let ours = match hook::attach(program, &lan.name, self.hook, slot).map_err(failed)? {
-                Attached::Link => false,
-                Attached::NewQdisc => true,
-                // Whoever goes last takes it along.
-                Attached::Filter => hook::is_shared(netlink, lan.index, slot).await?,
-            };
-            if ours {
-                self.clsact.push(lan.clone());
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what stays when the program has gone.
-    pub(super) async fn undo(self, netlink: &Netlink, slot: Slot, families: Families) {
-        for lan in &self.clsact {
-            if let Err(error) = hook::delete_unused(netlink, lan.index).await {
-                tracing::warn!(%error, "the clsact qdisc of {} remains; it does nothing", lan.name);
-            }
-        }
-        for lan in &self.lans {
-            for family in Family::of(families) {
-                if let Err(error) = netlink.delete_forwarding_rule(family, slot, &lan.name).await {
-                    tracing::warn!(%error, "a policy rule remains; it is inert, and `shuttle cleanup` removes it");
-                }
-            }
-        }
-    }
-
-    /// The LAN interface by which this host sends to an address, if it is one.
-    pub(super) async fn lan_of(&self, netlink: &Netlink, address: IpAddr) -> Result<Option<String>, Error> {
-        if !self.is_on() {
-            return Ok(None);
-        }
-        let way = netlink.interface_to(address).await?;
-        Ok(self.lans.iter().find(|lan| Some(lan.index) == way).map(|lan| lan.name.clone()))
     }
 
     /// Warns of interfaces whose connections are captured and then come to nothing. Never ends; may be dropped and

@@ -10,11 +10,10 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
-    Error,
-    netlink::{Family, Netlink},
+    netlink::{self, Family, Netlink},
     slot::SLOTS,
 };
-use crate::policy::Lans;
+use crate::{capture::LanFault, policy::Lans};
 
 /// A LAN interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,33 +22,15 @@ pub(crate) struct Lan {
     pub(crate) name: String,
 }
 
-/// Why an interface is none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LanError {
-    /// Nothing has this name.
-    #[error("--lan {0}: there is no such interface (`ip link` lists them)")]
-    Missing(String),
-    /// `lo`.
-    #[error(
-        "--lan {0}: that is the loopback interface; this machine's own traffic is captured without --lan"
-    )]
-    Loopback(String),
-    /// A TUN device of ours.
-    #[error("--lan {0}: that is shuttle's own device; name the interface to your LAN")]
-    Ours(String),
-    /// Its packets come in by another interface.
-    #[error("--lan {name}: that is a port of {controller}; give --lan {controller}")]
-    Port {
-        /// The interface.
-        name: String,
-        /// The bridge or bond.
-        controller: String,
-    },
-    /// Of all interfaces, none fits.
-    #[error(
-        "-l: no interface here is a LAN's (up, Ethernet, without a default route): name one by --lan (`ip link` lists them)"
-    )]
-    None,
+/// Why no LAN interface is found.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// One that is named can't be a LAN's.
+    #[error(transparent)]
+    Fault(#[from] LanFault),
+    /// The kernel doesn't say.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
 }
 
 /// The interfaces that `wanted` means.
@@ -58,7 +39,7 @@ pub(crate) async fn find(netlink: &Netlink, wanted: &Lans) -> Result<Vec<Lan>, E
         return Ok(Vec::new());
     }
     let links = netlink.handle().link().get().execute().try_collect::<Vec<_>>().await;
-    let links = links.map_err(Error::netlink("listing the interfaces"))?;
+    let links = links.map_err(netlink::Error::netlink("listing the interfaces"))?;
     let links: Vec<_> = links.into_iter().map(Link::from).collect();
     let mut upstream = BTreeSet::new();
     for family in Family::BOTH {
@@ -103,14 +84,14 @@ impl From<LinkMessage> for Link {
     }
 }
 
-fn choose(wanted: &Lans, links: &[Link], upstream: &BTreeSet<u32>) -> Result<Vec<Lan>, LanError> {
+fn choose(wanted: &Lans, links: &[Link], upstream: &BTreeSet<u32>) -> Result<Vec<Lan>, LanFault> {
     let mut lans = Vec::new();
     match wanted {
         Lans::None => {}
         Lans::Named(names) => {
             for name in names {
                 let link = links.iter().find(|link| link.lan.name == *name);
-                let lan = named(link.ok_or_else(|| LanError::Missing(name.clone()))?, links)?;
+                let lan = named(link.ok_or_else(|| LanFault::Missing(name.clone()))?, links)?;
                 if !lans.contains(&lan) {
                     lans.push(lan);
                 }
@@ -122,26 +103,26 @@ fn choose(wanted: &Lans, links: &[Link], upstream: &BTreeSet<u32>) -> Result<Vec
             };
             lans.extend(links.iter().filter(fits).filter_map(|link| named(link, links).ok()));
             if lans.is_empty() {
-                return Err(LanError::None);
+                return Err(LanFault::None);
             }
         }
     }
     Ok(lans)
 }
 
-fn named(link: &Link, links: &[Link]) -> Result<Lan, LanError> {
+fn named(link: &Link, links: &[Link]) -> Result<Lan, LanFault> {
     let name = link.lan.name.clone();
     if link.layer == LinkLayerType::Loopback {
-        return Err(LanError::Loopback(name));
+        return Err(LanFault::Loopback(name));
     }
     if link.kind == Some(InfoKind::Tun) && is_ours(&name) {
-        return Err(LanError::Ours(name));
+        return Err(LanFault::Ours(name));
     }
     // A VRF leaves packets with the interface that they came in by.
     let controller = links.iter().find(|other| Some(other.lan.index) == link.controller);
     match controller {
         Some(controller) if controller.kind != Some(InfoKind::Vrf) => {
-            Err(LanError::Port { name, controller: controller.lan.name.clone() })
+            Err(LanFault::Port { name, controller: controller.lan.name.clone() })
         }
         Some(_) | None => Ok(link.lan.clone()),
     }
@@ -195,8 +176,8 @@ mod tests {
     #[test]
     fn interfaces_are_chosen_or_refused_by_name() {
         let all = |names: &[&str]| Lans::Named(names.iter().map(|name| (*name).to_owned()).collect());
-        let port = LanError::Port { name: "port".into(), controller: "br0".into() };
-        let cases: [(Lans, Result<&[&str], LanError>); 12] = [
+        let port = LanFault::Port { name: "port".into(), controller: "br0".into() };
+        let cases: [(Lans, Result<&[&str], LanFault>); 12] = [
             (Lans::None, Ok(&[])),
             (Lans::All, Ok(&["lan", "br0", "red", "vrf"])),
             (all(&["lan", "br0"]), Ok(&["lan", "br0"])),
@@ -205,9 +186,9 @@ mod tests {
             (all(&["wg0"]), Ok(&["wg0"])),
             (all(&["off"]), Ok(&["off"])),
             (all(&["red"]), Ok(&["red"])),
-            (all(&["lan", "nil"]), Err(LanError::Missing("nil".into()))),
-            (all(&["lo"]), Err(LanError::Loopback("lo".into()))),
-            (all(&["shuttle0"]), Err(LanError::Ours("shuttle0".into()))),
+            (all(&["lan", "nil"]), Err(LanFault::Missing("nil".into()))),
+            (all(&["lo"]), Err(LanFault::Loopback("lo".into()))),
+            (all(&["shuttle0"]), Err(LanFault::Ours("shuttle0".into()))),
             (all(&["port"]), Err(port)),
         ];
         for (wanted, want) in cases {
@@ -216,6 +197,6 @@ mod tests {
             assert_eq!(names.as_deref().map_err(|&error| error), want.as_ref().map(|it| *it), "{wanted:?}");
         }
         let none = choose(&Lans::All, &links()[..2], &BTreeSet::from([2]));
-        assert_eq!(none, Err(LanError::None));
+        assert_eq!(none, Err(LanFault::None));
     }
 }

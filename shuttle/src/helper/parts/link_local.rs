@@ -21,17 +21,17 @@ use shuttle_common::{
 };
 
 use super::{
-    Error,
-    netlink::{Family, Netlink, PROTOCOL},
+    ledger::Entry,
+    netlink::{Error, Family, Netlink, PROTOCOL},
     slot::{SLOTS, Slot},
 };
 use crate::policy::Nameserver;
 
 /// The link-local nameservers of a plan, each with the index of its link's interface.
 #[derive(Debug)]
-pub(crate) struct Linked(Vec<(Ipv6Addr, u32)>);
+pub(crate) struct LinkLocal(Vec<(Ipv6Addr, u32)>);
 
-impl Linked {
+impl LinkLocal {
     pub(crate) fn of(nameservers: &[Nameserver]) -> Self {
         let linked = nameservers.iter().filter_map(|it| match (it.address, it.link) {
             (IpAddr::V6(address), Some(link)) => Some((address, link)),
@@ -55,13 +55,9 @@ impl Linked {
         }
     }
 
-    /// Undoes [`add_routes`](Self::add_routes).
-    pub(crate) async fn delete_routes(&self, netlink: &Netlink, slot: Slot) {
-        for route in self.routes(slot) {
-            if let Err(error) = netlink.handle().route().del(route).execute().await {
-                tracing::debug!(%error, "a route to a link-local nameserver is gone already");
-            }
-        }
+    /// What undoes [`add_routes`](Self::add_routes).
+    pub(crate) fn entries(&self, slot: Slot) -> impl Iterator<Item = Entry> {
+        self.routes(slot).into_iter().map(move |route| entry(slot, route))
     }
 
     /// Each once.
@@ -104,22 +100,22 @@ impl Linked {
     }
 }
 
-/// Removes the routes of dead instances, those whose table has no default route any more, and describes them.
-pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
-    let mut purged = Vec::new();
+/// The routes of dead instances: those whose table has no default route any more.
+pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
     for slot in SLOTS {
         let routes = netlink.routes(Family::V6, slot.table()).await?;
         if routes.iter().any(|route| route.header.destination_prefix_length == 0) {
             continue;
         }
-        for route in routes.into_iter().filter(|route| route.header.protocol == PROTOCOL) {
-            let what = format!("route to a link-local nameserver in table {}", slot.table());
-            let deleted = netlink.handle().route().del(route).execute().await;
-            deleted.map_err(Error::netlink(format!("deleting the {what}")))?;
-            purged.push(what);
-        }
+        let ours = routes.into_iter().filter(|route| route.header.protocol == PROTOCOL);
+        found.extend(ours.map(|route| entry(slot, route)));
     }
-    Ok(purged)
+    Ok(found)
+}
+
+fn entry(slot: Slot, route: RouteMessage) -> Entry {
+    Entry::Route { route, words: format!("route to a link-local nameserver in table {}", slot.table()) }
 }
 
 /// `local ADDRESS/128 dev LINK` in the slot's table.

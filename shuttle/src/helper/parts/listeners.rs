@@ -12,7 +12,6 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
-use super::Error;
 use crate::{
     capture::{Arrival, DatagramArrival, Listener, Listeners, StreamArrival},
     policy::Families,
@@ -24,21 +23,39 @@ const BACKLOG: i32 = 4096;
 /// Bytes of datagrams that wait to be read, those of all programs together.
 const DATAGRAM_QUEUE: usize = 4 << 20;
 
+/// Why there are no listeners.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The plan captures nothing, or nothing that this host has.
+    #[error("neither IPv4 nor IPv6 can be captured: {0}")]
+    NoFamily(String),
+    /// The kernel refuses one.
+    #[error("opening the {family} listener: {source}")]
+    Open {
+        /// Whose.
+        family: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn open(family: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Open { family, source }
+    }
+}
+
 /// Opens those that the plan wants; leaves out, with a note for the user, IPv6 where this host has it off.
 pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
     let mut note = String::new();
-    let v4 = if wanted.v4 {
-        Some(listen_v4(arrival).map_err(Error::system("opening the IPv4 listener"))?)
-    } else {
-        None
-    };
+    let v4 = if wanted.v4 { Some(listen_v4(arrival).map_err(Error::open("IPv4"))?) } else { None };
     let v6 = match wanted.v6.then(|| listen_v6(arrival)) {
         Some(Ok(listener)) => Some(listener),
         Some(Err(error)) if is_absent(&error) => {
             note = format!("no IPv6, since this host has none ({error})");
             None
         }
-        Some(Err(error)) => return Err(Error::system("opening the IPv6 listener")(error)),
+        Some(Err(error)) => return Err(Error::open("IPv6")(error)),
         None => None,
     };
     let families = Families { v4: v4.is_some(), v6: v6.is_some() };

@@ -1,8 +1,10 @@
-//! What no method owns: sockets, routes, policy rules, and what is known of this host.
+//! What no method owns, and every method uses: sockets, routes, policy rules, and what is known of this host.
 
-pub(crate) mod error;
+pub(crate) mod answer;
+pub(crate) mod claim;
 pub(crate) mod icmp;
 pub(crate) mod lan;
+pub(crate) mod ledger;
 pub(crate) mod link_local;
 pub(crate) mod listeners;
 pub(crate) mod netlink;
@@ -12,4 +14,139 @@ pub(crate) mod reply_sockets;
 pub(crate) mod slot;
 pub(crate) mod tun;
 
-pub(crate) use error::Error;
+use std::{net::SocketAddr, sync::Arc};
+
+use shuttle_common::{compile::Entries, resolvers};
+
+use self::{
+    lan::Lan,
+    ledger::Ledger,
+    link_local::LinkLocal,
+    netlink::{Family, Netlink},
+    own_addresses::OwnAddresses,
+    reply_sockets::Relays,
+    slot::Slot,
+};
+use crate::policy::{Families, Nameserver, Plan};
+
+/// The parts of one capture.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// A netlink socket in this network namespace.
+    pub(crate) netlink: Netlink,
+    /// The address families in use.
+    pub(crate) families: Families,
+    /// Why IPv6 is off, where the plan has it on.
+    pub(crate) no_v6: String,
+    /// The rules in force, as entries of longest-prefix maps. None of a family that is off.
+    pub(crate) entries: Arc<Entries>,
+    /// The plan's nameservers.
+    pub(crate) nameservers: Vec<Nameserver>,
+    /// Those with a link-local address.
+    pub(crate) link_local: LinkLocal,
+    /// The interfaces whose forwarded traffic is captured.
+    pub(crate) lans: Vec<Lan>,
+    /// This host's own addresses.
+    pub(crate) own: OwnAddresses,
+    /// Threads that pass answers on.
+    pub(crate) relays: Relays,
+    /// What was set up so far.
+    pub(crate) ledger: Ledger,
+}
+
+/// What a set-up depends on beside the method: known before anything is set up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts<'a> {
+    /// The slot that would be taken.
+    pub(crate) slot: Slot,
+    /// The address families in use.
+    pub(crate) families: Families,
+    /// The interfaces whose forwarded traffic is captured.
+    pub(crate) lans: &'a [Lan],
+    /// The rules in force.
+    pub(crate) entries: &'a Entries,
+}
+
+/// Why the parts of a capture can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PartsError {
+    /// This host's network can't be looked at.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// No LAN interface is found.
+    #[error(transparent)]
+    Lan(#[from] lan::Error),
+}
+
+impl Parts {
+    /// Looks at this host. IPv6 is on also where no rule asks for it yet; so that it can't keep IPv4 from working then, it is
+    /// off where the kernel has no policy rules for it.
+    pub(crate) async fn find(
+        netlink: Netlink,
+        plan: &Plan,
+        entries: Arc<Entries>,
+    ) -> Result<Self, PartsError> {
+        netlink.check_loopback().await?;
+        let mut families = plan.families;
+        let mut no_v6 = String::new();
+        if families.v6 && entries.v6.is_empty() && !netlink.has_rules(Family::V6).await {
+            families.v6 = false;
+            no_v6 = "no IPv6, since this kernel has no policy rules for it".to_owned();
+        }
+        Ok(Self {
+            families,
+            no_v6,
+            entries,
+            nameservers: plan.nameservers.clone(),
+            link_local: LinkLocal::of(&plan.nameservers),
+            lans: lan::find(&netlink, &plan.lans).await?,
+            own: OwnAddresses::default(),
+            relays: Relays::default(),
+            ledger: Ledger::default(),
+            netlink,
+        })
+    }
+
+    /// Goes on with the families whose listeners could be opened; `note` says why IPv6 is not among them.
+    pub(crate) fn narrow(&mut self, families: Families, note: String) {
+        self.families = families;
+        if !note.is_empty() && self.no_v6.is_empty() {
+            self.no_v6 = note;
+        }
+    }
+
+    /// Puts entries in force, but for those of a family that is off: its sockets get no mark either. Says what of them this
+    /// host can't do; nothing where it can do all.
+    pub(crate) fn enforce(&mut self, entries: Entries) -> String {
+        let missed = !self.families.v6 && !entries.v6.is_empty();
+        let Entries { v4, v6 } = entries;
+        self.entries = Arc::new(Entries {
+            v4: if self.families.v4 { v4 } else { Vec::new() },
+            v6: if self.families.v6 { v6 } else { Vec::new() },
+        });
+        if missed { self.no_v6.clone() } else { String::new() }
+    }
+
+    /// Looks again which addresses are this host's own.
+    pub(crate) async fn look_at_own(&mut self) -> Result<(), netlink::Error> {
+        self.own = OwnAddresses::look(&self.netlink, self.families).await?;
+        Ok(())
+    }
+
+    /// Whether the rules capture the destination, and this host doesn't own it, unless it is a nameserver.
+    pub(crate) fn captures(&self, destination: SocketAddr) -> bool {
+        let resolver = destination.port() == resolvers::PORT
+            && self.nameservers.iter().any(|it| it.address == destination.ip());
+        self.entries.captures(destination.ip(), destination.port())
+            && (resolver || !self.own.has(destination.ip()))
+    }
+
+    /// The LAN interface by which this host sends to an address, if it is one.
+    pub(crate) async fn lan_of(&self, address: std::net::IpAddr) -> Result<Option<String>, netlink::Error> {
+        if self.lans.is_empty() {
+            return Ok(None);
+        }
+        let way = self.netlink.interface_to(address).await?;
+        Ok(self.lans.iter().find(|lan| Some(lan.index) == way).map(|lan| lan.name.clone()))
+    }
+}

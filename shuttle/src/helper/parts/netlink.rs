@@ -5,7 +5,7 @@ use std::{io, net::IpAddr};
 
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
-    Handle, IpVersion, LinkUnspec,
+    Handle, IpVersion, LinkUnspec, LinkVeth,
     packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
@@ -15,7 +15,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Error, slot::Slot};
+use super::slot::Slot;
 use crate::policy::Families;
 
 /// The tag of our rules and routes, so that those of a dead instance can be told from the user's.
@@ -23,9 +23,46 @@ pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
 /// The kernel's table of this host's own addresses.
 pub(crate) const LOCAL_TABLE: u8 = 255;
 /// Bits of an IPv6 address that all tokens of a slot share.
-const TOKENS_PREFIX: u8 = 96;
+pub(crate) const TOKENS_PREFIX: u8 = 96;
 /// The loopback interface has this index in every namespace.
 pub(crate) const LOOPBACK: u32 = 1;
+
+/// Why a look at this host's network, or a change of it, failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The loopback interface is down.
+    #[error("the loopback interface is down: run `ip link set lo up`")]
+    LoopbackDown,
+    /// The kernel refused an operation.
+    #[error("{operation}: {source}")]
+    Failed {
+        /// The operation and its object.
+        operation: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Names the operation that a system call was for.
+    pub(crate) fn system(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Failed { operation: operation.into(), source }
+    }
+
+    /// Names the operation that a netlink message was for.
+    pub(crate) fn netlink(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        move |error| Self::Failed { operation: operation.into(), source: io_error(&error) }
+    }
+
+    /// Whether the object of the operation was not there.
+    pub(crate) fn is_absent(&self) -> bool {
+        let absent = [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL];
+        match self {
+            Self::Failed { source, .. } => source.raw_os_error().is_some_and(|code| absent.contains(&code)),
+            Self::LoopbackDown => false,
+        }
+    }
+}
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +82,15 @@ impl Family {
         })
     }
 
-    fn of_address(address: IpAddr) -> Self {
+    /// As an option of `ip`.
+    pub(crate) fn flag(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+
+    pub(crate) fn of_address(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
@@ -93,7 +138,18 @@ impl Netlink {
 
     pub(crate) async fn set_up(&self, index: u32) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.0.link().set(message).execute().await.map_err(failed("setting the TUN device up"))
+        self.0.link().set(message).execute().await.map_err(failed("setting an interface up"))
+    }
+
+    /// Makes a pair of interfaces, each the other's only neighbour, and sets them up.
+    pub(crate) async fn add_veth(&self, name: &str, peer: &str) -> Result<(), Error> {
+        let pair = LinkVeth::new(name, peer).build();
+        self.0.link().add(pair).execute().await.map_err(failed(format!("making the interface {name}")))?;
+        for name in [name, peer] {
+            let index = nix::net::if_::if_nametoindex(name).map_err(io::Error::from);
+            self.set_up(index.map_err(Error::system(format!("looking for the interface {name}")))?).await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), Error> {
@@ -155,6 +211,10 @@ impl Netlink {
             Err(error) if io_error(&error).raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(failed("adding a route for rewritten IPv6 destinations")(error)),
         }
+    }
+
+    pub(crate) async fn delete_route(&self, route: RouteMessage) -> Result<(), Error> {
+        self.0.route().del(route).execute().await.map_err(failed("deleting a route"))
     }
 
     pub(crate) async fn name_of(&self, index: u32) -> Result<String, Error> {
@@ -256,15 +316,8 @@ pub(crate) fn or_empty<T>(
     }
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
-    move |error| Error::System { what: what.into(), source: io_error(&error) }
-}
-
-impl Error {
-    /// As [`Error::system`].
-    pub(crate) fn netlink(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
-        failed(what)
-    }
+fn failed(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+    Error::netlink(operation)
 }
 
 fn io_error(error: &rtnetlink::Error) -> io::Error {

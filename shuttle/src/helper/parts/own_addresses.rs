@@ -1,6 +1,9 @@
-//! Watching which addresses are this host's own.
+//! Which addresses are this host's own, and notices of their changes.
+
+use std::{collections::HashSet, net::IpAddr};
 
 use futures_util::StreamExt;
+use ipnet::IpNet;
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -9,7 +12,49 @@ use rtnetlink::{
 };
 use tokio::task::JoinHandle;
 
-use super::{Error, netlink::LOCAL_TABLE};
+use super::netlink::{Error, Family, LOCAL_TABLE, Netlink};
+use crate::policy::Families;
+
+/// The destinations that this host owns, and its networks' broadcast addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OwnAddresses {
+    v4: HashSet<(IpAddr, u8)>,
+    v6: HashSet<(IpAddr, u8)>,
+}
+
+impl OwnAddresses {
+    /// Asks the kernel.
+    pub(crate) async fn look(netlink: &Netlink, families: Families) -> Result<Self, Error> {
+        let mut own = Self::default();
+        for family in Family::of(families) {
+            *own.of_mut(family) = netlink.local_destinations(family).await?.into_iter().collect();
+        }
+        Ok(own)
+    }
+
+    /// Networks of this host, as address and prefix length.
+    pub(crate) fn of(&self, family: Family) -> &HashSet<(IpAddr, u8)> {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    fn of_mut(&mut self, family: Family) -> &mut HashSet<(IpAddr, u8)> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Whether this host owns the address.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        let owns = |(network, length): &(IpAddr, u8)| {
+            IpNet::new(*network, *length).is_ok_and(|network| network.contains(&address))
+        };
+        self.of(Family::of_address(address)).iter().any(owns)
+    }
+}
 
 type Messages = futures_util::stream::BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 

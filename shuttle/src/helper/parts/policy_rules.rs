@@ -1,12 +1,14 @@
 //! Policy rules: which packets go by our routing table, and what dead instances left of them.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
+use std::{fmt, net::IpAddr};
+
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::{
-    Error,
-    netlink::{Family, Netlink, PROTOCOL, host_prefix, or_empty},
+    ledger::Entry,
+    netlink::{Error, Family, Netlink, PROTOCOL, host_prefix, or_empty},
     slot::{FORWARDED_BIT, Slot},
 };
 
@@ -16,53 +18,115 @@ const PRIORITY: u32 = 300;
 /// The loopback interface has this name in every namespace.
 const LOOPBACK_NAME: &str = "lo";
 
+/// A policy rule of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PolicyRule {
+    family: Family,
+    priority: u32,
+    selector: Selector,
+    action: Action,
+}
+
+/// Which packets a rule is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Selector {
+    /// Those whose mark has this value under this mask.
+    Mark { value: u32, mask: u32 },
+    /// Those that this host sends from this address. A neighbour may pretend to have it, hence `iif lo`.
+    Source(IpAddr),
+    /// Those that came in by this interface and were marked there. The interface is named so that the rule does not match
+    /// the lookup by which the kernel checks their source, whatever that checks (rp_filter, src_valid_mark).
+    Forwarded { mark: u32, interface: String },
+}
+
+/// What happens to them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Action {
+    /// They are routed by this table.
+    Table(u32),
+    /// They go nowhere.
+    Unreachable,
+}
+
+impl PolicyRule {
+    /// The rules of a slot, in the order in which they are added: packets with its bit or source go to its table, and those
+    /// that find nothing there nowhere. When the table is gone, so is the proxy, and what captured connections still have to
+    /// say must not leave this host. The bit does not count beside that of forwarded packets.
+    pub(crate) fn of_slot(family: Family, slot: Slot) -> [Self; 4] {
+        let mark = || Selector::Mark { value: slot.bit(), mask: slot.forwarded() };
+        let source = || Selector::Source(slot.source(family));
+        let guard = |selector| Self { family, priority: PRIORITY + 1, selector, action: Action::Unreachable };
+        let lookup =
+            |selector| Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) };
+        [guard(mark()), guard(source()), lookup(mark()), lookup(source())]
+    }
+
+    /// Sends packets that came in by `interface` and were marked there to the slot's table.
+    pub(crate) fn forwarded(family: Family, slot: Slot, interface: &str) -> Self {
+        let selector = Selector::Forwarded { mark: slot.forwarded(), interface: interface.to_owned() };
+        Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) }
+    }
+
+    /// The rule as the kernel is told it.
+    pub(crate) fn message(&self) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.header.family = self.family.number();
+        rule.attributes = vec![RuleAttribute::Priority(self.priority), RuleAttribute::Protocol(PROTOCOL)];
+        match &self.selector {
+            Selector::Mark { value, mask } => {
+                rule.attributes.extend([RuleAttribute::FwMark(*value), RuleAttribute::FwMask(*mask)]);
+            }
+            Selector::Source(source) => {
+                rule.header.src_len = host_prefix(*source);
+                rule.attributes.push(RuleAttribute::Source(*source));
+                rule.attributes.push(RuleAttribute::Iifname(LOOPBACK_NAME.to_owned()));
+            }
+            Selector::Forwarded { mark, interface } => {
+                rule.attributes.extend([RuleAttribute::FwMark(*mark), RuleAttribute::FwMask(*mark)]);
+                rule.attributes.push(RuleAttribute::Iifname(interface.clone()));
+            }
+        }
+        match self.action {
+            Action::Table(table) => {
+                rule.header.action = RuleAction::ToTable;
+                rule.attributes.push(RuleAttribute::Table(table));
+            }
+            Action::Unreachable => rule.header.action = RuleAction::Unreachable,
+        }
+        rule
+    }
+}
+
+/// As `ip rule add` takes it.
+impl fmt::Display for PolicyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ip {} rule add priority {}", self.family.flag(), self.priority)?;
+        match &self.selector {
+            Selector::Mark { value, mask } => write!(f, " fwmark {value:#x}/{mask:#x}")?,
+            Selector::Source(source) => write!(f, " from {source} iif {LOOPBACK_NAME}")?,
+            Selector::Forwarded { mark, interface } => {
+                write!(f, " fwmark {mark:#x}/{mark:#x} iif {interface}")?;
+            }
+        }
+        match self.action {
+            Action::Table(table) => write!(f, " lookup {table}")?,
+            Action::Unreachable => write!(f, " type unreachable")?,
+        }
+        write!(f, " protocol {}", u8::from(PROTOCOL))
+    }
+}
+
 impl Netlink {
-    /// Sends packets with the slot's bit or source to its table, and those that find nothing there nowhere: when the table
-    /// is gone, so is the proxy, and what captured connections still have to say must not leave this host.
-    pub(crate) async fn add_rules(&self, family: Family, slot: Slot) -> Result<(), Error> {
-        for message in rules_of(family, slot) {
-            let mut request = self.handle().rule().add();
-            *request.message_mut() = message;
-            request
-                .execute()
-                .await
-                .map_err(Error::netlink(format!("adding a policy rule for mark {:#x}", slot.bit())))?;
-        }
-        Ok(())
-    }
-
-    /// Deletes them all, each whether or not the one before was there. The guards go last.
-    pub(crate) async fn delete_rules(&self, family: Family, slot: Slot) -> Result<(), Error> {
-        let mut result = Ok(());
-        for message in rules_of(family, slot).into_iter().rev() {
-            result = result.and(self.handle().rule().del(message).execute().await);
-        }
-        result.map_err(Error::netlink(format!("deleting the policy rules for mark {:#x}", slot.bit())))
-    }
-
-    /// Sends packets that came in by `interface` and were marked there to the slot's table. The interface is named so that
-    /// the rule does not match the lookup by which the kernel checks their source, whatever that checks (rp_filter,
-    /// src_valid_mark).
-    pub(crate) async fn add_forwarding_rule(
-        &self,
-        family: Family,
-        slot: Slot,
-        interface: &str,
-    ) -> Result<(), Error> {
+    /// Adds a rule.
+    pub(crate) async fn add_rule(&self, rule: &PolicyRule) -> Result<(), Error> {
         let mut request = self.handle().rule().add();
-        *request.message_mut() = forwarding_rule(family, slot, interface);
-        request.execute().await.map_err(Error::netlink(format!("adding a policy rule for {interface}")))
+        *request.message_mut() = rule.message();
+        request.execute().await.map_err(Error::netlink(format!("adding a policy rule ({rule})")))
     }
 
-    /// Undoes [`add_forwarding_rule`](Self::add_forwarding_rule).
-    pub(crate) async fn delete_forwarding_rule(
-        &self,
-        family: Family,
-        slot: Slot,
-        interface: &str,
-    ) -> Result<(), Error> {
-        let deleted = self.handle().rule().del(forwarding_rule(family, slot, interface)).execute().await;
-        deleted.map_err(Error::netlink(format!("deleting the policy rule for {interface}")))
+    /// Deletes a rule.
+    pub(crate) async fn delete_rule(&self, rule: RuleMessage) -> Result<(), Error> {
+        self.handle().rule().del(rule).execute().await.map_err(Error::netlink("deleting a policy rule"))
     }
 
     /// All bits that some policy rule tests together with few others. Rules that compare the whole mark say nothing
@@ -91,9 +155,9 @@ impl Netlink {
     }
 }
 
-/// Removes the policy rules of dead instances, those whose table is empty, and describes them.
-pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
-    let mut purged = Vec::new();
+/// The policy rules of dead instances: those whose table is empty.
+pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
     for family in Family::BOTH {
         for rule in netlink.rules(family).await? {
             let Some(slot) = slot_of(&rule) else { continue };
@@ -101,71 +165,12 @@ pub(crate) async fn purge(netlink: &Netlink) -> Result<Vec<String>, Error> {
                 continue;
             }
             let by = if rule.header.src_len == 0 { "mark" } else { "source of mark" };
-            let what = format!("{family:?} policy rule for {by} {:#x}, {:?}", slot.bit(), rule.header.action);
-            netlink
-                .handle()
-                .rule()
-                .del(rule)
-                .execute()
-                .await
-                .map_err(Error::netlink(format!("deleting the {what}")))?;
-            purged.push(what);
+            let words =
+                format!("{family:?} policy rule for {by} {:#x}, {:?}", slot.bit(), rule.header.action);
+            found.push(Entry::Rule { rule, words });
         }
     }
-    Ok(purged)
-}
-
-fn forwarding_rule(family: Family, slot: Slot, interface: &str) -> RuleMessage {
-    let mut rule = rule(family, RuleAction::ToTable, PRIORITY);
-    rule.attributes.extend([
-        RuleAttribute::FwMark(slot.forwarded()),
-        RuleAttribute::FwMask(slot.forwarded()),
-        RuleAttribute::Iifname(interface.to_owned()),
-        RuleAttribute::Table(slot.table()),
-    ]);
-    rule
-}
-
-/// By what a rule knows packets: the mark of their socket, which lacks the bit of forwarded ones, or the source that a program has given them.
-#[derive(Clone, Copy)]
-enum Selector {
-    Mark,
-    Source,
-}
-
-/// The rules of a slot, in the order in which they are added.
-fn rules_of(family: Family, slot: Slot) -> [RuleMessage; 4] {
-    let rule = |selector, action, priority| {
-        let mut rule = self::rule(family, action, priority);
-        match (selector, slot.source(family)) {
-            (Selector::Mark, _) => {
-                rule.attributes.push(RuleAttribute::FwMark(slot.bit()));
-                rule.attributes.push(RuleAttribute::FwMask(slot.forwarded()));
-            }
-            (Selector::Source, source) => {
-                rule.header.src_len = host_prefix(source);
-                rule.attributes.push(RuleAttribute::Source(source));
-                // Sent by this host: a neighbour may pretend to have that source.
-                rule.attributes.push(RuleAttribute::Iifname(LOOPBACK_NAME.to_owned()));
-            }
-        }
-        rule
-    };
-    let lookup = |selector| {
-        let mut rule = rule(selector, RuleAction::ToTable, PRIORITY);
-        rule.attributes.push(RuleAttribute::Table(slot.table()));
-        rule
-    };
-    let guard = |selector| rule(selector, RuleAction::Unreachable, PRIORITY + 1);
-    [guard(Selector::Mark), guard(Selector::Source), lookup(Selector::Mark), lookup(Selector::Source)]
-}
-
-fn rule(family: Family, action: RuleAction, priority: u32) -> RuleMessage {
-    let mut rule = RuleMessage::default();
-    rule.header.family = family.number();
-    rule.header.action = action;
-    rule.attributes = vec![RuleAttribute::Priority(priority), RuleAttribute::Protocol(PROTOCOL)];
-    rule
+    Ok(found)
 }
 
 fn slot_of(rule: &RuleMessage) -> Option<Slot> {
@@ -176,4 +181,32 @@ fn slot_of(rule: &RuleMessage) -> Option<Slot> {
         _ => None,
     });
     slot.filter(|_| ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::helper::parts::slot::SLOTS;
+
+    #[test]
+    fn rules_print_as_ip_takes_them() {
+        let [slot, ..] = SLOTS;
+        let all = Family::BOTH.into_iter().flat_map(|family| {
+            let forwarded = PolicyRule::forwarded(family, slot, "br0");
+            PolicyRule::of_slot(family, slot).into_iter().chain([forwarded])
+        });
+        let lines: Vec<_> = all.map(|rule| rule.to_string()).collect();
+        let want = "\
+ip -4 rule add priority 301 fwmark 0x10000000/0x90000000 type unreachable protocol 219
+ip -4 rule add priority 301 from 198.19.219.1 iif lo type unreachable protocol 219
+ip -4 rule add priority 300 fwmark 0x10000000/0x90000000 lookup 2190000 protocol 219
+ip -4 rule add priority 300 from 198.19.219.1 iif lo lookup 2190000 protocol 219
+ip -4 rule add priority 300 fwmark 0x90000000/0x90000000 iif br0 lookup 2190000 protocol 219
+ip -6 rule add priority 301 fwmark 0x10000000/0x90000000 type unreachable protocol 219
+ip -6 rule add priority 301 from fd73:6875:7474:6c65::1 iif lo type unreachable protocol 219
+ip -6 rule add priority 300 fwmark 0x10000000/0x90000000 lookup 2190000 protocol 219
+ip -6 rule add priority 300 from fd73:6875:7474:6c65::1 iif lo lookup 2190000 protocol 219
+ip -6 rule add priority 300 fwmark 0x90000000/0x90000000 iif br0 lookup 2190000 protocol 219";
+        assert_eq!(lines.join("\n"), want);
+    }
 }

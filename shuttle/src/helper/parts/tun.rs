@@ -1,9 +1,20 @@
 //! The device that holds the routes: they vanish with it, and it with this process.
 
-use std::{fs, os::fd::OwnedFd};
+use std::{fs, io, os::fd::OwnedFd};
 
-use super::{Error, netlink::Netlink};
+use super::netlink::{self, Netlink};
 use crate::sys::capture::open_tun;
+
+/// Why there is no TUN device.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The kernel makes none.
+    #[error("creating a TUN device: {0}")]
+    Create(io::Error),
+    /// It can't be set up.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+}
 
 /// A TUN device that nothing is ever sent to: `local` routes through it deliver to this host.
 #[derive(Debug)]
@@ -15,9 +26,10 @@ pub(crate) struct Tun {
 impl Tun {
     /// Creates the device and sets it up.
     pub(crate) async fn open(netlink: &Netlink) -> Result<Self, Error> {
-        let (device, name) = open_tun(c"shuttle%d").map_err(Error::Tun)?;
+        let (device, name) = open_tun(c"shuttle%d").map_err(Error::Create)?;
         quiet_ipv6(&name);
-        let index = nix::net::if_::if_nametoindex(name.as_str()).map_err(|errno| Error::Tun(errno.into()))?;
+        let index =
+            nix::net::if_::if_nametoindex(name.as_str()).map_err(|errno| Error::Create(errno.into()))?;
         netlink.set_up(index).await?;
         Ok(Self { index, _device: device })
     }

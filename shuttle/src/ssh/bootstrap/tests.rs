@@ -144,8 +144,8 @@ fn packed_by_xz() -> Vec<u8> {
     xz.finish().unwrap()
 }
 
-/// Ten TCP segments of 1,448 bytes, twenty and forty: what three round trips carry from the start, so that any more costs
-/// another one.
+/// Ten TCP segments of 1,448 bytes, twenty and forty: what three round trips carry from the start, so that any more
+/// costs another one.
 const THREE_FLIGHTS: usize = 70 * 1448;
 /// What ssh adds to it.
 const SSH_OVERHEAD: usize = 1024;

@@ -1,13 +1,22 @@
-//! The one eBPF program that is needed before ssh can start, without a loader of objects: aya's reads all of the kernel's
-//! types first, 5 MB of them, while the user waits.
+//! The program that marks the sockets of a cgroup: the one eBPF program that is needed before ssh can start. It goes
+//! without a loader of objects: aya's reads all of the kernel's types first, 5 MB of them, while the user waits.
 
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use super::capture::owned;
+
+/// Beside which other programs an attached program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// Those of the cgroups above and below, and others of this one (Linux 4.15).
+    Others,
+    /// None: none can be attached here or below.
+    Nobody,
+}
 
 /// `struct bpf_insn` of linux/bpf.h.
 #[repr(C)]
@@ -33,8 +42,6 @@ struct Load {
     kernel_version: u32,
     flags: u32,
     name: [u8; 16],
-    interface: u32,
-    attach_type: u32,
 }
 
 /// What BPF_LINK_CREATE takes, up to what is used.
@@ -46,9 +53,24 @@ struct Link {
     flags: u32,
 }
 
+/// What BPF_PROG_ATTACH and BPF_PROG_DETACH take, up to what is used.
+#[repr(C)]
+struct Attachment {
+    target: RawFd,
+    program: RawFd,
+    attach_type: u32,
+    flags: u32,
+}
+
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+/// What `bpftool prog` shows.
+const NAME: &str = "exempt";
 const BPF_PROG_TYPE_CGROUP_SOCK: u32 = 9;
+/// Also what the kernel takes a program of that type to be for, where that is not told.
 const BPF_CGROUP_INET_SOCK_CREATE: u32 = 2;
 
 /// Loads a program that ORs `bits` into the mark of each new socket (Linux 4.14; needs `CAP_BPF` and `CAP_NET_ADMIN`).
@@ -65,14 +87,18 @@ pub fn load_marking_program(bits: u32) -> io::Result<OwnedFd> {
         instruction(0x95, 0x00, 0, 0),
     ];
     let mut name = [0; 16];
-    name[..6].copy_from_slice(b"exempt");
+    name[..NAME.len()].copy_from_slice(NAME.as_bytes());
+    // Linux 4.14 takes no names.
+    load(&instructions, name).or_else(|_| load(&instructions, [0; 16]))
+}
+
+fn load(instructions: &[Instruction], name: [u8; 16]) -> io::Result<OwnedFd> {
     let load = Load {
         program_type: BPF_PROG_TYPE_CGROUP_SOCK,
         instruction_count: instructions.len() as u32,
         instructions: instructions.as_ptr().addr() as u64,
         license: c"Dual MIT/GPL".as_ptr().addr() as u64,
         name,
-        attach_type: BPF_CGROUP_INET_SOCK_CREATE,
         ..Load::default()
     };
     // SAFETY: the structure, and what it points to, outlives the call, and its length is told.
@@ -80,7 +106,7 @@ pub fn load_marking_program(bits: u32) -> io::Result<OwnedFd> {
 }
 
 /// Has the program run for each new socket in `cgroup` and below, for as long as what is returned is open (Linux 5.7).
-pub fn attach_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result<OwnedFd> {
+pub fn link_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result<OwnedFd> {
     let link = Link {
         program: program.as_fd().as_raw_fd(),
         target: cgroup.as_fd().as_raw_fd(),
@@ -89,4 +115,37 @@ pub fn attach_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Resu
     };
     // SAFETY: the structure outlives the call, and its length is told.
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const link, size_of::<Link>()) })
+}
+
+/// Has the program run for each new socket in `cgroup` and below, until it is detached or the cgroup's directory is
+/// removed (Linux 4.14). It outlives this process.
+pub fn attach_marking_program(program: impl AsFd, cgroup: impl AsFd, company: Company) -> io::Result<()> {
+    let flags = match company {
+        Company::Others => BPF_F_ALLOW_MULTI,
+        Company::Nobody => 0,
+    };
+    change(BPF_PROG_ATTACH, program.as_fd(), cgroup.as_fd(), flags)
+}
+
+/// Undoes [`attach_marking_program`].
+pub fn detach_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result<()> {
+    change(BPF_PROG_DETACH, program.as_fd(), cgroup.as_fd(), 0)
+}
+
+fn change(
+    command: libc::c_long,
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    flags: u32,
+) -> io::Result<()> {
+    let attachment = Attachment {
+        target: cgroup.as_raw_fd(),
+        program: program.as_raw_fd(),
+        attach_type: BPF_CGROUP_INET_SOCK_CREATE,
+        flags,
+    };
+    // SAFETY: the structure outlives the call, and its length is told.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attachment, size_of::<Attachment>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,16 +1,11 @@
 //! What of the command line is about DNS.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use clap::{ArgGroup, Args};
 
-use crate::dns::resolv_conf::{self, FILE, PORT};
-use crate::mux::Target;
+use crate::dns::resolv_conf::{self, PORT};
 use crate::policy::Nameserver;
-
-/// The servers that systemd-resolved asks, where it runs.
-const UPSTREAM_FILE: &str = "/run/systemd/resolve/resolv.conf";
 
 /// How names are resolved, as typed.
 #[derive(Debug, Args)]
@@ -27,41 +22,13 @@ pub struct Names {
     pub to_ns: Option<SocketAddr>,
 }
 
-impl Names {
-    /// The nameservers whose queries are captured: none where names are not asked for.
-    pub(crate) fn nameservers(&self) -> Vec<Nameserver> {
-        let mut all = self.ns_hosts.clone();
-        if all.is_empty() && self.dns {
-            let own = resolv_conf::nameservers(Path::new(FILE));
-            let upstream = std::fs::read_to_string(UPSTREAM_FILE).unwrap_or_default();
-            let named = own.into_iter().chain(resolv_conf::named(&upstream)).map(Nameserver::from);
-            let (astray, others): (Vec<_>, Vec<_>) = named.partition(Nameserver::is_astray);
-            for server in astray {
-                let address = server.address;
-                tracing::warn!(
-                    "the nameserver {address} is left out: say on which interface, as {address}%eth0, in {FILE}"
-                );
-            }
-            all = others;
-        }
-        let mut seen = std::collections::HashSet::new();
-        all.retain(|server| seen.insert(*server));
-        all
-    }
-
-    /// Who answers.
-    pub(crate) fn resolver(&self) -> Target {
-        self.to_ns.map_or(Target::Resolver, Target::Address)
-    }
-}
-
 /// `IP`, or `IP%INTERFACE` of a link-local one.
 fn nameserver(text: &str) -> Result<Nameserver, String> {
     let server = resolv_conf::address(text).map(Nameserver::from);
     let server = server.ok_or_else(|| {
         "not a nameserver's address, or no such interface: give IP, or IP%INTERFACE".to_owned()
     })?;
-    if server.is_astray() {
+    if server.lacks_interface() {
         return Err(format!("it is link-local: say on which interface, as {text}%eth0"));
     }
     Ok(server)

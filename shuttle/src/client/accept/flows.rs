@@ -1,4 +1,4 @@
-//! Which programs exchange datagrams with whom, and how long a flow lasts when nothing comes.
+//! UDP flows: which program's socket exchanges datagrams with which peer, and when a flow that is idle ends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
@@ -9,41 +9,41 @@ use crate::mux::{AssociationId, Carried, Peer};
 
 /// A program's socket, as the listener sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in crate::client) struct Source(pub(super) SocketAddr);
+pub(super) struct Source(pub(super) SocketAddr);
 
-/// A program's socket and one of its peers.
-pub(in crate::client) type Key = (Source, Peer);
+/// A program's socket and one of its peers: of a flow, or of a DNS query.
+pub(super) type Conversation = (Source, Peer);
 
-/// After how long without a datagram a flow ends.
+/// How long a flow lasts without a datagram.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// While only the program has sent any.
+    /// While datagrams have only gone from the program.
     pub(crate) one_way: Duration,
-    /// Once datagrams have gone both ways.
+    /// Once they have gone both ways.
     pub(crate) both_ways: Duration,
 }
 
-/// All flows, and the associations that they make: one for each source. `W` is what the driver keeps of each flow.
+/// The flows, and their associations: one for each source. `P` is how replies of a flow get to its program.
 #[derive(Debug)]
-pub(in crate::client) struct Flows<W> {
-    flows: HashMap<Key, Flow<W>>,
+pub(super) struct Flows<P> {
+    flows: HashMap<Conversation, Flow<P>>,
     sources: HashMap<Source, Association>,
     by_id: HashMap<AssociationId, Source>,
-    /// When flows end, if nothing more has come; each has one entry, which may be too early.
-    ends: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// When each flow ends if it stays idle: one entry a flow, which may be too early.
+    ends: BinaryHeap<Reverse<(Instant, Conversation)>>,
     timeouts: Timeouts,
-    most: usize,
+    max: usize,
 }
 
 #[derive(Debug)]
-struct Flow<W> {
+struct Flow<P> {
     began: Instant,
     carried: Carried,
     last: Instant,
     answered: bool,
-    /// Whether the program was told that the peer is unreachable, and has sent nothing since.
-    told: bool,
-    way: W,
+    /// Whether the program was notified that the peer is unreachable, and has sent nothing since.
+    notified: bool,
+    path: P,
 }
 
 #[derive(Debug)]
@@ -52,27 +52,29 @@ struct Association {
     peers: BTreeSet<Peer>,
 }
 
-impl<W: Default> Flows<W> {
-    /// No flows yet, and at no time more than `most`: then the one that would end next makes room.
-    pub(in crate::client) fn new(timeouts: Timeouts, most: usize) -> Self {
+impl<P: Default> Flows<P> {
+    /// No flows yet. There are never more than `max`: to make room, the one that would time out first is evicted.
+    pub(super) fn new(timeouts: Timeouts, max: usize) -> Self {
         Self {
             flows: HashMap::new(),
             sources: HashMap::new(),
             by_id: HashMap::new(),
             ends: BinaryHeap::new(),
             timeouts,
-            most,
+            max,
         }
     }
 
-    pub(in crate::client) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// A program sends so many `bytes`. Gives the association, which is `new` if the source has none, and one that had to end.
-    pub(in crate::client) fn sent(
+    /// Records that a program sends a datagram of this many `bytes`. Returns the association to send it by, which is
+    /// `new` if the source had none, and any association that ended with a flow evicted for it.
+    pub(super) fn sent(
         &mut self,
-        (source, peer): Key,
+        (source, peer): Conversation,
         bytes: usize,
         now: Instant,
         new: impl FnOnce() -> AssociationId,
@@ -81,7 +83,7 @@ impl<W: Default> Flows<W> {
             (self.flows.get_mut(&(source, peer)), self.sources.get(&source))
         {
             flow.last = now;
-            flow.told = false;
+            flow.notified = false;
             flow.carried.sent += bytes as u64;
             return (association.id, None);
         }
@@ -92,20 +94,21 @@ impl<W: Default> Flows<W> {
         let ended = self.begin((source, peer), now);
         if let Some(flow) = self.flows.get_mut(&(source, peer)) {
             flow.carried.sent = bytes as u64;
-            flow.told = false;
+            flow.notified = false;
         }
         (id, ended)
     }
 
-    /// So many `bytes` have come for an association. Gives the flow, and what the driver keeps of it: also a new flow, if it comes
-    /// from another port of an address to which the program has sent. And an association that had to end for it.
-    pub(in crate::client) fn arrived(
+    /// Records that a datagram of this many `bytes` has come from a peer of an association. Returns its flow and that
+    /// flow's path, and any association that ended with a flow evicted for it. A datagram from another port of a peer's
+    /// address begins a flow; one from any other address is none of the program's: `None`.
+    pub(super) fn arrived(
         &mut self,
         id: AssociationId,
         peer: Peer,
         bytes: usize,
         now: Instant,
-    ) -> Option<(Key, &mut W, Option<AssociationId>)> {
+    ) -> Option<(Conversation, &P, Option<AssociationId>)> {
         let source = *self.by_id.get(&id)?;
         let key = (source, peer);
         let mut ended = None;
@@ -119,31 +122,31 @@ impl<W: Default> Flows<W> {
         flow.last = now;
         flow.carried.received += bytes as u64;
         flow.answered = true;
-        Some((key, &mut flow.way, ended))
+        Some((key, &flow.path, ended))
     }
 
-    /// The program that is to be told that the peer has not been reached: once for what it has sent, however often the far
-    /// side says so.
-    pub(in crate::client) fn unreachable(&mut self, id: AssociationId, peer: Peer) -> Option<Source> {
+    /// The program to notify that the peer is unreachable. `None` if it was notified since it last sent something
+    /// there, however often the far side says so.
+    pub(super) fn unreachable(&mut self, id: AssociationId, peer: Peer) -> Option<Source> {
         let source = *self.by_id.get(&id)?;
         let flow = self.flows.get_mut(&(source, peer))?;
-        let told = std::mem::replace(&mut flow.told, true);
-        (!told).then_some(source)
+        let notified = std::mem::replace(&mut flow.notified, true);
+        (!notified).then_some(source)
     }
 
-    /// What the driver keeps of a flow, if it is still there.
-    pub(in crate::client) fn way(&mut self, key: Key) -> Option<&mut W> {
-        self.flows.get_mut(&key).map(|flow| &mut flow.way)
+    /// A flow's path, if there is such a flow.
+    pub(super) fn path(&mut self, flow: Conversation) -> Option<&mut P> {
+        self.flows.get_mut(&flow).map(|flow| &mut flow.path)
     }
 
-    /// What the driver keeps of the flows of a source.
-    pub(in crate::client) fn ways_of(&self, source: Source) -> impl Iterator<Item = &W> {
+    /// The paths of all flows of a source.
+    pub(super) fn paths_of(&self, source: Source) -> impl Iterator<Item = &P> {
         let peers = self.sources.get(&source).into_iter().flat_map(|association| &association.peers);
-        peers.filter_map(move |peer| self.flows.get(&(source, *peer)).map(|flow| &flow.way))
+        peers.filter_map(move |peer| self.flows.get(&(source, *peer)).map(|flow| &flow.path))
     }
 
-    /// Adds a flow of a source that has an association; another flow may have to end.
-    fn begin(&mut self, key: Key, now: Instant) -> Option<AssociationId> {
+    /// Adds a flow of a source that has an association. Returns any association that ended with a flow evicted for it.
+    fn begin(&mut self, key: Conversation, now: Instant) -> Option<AssociationId> {
         if let Some(association) = self.sources.get_mut(&key.0) {
             association.peers.insert(key.1);
         }
@@ -154,37 +157,35 @@ impl<W: Default> Flows<W> {
                 carried: Carried::default(),
                 last: now,
                 answered: false,
-                // It has sent nothing yet.
-                told: true,
-                way: W::default(),
+                // The program has sent nothing yet.
+                notified: true,
+                path: P::default(),
             },
         );
-        let ended = if self.flows.len() > self.most { self.end_next(None) } else { None };
+        let ended = if self.flows.len() > self.max { self.end_next(None) } else { None };
         self.ends.push(Reverse((now + self.timeouts.one_way, key)));
         ended.flatten()
     }
 
-    /// All flows: what they have carried, and since when.
-    pub(in crate::client) fn iter(&self) -> impl Iterator<Item = (Key, Carried, Instant)> {
+    /// All flows, with what they have carried and when they began.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Conversation, Carried, Instant)> {
         self.flows.iter().map(|(key, flow)| (*key, flow.carried, flow.began))
     }
 
-    /// Ends the flows whose peer is `meant`; tells how many they were, and gives the associations that ended with them.
-    pub(in crate::client) fn end_those(
-        &mut self,
-        meant: impl Fn(Peer) -> bool,
-    ) -> (usize, Vec<AssociationId>) {
-        let keys: Vec<_> = self.flows.keys().filter(|(_, peer)| meant(*peer)).copied().collect();
+    /// Ends the flows whose peer `matches`. Returns their number, and the associations that ended with them.
+    pub(super) fn end_matching(&mut self, matches: impl Fn(Peer) -> bool) -> (usize, Vec<AssociationId>) {
+        let keys: Vec<_> = self.flows.keys().filter(|(_, peer)| matches(*peer)).copied().collect();
         let ended = keys.iter().filter_map(|key| self.end(*key)).collect();
         (keys.len(), ended)
     }
 
-    /// Ends all flows that nothing has come for, and gives the associations that ended with them.
-    pub(in crate::client) fn end_idle(&mut self, now: Instant) -> Vec<AssociationId> {
+    /// Ends the flows that have been idle for too long. Returns the associations that ended with them.
+    pub(super) fn end_idle(&mut self, now: Instant) -> Vec<AssociationId> {
         std::iter::from_fn(|| self.end_next(Some(now))).flatten().collect()
     }
 
-    /// Ends the flow that is to end first, if that is not later than `until`; gives the association if it ended too.
+    /// Ends the flow that times out first, if that is not later than `until`. Returns whether there was one, and the
+    /// association if that ended with it.
     fn end_next(&mut self, until: Option<Instant>) -> Option<Option<AssociationId>> {
         loop {
             let Reverse((end, key)) = *self.ends.peek()?;
@@ -202,7 +203,7 @@ impl<W: Default> Flows<W> {
         }
     }
 
-    fn end(&mut self, key @ (source, peer): Key) -> Option<AssociationId> {
+    fn end(&mut self, key @ (source, peer): Conversation) -> Option<AssociationId> {
         self.flows.remove(&key);
         let association = self.sources.get_mut(&source)?;
         association.peers.remove(&peer);
@@ -215,8 +216,8 @@ impl<W: Default> Flows<W> {
         Some(id)
     }
 
-    /// The far side has ended an association: its flows are gone, and the next datagram begins another.
-    pub(in crate::client) fn close(&mut self, id: AssociationId) {
+    /// The far side has ended an association: ends its flows. The source's next datagram begins another association.
+    pub(super) fn close(&mut self, id: AssociationId) {
         let Some(source) = self.by_id.remove(&id) else { return };
         let Some(association) = self.sources.remove(&source) else { return };
         for peer in association.peers {
@@ -225,7 +226,7 @@ impl<W: Default> Flows<W> {
     }
 
     /// When [`Self::end_idle`] may have something to do.
-    pub(in crate::client) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.ends.peek().map(|Reverse((end, _))| *end)
     }
 }
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_told_once_for_what_it_has_sent() {
+    fn a_program_is_notified_once_for_what_it_has_sent() {
         let now = Instant::now();
         let mut flows = Flows::<()>::new(TIMEOUTS, 100);
         let (id, to, other) = (AssociationId(1), peer("10.0.0.1:53"), peer("10.0.0.2:53"));
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_idlest_makes_room() {
+    fn the_flow_that_times_out_first_is_evicted() {
         let start = Instant::now();
         let mut flows = Flows::<()>::new(TIMEOUTS, 3);
         let mut ended = Vec::new();
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_tell_what_they_carried_and_can_be_ended() {
+    fn flows_count_what_they_carried_and_can_be_ended() {
         let now = Instant::now();
         let mut flows = Flows::<()>::new(TIMEOUTS, 100);
         let [a, b] = ["10.0.0.1:53", "10.0.0.2:53"].map(peer);
@@ -346,8 +347,8 @@ mod tests {
             flows.iter().map(|((_, peer), it, _)| (peer, it.sent, it.received)).collect();
         carried.sort();
         assert_eq!(carried, [(a, 15, 7), (b, 20, 0)]);
-        assert_eq!(flows.end_those(|peer| peer == b), (1, vec![]));
-        assert_eq!(flows.end_those(|_| true), (1, vec![AssociationId(1)]));
+        assert_eq!(flows.end_matching(|peer| peer == b), (1, vec![]));
+        assert_eq!(flows.end_matching(|_| true), (1, vec![AssociationId(1)]));
     }
 
     #[test]

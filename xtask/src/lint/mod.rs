@@ -1,27 +1,38 @@
 //! What a change must satisfy besides the tests. Every check runs, and the failures are named at the end.
 
+mod lines;
+mod manifests;
+mod shape;
+mod sources;
+
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 
 use crate::build_ebpf;
-use crate::run::{cargo, run};
+use crate::run::{self, cargo};
 
 /// The eBPF programs compile for another target only; `build-ebpf --check` looks after them.
 const WHOLE: [&str; 3] = ["--workspace", "--exclude", "shuttle-ebpf"];
 
 type Check = fn() -> Result<()>;
 
-pub(crate) fn run_all() -> Result<()> {
-    let checks: [(&str, Check); 5] = [
+/// Runs the checks whose names hold `filter`, or all.
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let checks: [(&str, Check); 8] = [
+        ("shape", shape::run),
+        ("manifests", manifests::run),
+        ("lines", lines::run),
         ("format", format),
         ("clippy", clippy),
         ("documentation", documentation),
         ("dependencies", dependencies),
         ("eBPF objects", || build_ebpf::run(true)),
     ];
+    let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    ensure!(checks.iter().any(|(name, _)| wanted(name)), "no check has such a name");
     let mut failed = Vec::new();
-    for (name, check) in checks {
+    for (name, check) in checks.into_iter().filter(|(name, _)| wanted(name)) {
         eprintln!("lint: {name}");
         if let Err(error) = check() {
             eprintln!("{error:#}");
@@ -33,25 +44,25 @@ pub(crate) fn run_all() -> Result<()> {
 }
 
 fn format() -> Result<()> {
-    run(cargo().args(["fmt", "--all", "--check"]))
+    run::run(cargo().args(["fmt", "--all", "--check"]))
 }
 
 fn clippy() -> Result<()> {
-    run(cargo().arg("clippy").args(WHOLE).args(["--all-targets", "--quiet", "--", "-D", "warnings"]))
+    run::run(cargo().arg("clippy").args(WHOLE).args(["--all-targets", "--quiet", "--", "-D", "warnings"]))
 }
 
 /// For those who work on shuttle: a link to a private item is a good one.
 fn documentation() -> Result<()> {
     let mut doc = cargo();
     doc.arg("doc").args(WHOLE).args(["--no-deps", "--document-private-items", "--quiet"]);
-    run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
+    run::run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
 }
 
 /// Without the advisories: their database comes from a host that CI does not reach.
 fn dependencies() -> Result<()> {
     let there = Command::new("cargo-deny").arg("--version").stdout(Stdio::null()).status();
     if !there.is_ok_and(|status| status.success()) {
-        run(cargo().args(["install", "--locked", "--quiet", "cargo-deny"]))?;
+        run::run(cargo().args(["install", "--locked", "--quiet", "cargo-deny"]))?;
     }
-    run(cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))
+    run::run(cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))
 }

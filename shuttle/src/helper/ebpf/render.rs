@@ -1,0 +1,120 @@
+//! What the eBPF method sets up for a plan, as a value: it is printed, and carried out.
+
+use std::fmt;
+
+use shuttle_common::compile::Entries;
+
+use crate::{
+    capture::IngressHook,
+    helper::parts::{
+        claim::{Claim, DEVICE},
+        lan::Lan,
+        netlink::{Family, PROTOCOL, TOKENS_PREFIX},
+        policy_rules::PolicyRule,
+        slot::Slot,
+    },
+    policy::Families,
+};
+
+/// What is set up, in the order in which it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setup {
+    /// The routes that bring marked packets back to this host, where sockets are looked up.
+    pub(super) claim: Option<Claim>,
+    /// Whose IPv6 tokens are made this host's, where destinations are rewritten and IPv6 is on.
+    pub(super) tokens: Option<Slot>,
+    /// The policy rules that send packets to these routes.
+    pub(super) rules: Vec<PolicyRule>,
+    /// Where programs are attached, in this order.
+    pub(super) attachments: Vec<Attachment>,
+}
+
+/// Where a program is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// To this network namespace.
+    Namespace(&'static str),
+    /// To a LAN interface, where it sees what comes in.
+    Ingress(&'static str, Lan, IngressHook),
+    /// To the cgroup whose programs' traffic is captured.
+    Cgroup(&'static str),
+    /// To the same cgroup, where the kernel has the hook.
+    CgroupIfThere(&'static str),
+}
+
+/// What is set up to capture by socket lookup.
+pub(super) fn lookup(claim: Claim, families: Families, lans: &[Lan], hook: IngressHook) -> Setup {
+    let slot = claim.slot;
+    let own = Family::of(families).flat_map(|family| PolicyRule::of_slot(family, slot));
+    let forwarded = lans.iter().flat_map(|lan| {
+        Family::of(families).map(move |family| PolicyRule::forwarded(family, slot, &lan.name))
+    });
+    let ingress = lans.iter().map(|lan| Attachment::Ingress(super::hook::PROGRAM, lan.clone(), hook));
+    let mut attachments = vec![Attachment::Namespace(super::programs::STEER)];
+    attachments.extend(ingress);
+    attachments.extend(super::programs::AT_CGROUP.map(Attachment::Cgroup));
+    Setup { claim: Some(claim), tokens: None, rules: own.chain(forwarded).collect(), attachments }
+}
+
+/// What is set up to capture by rewriting destinations.
+pub(super) fn rewrite(tokens: Option<Slot>) -> Setup {
+    let mut attachments = vec![Attachment::Cgroup(super::rewrite::CONNECTING)];
+    attachments.extend(super::rewrite::PEERS.map(Attachment::CgroupIfThere));
+    attachments.extend(super::rewrite::AT_CGROUP.map(Attachment::Cgroup));
+    Setup { claim: None, tokens, rules: Vec::new(), attachments }
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(claim) = &self.claim {
+            write!(f, "{claim}")?;
+        }
+        if let Some(slot) = self.tokens {
+            let (tokens, source) = (slot.tokens(), slot.token_source());
+            writeln!(f, "ip tuntap add dev {DEVICE} mode tun")?;
+            writeln!(f, "ip link set {DEVICE} up")?;
+            writeln!(f, "ip address add {source} dev {DEVICE}")?;
+            let (length, protocol) = (TOKENS_PREFIX, u8::from(PROTOCOL));
+            writeln!(
+                f,
+                "ip -6 route add local {tokens}/{length} dev {DEVICE} src {source} table local protocol {protocol}"
+            )?;
+        }
+        for rule in &self.rules {
+            writeln!(f, "{rule}")?;
+        }
+        for attachment in &self.attachments {
+            match attachment {
+                Attachment::Namespace(name) => writeln!(f, "attach {name} to this network namespace")?,
+                Attachment::Ingress(name, lan, hook) => {
+                    let by = match hook {
+                        IngressHook::Auto => "tcx or clsact",
+                        IngressHook::Tcx => "tcx",
+                        IngressHook::Clsact => "clsact",
+                    };
+                    writeln!(f, "attach {name} to the ingress of {} by {by}", lan.name)?;
+                }
+                Attachment::Cgroup(name) => writeln!(f, "attach {name} to the root cgroup")?,
+                Attachment::CgroupIfThere(name) => {
+                    writeln!(f, "attach {name} to the root cgroup, where the kernel has the hook")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the programs' maps hold, one prefix a line.
+pub(crate) struct Maps<'a>(pub(crate) &'a Entries);
+
+impl fmt::Display for Maps<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (network, ports) in &self.0.v4 {
+            writeln!(f, "map RULES4: {network} captures {ports}")?;
+        }
+        for (network, ports) in &self.0.v6 {
+            writeln!(f, "map RULES6: {network} captures {ports}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! The methods: one set of verbs, and for each verb one match over all of them.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use shuttle_common::{
+    compile::{self, Entries},
+    rule::Rule,
+};
+
+use super::{
+    bypass::Cgroup,
+    ebpf::{self, Ebpf},
+    parts::{
+        Facts, Parts,
+        answer::{Sender, SenderError},
+    },
+};
+use crate::{
+    capture::{
+        Arrival, BypassKind, Failure, IngressHook, Listeners, Mechanism, MethodChoice, MethodName, Missing,
+        ScopeKind, Steering,
+    },
+    policy::{Lans, Plan, Scope},
+};
+
+/// What loads the programs of methods that have some.
+pub(super) type Loader = ebpf::Loader;
+
+/// A method at work.
+#[derive(Debug)]
+pub(super) enum Method {
+    Ebpf(Box<Ebpf>),
+}
+
+/// One way to carry out a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Candidate {
+    Ebpf(Steering),
+}
+
+impl Candidate {
+    /// The ways that may be tried, in the order in which they are.
+    pub(super) fn of(mechanism: &Mechanism) -> Vec<Self> {
+        let of = |name| match name {
+            MethodName::Ebpf => match mechanism.ebpf.steering {
+                Some(steering) => vec![Self::Ebpf(steering)],
+                None => vec![Self::Ebpf(Steering::Lookup), Self::Ebpf(Steering::Rewrite)],
+            },
+        };
+        match mechanism.method {
+            MethodChoice::Auto => MethodName::ALL.into_iter().flat_map(of).collect(),
+            MethodChoice::Only(name) => of(name),
+        }
+    }
+
+    /// A short name: a method, and how.
+    #[cfg(test)]
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Ebpf(Steering::Lookup) => "ebpf-lookup",
+            Self::Ebpf(Steering::Rewrite) => "ebpf-rewrite",
+        }
+    }
+
+    /// Whose way it is.
+    pub(super) fn method(self) -> MethodName {
+        match self {
+            Self::Ebpf(_) => MethodName::Ebpf,
+        }
+    }
+
+    /// Whether it can keep our own connections out of the capture by this.
+    pub(super) fn goes_by(self, kind: BypassKind) -> bool {
+        match (self, kind) {
+            (_, BypassKind::Mark | BypassKind::Address) => true,
+            // No packet filter takes part.
+            (Self::Ebpf(_), BypassKind::Cgroup) => false,
+        }
+    }
+
+    /// What of a plan it can do on no machine.
+    pub(super) fn refusals(self, plan: &Plan, mechanism: &Mechanism) -> Vec<Missing> {
+        let method = self.method();
+        let mut missing = Vec::new();
+        match &plan.scope {
+            Scope::Everyone => {}
+            Scope::Owners { .. } => missing.push(Missing::Scope { method, of: ScopeKind::Owners }),
+            Scope::Cgroup(_) => missing.push(Missing::Scope { method, of: ScopeKind::Cgroup }),
+        }
+        match self {
+            Self::Ebpf(Steering::Rewrite) if plan.lans != Lans::None => missing.push(Missing::Forwarding),
+            Self::Ebpf(_) => {}
+        }
+        if method != MethodName::Ebpf {
+            let mut for_ebpf = |option: &str| {
+                missing.push(Missing::Option { option: option.to_owned(), of: MethodName::Ebpf });
+            };
+            if mechanism.ebpf.steering.is_some() {
+                for_ebpf("--ebpf-steering");
+            }
+            if mechanism.ebpf.ingress != IngressHook::Auto {
+                for_ebpf("--ebpf-ingress");
+            }
+        }
+        missing
+    }
+}
+
+impl Candidate {
+    /// What would be set up, one step a line.
+    pub(super) fn render(self, mechanism: &Mechanism, facts: Facts<'_>) -> String {
+        match self {
+            Self::Ebpf(steering) => ebpf::render(steering, mechanism.ebpf.ingress, facts),
+        }
+    }
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ebpf(Steering::Lookup) => "ebpf, by socket lookup",
+            Self::Ebpf(Steering::Rewrite) => "ebpf, by rewriting destinations",
+        })
+    }
+}
+
+impl Method {
+    /// Gets all ready that capturing needs; nothing is captured. What it has set up is in the parts' ledger, after an error
+    /// too.
+    pub(super) async fn prepare(
+        candidate: Candidate,
+        mechanism: &Mechanism,
+        loader: &mut Loader,
+        parts: &mut Parts,
+    ) -> Result<(Self, Listeners), Failure> {
+        match candidate {
+            Candidate::Ebpf(steering) => {
+                let prepared = Ebpf::prepare(loader, steering, mechanism.ebpf, parts).await;
+                let (ebpf, listeners) = prepared?;
+                Ok((Self::Ebpf(Box::new(ebpf)), listeners))
+            }
+        }
+    }
+
+    /// From now on the plan's traffic is captured: that of all programs, or in a trial of those in one cgroup.
+    pub(super) async fn start(&mut self, trial: Option<&Cgroup>, parts: &mut Parts) -> Result<(), Failure> {
+        match (self, trial) {
+            (Self::Ebpf(ebpf), None) => ebpf.start(parts).await?,
+            (Self::Ebpf(ebpf), Some(cgroup)) => ebpf.start_in(cgroup, parts).await?,
+        }
+        Ok(())
+    }
+
+    /// The rules as the method carries them out.
+    pub(super) fn entries_for(&self, parts: &Parts, rules: &[Rule]) -> Result<Entries, compile::Error> {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.entries_for(parts, rules),
+        }
+    }
+
+    /// Sets the entries to go by before the start.
+    pub(super) fn set_entries(&mut self, entries: Arc<Entries>) -> Result<(), Failure> {
+        match self {
+            Self::Ebpf(ebpf) => Ok(ebpf.set_entries(entries)?),
+        }
+    }
+
+    /// Replaces all entries of the running capture atomically; on an error the old ones stay.
+    pub(super) fn replace(&mut self, entries: Arc<Entries>) -> Result<(), Failure> {
+        match self {
+            Self::Ebpf(ebpf) => Ok(ebpf.replace(entries)?),
+        }
+    }
+
+    /// The program that sends what comes in from `source` for `peer`, to which answers go.
+    pub(super) fn sender(
+        &mut self,
+        parts: &Parts,
+        source: SocketAddr,
+        peer: SocketAddr,
+    ) -> Result<Sender, SenderError> {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.sender(parts, source, peer),
+        }
+    }
+
+    /// Takes notice of this host's own addresses, which have changed.
+    pub(super) async fn look_at_own(&mut self, parts: &mut Parts) -> Result<(), Failure> {
+        match self {
+            Self::Ebpf(ebpf) => Ok(ebpf.look_at_own(parts).await?),
+        }
+    }
+
+    /// Watches over what was set up. Never ends; may be dropped and called again.
+    pub(super) async fn watch(&mut self) {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.watch().await,
+        }
+    }
+
+    /// How the client reads the listeners.
+    pub(super) fn arrival(&self) -> Arrival {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.arrival(),
+        }
+    }
+
+    /// One line for the user.
+    pub(super) fn description(&self, parts: &Parts) -> String {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.description(parts),
+        }
+    }
+}

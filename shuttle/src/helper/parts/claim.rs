@@ -1,0 +1,119 @@
+//! A slot for one capture, held by the routes in its table.
+
+use std::fmt;
+
+use super::{
+    ledger::{Entry, Ledger},
+    netlink::{self, Family, Netlink},
+    slot::{SLOTS, Slot},
+    tun::{self, Tun},
+};
+use crate::policy::Families;
+
+/// Why there is no slot.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Eight instances run here, or other software uses all our mark bits.
+    #[error("no mark bit is free")]
+    NoSlot,
+    /// There is no device for its routes.
+    #[error(transparent)]
+    Tun(#[from] tun::Error),
+    /// The kernel refuses an address or a route.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+}
+
+/// A slot that nobody else in this network namespace can have: the kernel lets only one add a table's default route. The
+/// addresses and routes go with the TUN device, which the ledger holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// The slot.
+    pub(crate) slot: Slot,
+    /// The index of the TUN device.
+    pub(crate) tun: u32,
+    families: Families,
+}
+
+impl Claim {
+    /// Takes the first slot that nobody uses, with its addresses and routes in place.
+    pub(crate) async fn take(
+        netlink: &Netlink,
+        families: Families,
+        ledger: &mut Ledger,
+    ) -> Result<Self, Error> {
+        let tun = Tun::open(netlink).await?;
+        let index = tun.index;
+        ledger.record(Entry::Tun(tun))?;
+        for slot in free(netlink).await? {
+            if add_routes(netlink, index, slot, families).await? {
+                return Ok(Self { slot, tun: index, families });
+            }
+        }
+        Err(Error::NoSlot)
+    }
+
+    /// A slot that nobody has taken, for what is only printed.
+    pub(crate) fn unclaimed(slot: Slot, families: Families) -> Self {
+        Self { slot, tun: 0, families }
+    }
+
+    /// The slot that would be taken now.
+    pub(crate) async fn foresee(netlink: &Netlink, families: Families) -> Result<Slot, Error> {
+        for slot in free(netlink).await? {
+            let mut taken = false;
+            for family in Family::of(families) {
+                taken |= !netlink.routes(family, slot.table()).await?.is_empty();
+            }
+            if !taken {
+                return Ok(slot);
+            }
+        }
+        Err(Error::NoSlot)
+    }
+}
+
+/// The slots whose bit no policy rule tests.
+async fn free(netlink: &Netlink) -> Result<impl Iterator<Item = Slot>, netlink::Error> {
+    let masks = netlink.masks_in_use().await?;
+    Ok(SLOTS.into_iter().filter(move |slot| masks & slot.bit() == 0))
+}
+
+/// Whether nobody has the slot's table.
+async fn add_routes(
+    netlink: &Netlink,
+    tun: u32,
+    slot: Slot,
+    families: Families,
+) -> Result<bool, netlink::Error> {
+    for family in Family::of(families) {
+        let source = slot.source(family);
+        netlink.add_address(tun, source).await?;
+        if !netlink.add_local_default(tun, slot, source).await? {
+            netlink.delete_address(tun, source).await?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What a TUN device of ours is called where no other is there.
+pub(crate) const DEVICE: &str = "shuttle0";
+
+/// The commands of `ip` that do the same.
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "ip tuntap add dev {DEVICE} mode tun")?;
+        writeln!(f, "ip link set {DEVICE} up")?;
+        for family in Family::of(self.families) {
+            let (ip, source, table) = (family.flag(), self.slot.source(family), self.slot.table());
+            writeln!(f, "ip address add {source} dev {DEVICE}")?;
+            writeln!(
+                f,
+                "ip {ip} route add local default dev {DEVICE} src {source} table {table} protocol {}",
+                u8::from(netlink::PROTOCOL)
+            )?;
+        }
+        Ok(())
+    }
+}

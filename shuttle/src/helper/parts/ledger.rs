@@ -1,0 +1,90 @@
+//! What was set up and must be undone, in the order in which it was set up.
+//!
+//! An entry is recorded before its step is made, so that a step that fails half way is undone too; undoing what is not
+//! there does no harm. The same entries stand for what dead instances left. [`undo`](crate::helper::undo) undoes them.
+
+use rtnetlink::packet_route::{route::RouteMessage, rule::RuleMessage};
+
+use super::{lan::Lan, netlink, policy_rules::PolicyRule, slot::Slot, tun::Tun};
+
+/// One thing in the kernel that is ours to undo.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// A TUN device, with its addresses and the routes through it. It goes with its descriptor.
+    Tun(Tun),
+    /// A policy rule.
+    Rule {
+        /// As the kernel knows it.
+        rule: RuleMessage,
+        /// For the user.
+        words: String,
+    },
+    /// A route that no device of ours takes along.
+    Route {
+        /// As the kernel knows it.
+        route: RouteMessage,
+        /// For the user.
+        words: String,
+    },
+    /// The clsact qdisc of an interface, which goes unless somebody else has a filter in it.
+    Qdisc(Lan),
+    /// Our filter in a clsact qdisc, left by a dead instance: it outlives its process.
+    Filter {
+        /// The interface.
+        lan: Lan,
+        /// Whose it was.
+        slot: Slot,
+    },
+}
+
+impl From<&PolicyRule> for Entry {
+    fn from(rule: &PolicyRule) -> Self {
+        Self::Rule { rule: rule.message(), words: format!("policy rule ({rule})") }
+    }
+}
+
+/// What one capture has set up.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    entries: Vec<Entry>,
+    steps: Steps,
+}
+
+impl Ledger {
+    /// Records an entry, whose step is about to be made.
+    pub(crate) fn record(&mut self, entry: Entry) -> Result<(), netlink::Error> {
+        self.entries.push(entry);
+        self.step()
+    }
+
+    /// Marks a step that leaves nothing to undo but what goes with its descriptors.
+    pub(crate) fn step(&mut self) -> Result<(), netlink::Error> {
+        self.steps.next()
+    }
+
+    /// The entries, the last one first.
+    pub(crate) fn into_reverse(self) -> impl Iterator<Item = Entry> {
+        self.entries.into_iter().rev()
+    }
+}
+
+/// Counts steps. In a debug build, the step whose number `SHUTTLE_FAIL_AT_STEP` holds fails: the tests fail each in turn.
+#[derive(Debug, Default)]
+struct Steps {
+    made: u32,
+}
+
+impl Steps {
+    fn next(&mut self) -> Result<(), netlink::Error> {
+        self.made += 1;
+        if cfg!(debug_assertions) && injected() == Some(self.made) {
+            let fault = std::io::Error::other("a fault was injected");
+            return Err(netlink::Error::system(format!("step {}", self.made))(fault));
+        }
+        Ok(())
+    }
+}
+
+fn injected() -> Option<u32> {
+    std::env::var("SHUTTLE_FAIL_AT_STEP").ok()?.parse().ok()
+}

@@ -1,0 +1,56 @@
+//! What each method sets up for each of these plans, held by snapshots: `cargo insta review` shows what has changed.
+
+use shuttle_common::{
+    compile::compile,
+    rule::{Ports, Rule, Verdict},
+};
+
+use super::{
+    method::Candidate,
+    parts::{Facts, lan::Lan, slot::SLOTS},
+};
+use crate::{
+    capture::{Mechanism, Steering},
+    policy::Families,
+};
+
+const BOTH: Families = Families { v4: true, v6: true };
+
+/// Name, rules (`-` excludes), address families, LAN interfaces.
+const PLANS: [(&str, &str, Families, &[&str]); 4] = [
+    ("everything", "0.0.0.0/0 ::/0 -10.0.0.0/8 -127.0.0.0/8", BOTH, &[]),
+    ("v4-alone", "10.0.0.0/8", Families { v4: true, v6: false }, &[]),
+    ("ports", "10.0.0.0/8:443 10.1.0.0/16:8000-9000 -10.1.2.3/32:8080 fd00::/8:53", BOTH, &[]),
+    ("router", "10.0.0.0/8 fd00::/8", BOTH, &["eth1", "br0"]),
+];
+
+#[test]
+fn set_ups_are_as_they_were() {
+    let mechanism = Mechanism::default();
+    for (name, rules, families, lans) in PLANS {
+        let entries = compile(&rules.split(' ').map(rule).collect::<Vec<_>>()).expect("rules");
+        let lan = |(index, name): (usize, &&str)| Lan { index: 2 + index as u32, name: (*name).to_owned() };
+        let lans: Vec<_> = lans.iter().enumerate().map(lan).collect();
+        let forwards =
+            |candidate: &Candidate| lans.is_empty() || *candidate != Candidate::Ebpf(Steering::Rewrite);
+        for candidate in Candidate::of(&mechanism).into_iter().filter(forwards) {
+            let facts = Facts { slot: SLOTS[0], families, lans: &lans, entries: &entries };
+            let setup = candidate.render(&mechanism, facts);
+            insta::assert_snapshot!(format!("{name}-{}", candidate.key()), setup);
+        }
+    }
+}
+
+fn rule(typed: &str) -> Rule {
+    let (verdict, typed) = match typed.strip_prefix('-') {
+        Some(typed) => (Verdict::Pass, typed),
+        None => (Verdict::Capture, typed),
+    };
+    let (network, ports) = match typed.rsplit_once(':').filter(|(network, _)| network.contains('/')) {
+        Some((network, ports)) => (network, ports.split_once('-').unwrap_or((ports, ports))),
+        None => (typed, ("0", "65535")),
+    };
+    let port = |text: &str| text.parse().expect("a port");
+    let ports = Ports { first: port(ports.0), last: port(ports.1) };
+    Rule { network: network.parse().expect("a network"), ports, verdict }
+}

@@ -1,0 +1,68 @@
+//! Undoing what a ledger holds: after an error half way, at the end, and for what dead instances left.
+
+use super::{
+    ebpf::hook,
+    parts::{
+        ledger::{Entry, Ledger},
+        link_local,
+        netlink::{Error, Netlink},
+        policy_rules,
+    },
+};
+
+/// Undoes all that a ledger holds, in reverse order. Goes on at an error: what then remains is inert, and removed by the
+/// next start. Whatever captures must have been dropped before.
+pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
+    for entry in ledger.into_reverse() {
+        let words = words(&entry);
+        match one(entry, netlink).await {
+            Ok(()) => {}
+            // A step that failed, or what somebody else has removed.
+            Err(error) if error.is_absent() => tracing::debug!(%error, words, "gone already"),
+            Err(error) => {
+                tracing::warn!(%error, "a {words} remains; it is inert, and `shuttle cleanup` removes it");
+            }
+        }
+    }
+}
+
+/// Removes what dead instances left in this network namespace, and describes it.
+pub(super) async fn leftovers(netlink: &Netlink) -> Result<Vec<String>, Error> {
+    // Routes first: that they are gone shows that an instance is dead.
+    let mut removed = each(link_local::leftovers(netlink).await?, netlink).await?;
+    removed.extend(each(policy_rules::leftovers(netlink).await?, netlink).await?);
+    removed.extend(each(hook::leftovers(netlink).await?, netlink).await?);
+    Ok(removed)
+}
+
+async fn each(entries: Vec<Entry>, netlink: &Netlink) -> Result<Vec<String>, Error> {
+    let mut removed = Vec::new();
+    for entry in entries {
+        let words = words(&entry);
+        one(entry, netlink).await?;
+        removed.push(words);
+    }
+    Ok(removed)
+}
+
+async fn one(entry: Entry, netlink: &Netlink) -> Result<(), Error> {
+    match entry {
+        Entry::Tun(device) => {
+            drop(device);
+            Ok(())
+        }
+        Entry::Rule { rule, .. } => netlink.delete_rule(rule).await,
+        Entry::Route { route, .. } => netlink.delete_route(route).await,
+        Entry::Qdisc(lan) => hook::delete_unused(netlink, lan.index).await,
+        Entry::Filter { lan, slot } => hook::delete_filter(netlink, &lan, slot).await,
+    }
+}
+
+fn words(entry: &Entry) -> String {
+    match entry {
+        Entry::Tun(_) => "TUN device".to_owned(),
+        Entry::Rule { words, .. } | Entry::Route { words, .. } => words.clone(),
+        Entry::Qdisc(lan) => format!("clsact qdisc of {}", lan.name),
+        Entry::Filter { lan, .. } => format!("clsact filter {} of {}", hook::PROGRAM, lan.name),
+    }
+}

@@ -1,0 +1,40 @@
+//! Whether the code has the shape that ARCHITECTURE.md gives it. All is read from the sources; nothing is compiled.
+
+mod arrows;
+mod circles;
+mod references;
+mod resolve;
+mod tree;
+mod unsafety;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::sources::{self, Sources};
+use arrows::Arrows;
+use tree::Tree;
+
+/// The library whose modules ARCHITECTURE.md orders. The programs beside it may import any of them.
+const LIBRARY: &str = "shuttle/src/lib.rs";
+const PAGE: &str = "ARCHITECTURE.md";
+
+/// Checks that imports follow the page's arrows, that folders don't import each other in circles, and that unsafe code
+/// is where it may be.
+pub(crate) fn run() -> Result<()> {
+    let sources = sources::read()?;
+    let tree = Tree::parse(Path::new(LIBRARY), &sources)?;
+    let page = sources.get(Path::new(PAGE)).with_context(|| format!("there is no {PAGE}"))?;
+    let arrows = Arrows::parse(page).with_context(|| PAGE.to_owned())?;
+
+    let mut complaints = arrows.check(&tree);
+    complaints.extend(circles::check(&tree, circles::KNOWN));
+    complaints.extend(unsafety::check(&sources)?);
+    sources::report(&complaints)
+}
+
+#[cfg(test)]
+fn tree(files: &[(&str, &str)]) -> Tree {
+    let sources: Sources = files.iter().map(|(path, text)| (path.into(), (*text).to_owned())).collect();
+    Tree::parse(Path::new("lib.rs"), &sources).expect("the sources parse")
+}
