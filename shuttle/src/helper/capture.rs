@@ -235,12 +235,12 @@ async fn fill(
 
 impl Capture {
     /// Replaces all rules atomically; on an error the old ones stay. Says what of them this host can't do.
-    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<String, Failure> {
+    pub(super) async fn replace_rules(&mut self, rules: &[Rule]) -> Result<String, Failure> {
         let entries = self.method.entries_for(&self.parts, rules);
         let entries = entries.map_err(|error| Failure::Rules(error.to_string()))?;
         let before = self.parts.entries.clone();
         let note = self.parts.enforce(entries);
-        match self.method.replace(self.parts.entries.clone()) {
+        match self.method.replace(&self.parts).await {
             Ok(()) => Ok(note),
             Err(failure) => {
                 self.parts.entries = before;

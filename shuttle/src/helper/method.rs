@@ -165,10 +165,10 @@ impl Method {
         }
     }
 
-    /// Replaces all entries of the running capture atomically; on an error the old ones stay.
-    pub(super) fn replace(&mut self, entries: Arc<Entries>) -> Result<(), Failure> {
+    /// Has the running capture go by the parts' entries, all of them at once; on an error it goes by the old ones.
+    pub(super) async fn replace(&mut self, parts: &Parts) -> Result<(), Failure> {
         match self {
-            Self::Ebpf(ebpf) => Ok(ebpf.replace(entries)?),
+            Self::Ebpf(ebpf) => Ok(ebpf.replace(parts.entries.clone())?),
         }
     }
 
