@@ -46,6 +46,7 @@ pub(crate) fn setup() -> Setup {
         captures: 0x5700_00e0,
         forwarded: 0x8000_0000,
         bypass: 0x2000_0000,
+        exempt: None,
         tun: "shuttle0".into(),
         v4: Some(Listeners { tcp: address("127.0.0.1:7001"), udp: address("127.0.0.1:7002") }),
         v6: Some(Listeners { tcp: address("[::1]:7003"), udp: address("[::1]:7004") }),

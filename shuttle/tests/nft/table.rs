@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
-use shuttle::helper::nft::{self, Error, Owner, Setup, Table, render, render_lookup};
+use shuttle::helper::nft::{self, Error, Owner, Setup, Table, render, render_guard, render_lookup};
 use shuttle_common::{
     compile::{Entries, compile},
     rule::Rule,
@@ -52,8 +52,10 @@ fn without_owner(listing: &str) -> String {
 
 #[test]
 fn the_kernel_gets_the_same_by_netlink_and_by_text() {
-    for (name, setup, entries) in plans() {
-        let ruleset = render(&setup, &entries);
+    let rulesets = plans().into_iter().flat_map(|(name, setup, entries)| {
+        [(name, "map v4_0", render(&setup, &entries)), (name, "chain unmarked", render_guard(&setup))]
+    });
+    for (name, part, ruleset) in rulesets {
         enter();
         run("nft", &["-f", "-"], &ruleset.to_string());
         let (by_text, text_code) =
@@ -62,7 +64,7 @@ fn the_kernel_gets_the_same_by_netlink_and_by_text() {
         let table = Table::add(ruleset).unwrap_or_else(|error| panic!("{name}: {error}"));
         let (by_netlink, netlink_code) =
             (without_owner(&listing()), run("nft", &["--debug=netlink", "list", "ruleset"], ""));
-        assert!(by_text.contains("chain output") && by_text.contains("map v4_0"), "{name}: {by_text}");
+        assert!(by_text.contains("chain output") && by_text.contains(part), "{name}: {by_text}");
         similar(name, &by_text, &by_netlink);
         similar(name, &code(&text_code), &code(&netlink_code));
         drop(table);

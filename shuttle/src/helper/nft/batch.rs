@@ -14,7 +14,7 @@ use super::{
 /// Elements of a map in a message, two of the kernel's for each: their list must stay below 64 KiB.
 const PIECE: usize = 400;
 /// NFT_TABLE_F_OWNER.
-const OWNED: u32 = 2;
+pub(super) const OWNED: u32 = 2;
 /// NF_ACCEPT of linux/netfilter.h.
 const ACCEPT: u32 = 1;
 /// NFT_SET_INTERVAL and NFT_SET_MAP.
@@ -86,10 +86,12 @@ impl<'a> Batch<'a> {
         self.add(Kind::NewTable, "the whole".into(), needs, |message| {
             message.u32(2, flags);
         });
-        ruleset.chains.iter().chain([&ruleset.lookup.entry]).for_each(|chain| self.add_chain(chain));
+        let entry = ruleset.lookup.iter().map(|lookup| &lookup.entry);
+        let chains: Vec<_> = ruleset.chains.iter().chain(entry).collect();
+        chains.iter().for_each(|chain| self.add_chain(chain));
         ruleset.sets.iter().for_each(|set| self.add_set(set));
-        self.add_lookup(&ruleset.lookup);
-        ruleset.chains.iter().chain([&ruleset.lookup.entry]).for_each(|chain| self.add_rules(chain));
+        ruleset.lookup.iter().for_each(|lookup| self.add_lookup(lookup));
+        chains.iter().for_each(|chain| self.add_rules(chain));
     }
 
     /// Removes the whole table.
@@ -140,7 +142,9 @@ impl<'a> Batch<'a> {
             Kind::NewRule => ("adding", CREATE | APPEND),
             Kind::NewElements => ("filling", CREATE),
             Kind::NewTable | Kind::NewChain | Kind::NewSet => ("adding", CREATE | NEW),
-            Kind::DelTable | Kind::DelChain | Kind::DelRule | Kind::DelSet => ("deleting", 0),
+            Kind::GetTable | Kind::DelTable | Kind::DelChain | Kind::DelRule | Kind::DelSet => {
+                ("deleting", 0)
+            }
         };
         self.steps.push(Step { operation, object, needs });
         self.messages.add(kind, flags, |message| {
@@ -158,10 +162,11 @@ impl<'a> Batch<'a> {
         self.add(Kind::NewChain, format!("chain {}", chain.name), needs, |message| {
             message.text(3, &chain.name);
             if let Some(base) = chain.base {
-                // NF_INET_LOCAL_OUT and NF_INET_PRE_ROUTING of linux/netfilter.h.
+                // NF_INET_LOCAL_OUT and its like of linux/netfilter.h.
                 let (kind, hook) = match base.hook {
                     Hook::Output => ("route", 3),
                     Hook::Prerouting => ("filter", 0),
+                    Hook::Postrouting => ("filter", 4),
                 };
                 message.nest(4, |place| {
                     place.u32(1, hook).bytes(2, &base.priority.to_be_bytes());

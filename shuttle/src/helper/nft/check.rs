@@ -27,6 +27,8 @@ pub enum Part {
 pub enum Kind {
     /// `socket`.
     Socket,
+    /// `socket cgroupv2`.
+    Cgroup,
     /// `fib`.
     Fib,
     /// `tproxy`.
@@ -91,7 +93,7 @@ fn find_missing(whole: &Ruleset, add: fn(Ruleset) -> Result<Owner, Error>) -> Re
         Ruleset { chains: whole.chains.iter().map(keep).collect(), ..whole.clone() }
     };
     add(only(None)).map_err(one(Part::Tables))?;
-    let kinds = [Kind::Socket, Kind::Fib, Kind::Tproxy, Kind::Reject, Kind::Dynset];
+    let kinds = [Kind::Socket, Kind::Cgroup, Kind::Fib, Kind::Tproxy, Kind::Reject, Kind::Dynset];
     let missing = |kind| {
         let error = add(only(Some(kind))).err()?;
         Some(Missing { part: Part::Expressions(kind), error })
@@ -112,6 +114,7 @@ impl Kind {
     pub(super) fn needs(self) -> &'static str {
         match self {
             Self::Socket => "CONFIG_NFT_SOCKET: try `modprobe nft_socket`",
+            Self::Cgroup => "Linux 5.13 with CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA",
             Self::Fib => "CONFIG_NFT_FIB_INET: try `modprobe nft_fib_inet`",
             Self::Tproxy => "CONFIG_NFT_TPROXY: try `modprobe nft_tproxy`",
             Self::Reject => "CONFIG_NFT_REJECT_INET: try `modprobe nft_reject_inet`",
@@ -125,6 +128,7 @@ impl Expr {
     pub(super) fn kind(&self) -> Option<Kind> {
         match self {
             Self::SocketMark(_) | Self::SocketTransparent => Some(Kind::Socket),
+            Self::SocketCgroup(_) => Some(Kind::Cgroup),
             Self::Destination(..) => Some(Kind::Fib),
             Self::Tproxy(_) => Some(Kind::Tproxy),
             Self::Reset | Self::NoRoute => Some(Kind::Reject),

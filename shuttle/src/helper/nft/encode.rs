@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{
     message::Attributes,
-    ruleset::{Bits, Expr, Family, Kind, Protocol, Rule},
+    ruleset::{Bits, Cgroup, Expr, Family, Kind, Protocol, Rule},
 };
 
 /// NFT_REG_1: 16 bytes, where most values are.
@@ -46,6 +46,7 @@ enum Meta {
 enum Socket {
     Transparent = 0,
     Mark = 1,
+    Cgroup = 3,
 }
 
 /// NFT_CMP_*.
@@ -101,6 +102,12 @@ fn push(list: &mut List<'_, '_>, expr: &Expr) {
         Expr::Family(family) => list.meta(Meta::Family).is(&[number(*family)]),
         Expr::Protocol(protocol) => list.meta(Meta::Protocol).is(&[protocol_number(*protocol)]),
         Expr::SocketMark(bits) => list.socket(Socket::Mark).have(*bits),
+        Expr::SocketCgroup(Cgroup { level, id, .. }) => {
+            list.add("socket", |data| {
+                data.u32(1, Socket::Cgroup as u32).u32(2, REGISTER).u32(3, *level);
+            });
+            list.is(&id.to_ne_bytes());
+        }
         Expr::PacketMark(bits) => list.meta(Meta::Mark).have(*bits),
         Expr::SocketTransparent => list.socket(Socket::Transparent).is(&[1]),
         Expr::Opens(yes) => {

@@ -23,6 +23,7 @@ pub(super) const APPEND: u16 = 0x800;
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     NewTable = 0,
+    GetTable = 1,
     DelTable = 2,
     NewChain = 3,
     DelChain = 5,
@@ -129,6 +130,34 @@ impl Attributes<'_> {
 
 fn put_at(buffer: &mut [u8], at: usize, value: &[u8]) {
     buffer.iter_mut().skip(at).zip(value).for_each(|(to, from)| *to = *from);
+}
+
+/// The question for a table, numbered `sequence`.
+pub(super) fn question(name: &str, sequence: u32) -> Vec<u8> {
+    let mut messages = Messages { bytes: Vec::new(), next: sequence };
+    messages.frame(SUBSYSTEM << 8 | Kind::GetTable as u16, 0, [INET, 0], 0, |message| {
+        message.text(1, name);
+    });
+    messages.bytes
+}
+
+/// The flags of the table that the kernel answers with.
+pub(super) fn table_flags(datagram: &[u8]) -> Option<u32> {
+    /// NFTA_TABLE_FLAGS.
+    const FLAGS: u16 = 2;
+    let kind = datagram.get(4..)?.first_chunk()?;
+    let mut attributes = datagram.get(HEADER + 4..)?;
+    if u16::from_ne_bytes(*kind) != SUBSYSTEM << 8 | Kind::NewTable as u16 {
+        return None;
+    }
+    while let Some([l0, l1, k0, k1]) = attributes.first_chunk() {
+        if u16::from_ne_bytes([*k0, *k1]) == FLAGS {
+            return attributes.get(4..)?.first_chunk().map(|flags| u32::from_be_bytes(*flags));
+        }
+        let length = usize::from(u16::from_ne_bytes([*l0, *l1])).next_multiple_of(4).max(4);
+        attributes = attributes.get(length..)?;
+    }
+    None
 }
 
 /// What the kernel answers: sequence numbers and errors, 0 for a message that it has taken.

@@ -7,6 +7,7 @@ mod batch;
 mod check;
 mod encode;
 mod error;
+mod guard;
 mod intervals;
 mod message;
 mod render;
@@ -17,8 +18,10 @@ mod text;
 pub use batch::Owner;
 pub use check::{Kind, Missing, Part, check};
 pub use error::Error;
+pub use guard::render_guard;
 pub use render::{Listeners, Setup, render, render_lookup};
-pub use table::{Table, delete};
+pub use ruleset::Cgroup;
+pub use table::{Table, delete, stays};
 
 #[cfg(test)]
 mod tests;

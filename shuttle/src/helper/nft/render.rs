@@ -5,7 +5,10 @@
 //! connection's other packets are known by their addresses and ports. So no conntrack is needed, and what others do to
 //! marks and to conntrack entries on the way makes no difference.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use shuttle_common::{
     compile::Entries,
@@ -15,7 +18,8 @@ use shuttle_common::{
 use super::{
     intervals::intervals,
     ruleset::{
-        Base, Bits, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Rule, Ruleset, Set,
+        Base, Bits, Cgroup, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Rule, Ruleset,
+        Set,
     },
 };
 use crate::policy::Nameserver;
@@ -31,13 +35,15 @@ pub(super) const FLOW_MINUTES: u64 = 5;
 const DNS: u16 = 53;
 
 /// After all others, so that nobody changes the mark after us.
-const LAST_BUT_ONE: i32 = LAST - 1;
-/// After all instances.
-const LAST: i32 = i32::MAX;
+const DECIDING: i32 = LAST - 2;
+/// After all instances have decided.
+const DECIDED: i32 = LAST - 1;
+/// The guard's.
+pub(super) const LAST: i32 = i32::MAX;
 /// Before connection tracking and `raw` (-300), so that nobody changes the mark before us; after defragmentation (-400).
-const FIRST: i32 = -310;
+pub(super) const FIRST: i32 = -310;
 /// After `mangle` (-150), where others restore marks; before destinations are translated (-100).
-const AFTER_MANGLE: i32 = -140;
+pub(super) const AFTER_MANGLE: i32 = -140;
 
 /// What the ruleset is about, beside the rules.
 #[derive(Clone, Debug)]
@@ -52,6 +58,8 @@ pub struct Setup {
     pub forwarded: u32,
     /// The mark's bit of sockets that are never captured.
     pub bypass: u32,
+    /// What is in this cgroup is never captured either.
+    pub exempt: Option<Cgroup>,
     /// The device to which the fallback routes lead.
     pub tun: String,
     /// Where captured IPv4 traffic goes; `None` if none is captured.
@@ -90,7 +98,7 @@ pub fn render(setup: &Setup, entries: &Entries) -> Ruleset {
         Set::Nameservers(family, addresses)
     });
     let sets = nameservers.into_iter().chain(Family::BOTH.map(Set::Flows)).collect();
-    Ruleset { table: setup.table.clone(), sets, chains, lookup: render_lookup(setup, entries, 0) }
+    Ruleset { table: setup.table.clone(), sets, chains, lookup: Some(render_lookup(setup, entries, 0)) }
 }
 
 /// The part that a change of the rules replaces. Each generation differs from the one before.
@@ -145,24 +153,27 @@ impl PortChains {
 /// What this host sends.
 fn outgoing(setup: &Setup) -> Vec<Chain> {
     let Setup { capture, bypass, .. } = *setup;
-    let exempt = Expr::SocketMark(some(bypass));
-    // A reply socket, which the client holds: it reaches this host's programs and nobody else, whatever becomes of its mark.
-    let reply = Expr::SocketMark(all(capture | bypass));
+    let exempted = Expr::SocketMark(some(bypass));
     let tcp = Expr::Protocol(Protocol::Tcp);
     let own = [Kind::Local, Kind::Broadcast, Kind::Anycast];
-    let output = [
-        vec![exempt, goto("exempt")],
-        // Others may have restored it from an earlier packet of the flow.
-        vec![Expr::ClearBits(capture)],
-        vec![tcp.clone(), Expr::Opens(false), goto("known")],
-    ]
-    .into_iter()
-    .chain(own.map(|kind| vec![Expr::Destination(kind, true), goto("own")]))
-    .chain([Protocol::Tcp, Protocol::Udp].map(|protocol| vec![Expr::Protocol(protocol), goto("decide")]));
-    let elsewhere = setup.nameservers.iter().filter_map(|nameserver| {
-        let other = Expr::OtherOutput(nameserver.link?);
-        let to = Expr::DestinationAddress(nameserver.address);
-        Some(vec![Expr::Family(Family::of(nameserver.address)), to, other, goto("passed")])
+    let enclosed = setup.exempt.iter().map(|cgroup| vec![Expr::SocketCgroup(cgroup.clone()), Expr::Return]);
+    let exempted = [vec![exempted, goto("exempt")]].into_iter().chain(enclosed);
+    let output = exempted
+        .chain([
+            // Others may have restored it from an earlier packet of the flow.
+            vec![Expr::ClearBits(capture)],
+            vec![tcp.clone(), Expr::Opens(false), goto("known")],
+        ])
+        .chain(own.map(|kind| vec![Expr::Destination(kind, true), goto("own")]))
+        .chain([Protocol::Tcp, Protocol::Udp].map(|protocol| vec![Expr::Protocol(protocol), goto("decide")]));
+    let linked = |it: &Nameserver| Some((it.address, it.link?));
+    let links: Vec<_> = setup.nameservers.iter().filter_map(linked).collect();
+    let addresses: BTreeSet<_> = links.iter().map(|(address, _)| *address).collect();
+    let elsewhere = addresses.into_iter().map(|address| {
+        let to = [Expr::Family(Family::of(address)), Expr::DestinationAddress(address)];
+        let others =
+            links.iter().filter(|(other, _)| *other == address).map(|(_, link)| Expr::OtherOutput(*link));
+        to.into_iter().chain(others).chain([goto("passed")]).collect()
     });
     let decide = elsewhere.chain([
         vec![jump(RULES)],
@@ -180,8 +191,8 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
     ];
     let refuse = [vec![tcp, Expr::Opens(true), Expr::Reset], vec![Expr::NoRoute]];
     vec![
-        base("output", Hook::Output, LAST_BUT_ONE, output),
-        chain("exempt", [vec![reply, Expr::Destination(Kind::Local, false), Expr::Drop]]),
+        base("output", Hook::Output, DECIDING, output),
+        chain("exempt", exempt(setup)),
         chain("own", to_nameservers("decide")),
         chain("decide", decide),
         chain("opened", opened),
@@ -189,15 +200,31 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
         chain("passed", of_connections(Expr::Forget, None)),
         chain("known", of_connections(Expr::Known, Some(goto("kept")))),
         chain("kept", kept),
-        base("unrouted", Hook::Output, LAST, [unrouted]),
+        base("unrouted", Hook::Output, DECIDED, [unrouted]),
         chain("refuse", refuse),
     ]
 }
 
+/// What sockets of the client's may not send, whose mark says so.
+pub(super) fn exempt(setup: &Setup) -> [Rule; 2] {
+    let Setup { capture, bypass, forwarded, .. } = *setup;
+    // A reply socket reaches this host's programs and nobody else, whatever becomes of the packet's mark.
+    let reply = Expr::SocketMark(all(capture | bypass));
+    // A listener for datagrams sends nothing.
+    let mute = Expr::SocketMark(all(capture | bypass | forwarded));
+    [vec![mute, Expr::Drop], vec![reply, Expr::Destination(Kind::Local, false), Expr::Drop]]
+}
+
+/// Matches captured packets of this host as they come in again.
+pub(super) fn captured_here(setup: &Setup) -> [Expr; 2] {
+    let ours = Bits { mask: setup.capture | setup.bypass, value: setup.capture, equal: true };
+    [Expr::InputInterface("lo".into()), Expr::PacketMark(ours)]
+}
+
 /// What comes back by the loopback interface, and the listeners.
 fn incoming(setup: &Setup) -> Vec<Chain> {
-    let ours = Bits { mask: setup.capture | setup.bypass, value: setup.capture, equal: true };
-    let back = vec![Expr::InputInterface("lo".into()), Expr::PacketMark(ours), goto("arrive")];
+    let [from_here, ours] = captured_here(setup);
+    let back = vec![from_here, ours, goto("arrive")];
     let arrive = [
         vec![Expr::Protocol(Protocol::Tcp), Expr::Opens(false), Expr::Accept],
         vec![Expr::Destination(Kind::Local, true), goto("arrive_own")],
@@ -259,7 +286,7 @@ fn to_nameservers(then: &str) -> Vec<Rule> {
 }
 
 /// A rule for the set of connections of each family.
-fn of_connections(what: fn(Family) -> Expr, then: Option<Expr>) -> [Rule; 2] {
+pub(super) fn of_connections(what: fn(Family) -> Expr, then: Option<Expr>) -> [Rule; 2] {
     Family::BOTH.map(|family| {
         let about = [Expr::Family(family), Expr::Protocol(Protocol::Tcp), what(family)];
         about.into_iter().chain(then.clone()).collect()
@@ -273,15 +300,15 @@ fn listeners(setup: &Setup, family: Family) -> Option<Listeners> {
     }
 }
 
-fn chain(name: &str, rules: impl IntoIterator<Item = Rule>) -> Chain {
+pub(super) fn chain(name: &str, rules: impl IntoIterator<Item = Rule>) -> Chain {
     Chain { name: name.to_owned(), base: None, rules: rules.into_iter().collect() }
 }
 
-fn base(name: &str, hook: Hook, priority: i32, rules: impl IntoIterator<Item = Rule>) -> Chain {
+pub(super) fn base(name: &str, hook: Hook, priority: i32, rules: impl IntoIterator<Item = Rule>) -> Chain {
     Chain { base: Some(Base { hook, priority }), ..chain(name, rules) }
 }
 
-fn goto(chain: &str) -> Expr {
+pub(super) fn goto(chain: &str) -> Expr {
     Expr::Goto(chain.to_owned())
 }
 
@@ -290,16 +317,16 @@ fn jump(chain: &str) -> Expr {
 }
 
 /// All of the bits.
-fn all(bits: u32) -> Bits {
+pub(super) fn all(bits: u32) -> Bits {
     Bits { mask: bits, value: bits, equal: true }
 }
 
 /// None of the bits.
-fn none(bits: u32) -> Bits {
+pub(super) fn none(bits: u32) -> Bits {
     Bits { mask: bits, value: 0, equal: true }
 }
 
 /// At least one of the bits.
-fn some(bits: u32) -> Bits {
+pub(super) fn some(bits: u32) -> Bits {
     Bits { mask: bits, value: 0, equal: false }
 }

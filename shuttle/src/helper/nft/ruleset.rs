@@ -49,8 +49,8 @@ pub struct Ruleset {
     pub sets: Vec<Set>,
     /// Chains, beside those of the lookup.
     pub chains: Vec<Chain>,
-    /// The part that a change of the rules replaces.
-    pub lookup: Lookup,
+    /// The part that a change of the rules replaces; none in a table that doesn't decide.
+    pub lookup: Option<Lookup>,
 }
 
 /// Which destinations are captured: one map for each family, the chains that its elements jump to, and the chain that asks
@@ -133,6 +133,8 @@ pub enum Hook {
     Output,
     /// `type filter hook prerouting`: packets that come in, by the loopback interface too.
     Prerouting,
+    /// `type filter hook postrouting`: packets that leave, by the loopback interface too.
+    Postrouting,
 }
 
 /// Expressions, from left to right, until one does not match.
@@ -147,6 +149,8 @@ pub enum Expr {
     Protocol(Protocol),
     /// The mark of the socket that sends the packet, which no other table can change. No match for packets without a socket.
     SocketMark(Bits),
+    /// The socket that sends the packet is of a process in this cgroup or below it (Linux 5.13).
+    SocketCgroup(Cgroup),
     /// The packet's mark.
     PacketMark(Bits),
     /// The packet belongs to a socket of this host with IP_TRANSPARENT: one that listens, or a connection that it accepted.
@@ -159,7 +163,7 @@ pub enum Expr {
     InputInterface(String),
     /// The interface that the packet was first routed to.
     OutputInterface(String),
-    /// The index of the interface that the packet was first routed to is another.
+    /// The index of the interface that the packet leaves by, or at the hook `output` was first routed to, is another.
     OtherOutput(u32),
     /// The link layer did not address the packet to this host.
     ForOthers,
@@ -198,6 +202,17 @@ pub enum Expr {
     Accept,
     /// Drops the packet.
     Drop,
+}
+
+/// A cgroup of the cgroup2 hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Below the hierarchy's root, without a slash in front.
+    pub path: String,
+    /// Its depth, which is 0 for the root.
+    pub level: u32,
+    /// The kernel's number.
+    pub id: u64,
 }
 
 /// A transport protocol.

@@ -7,14 +7,14 @@ use nix::{
     sys::socket::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
         socket,
-        sockopt::{RcvBufForce, SndBufForce},
+        sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce},
     },
 };
 
 use super::{
-    batch::{Batch, Owner, Step},
+    batch::{Batch, OWNED, Owner, Step},
     error::Error,
-    message::answers,
+    message::{answers, question, table_flags},
     ruleset::{Lookup, Ruleset},
 };
 use crate::sys::capture::wait_for_programs;
@@ -28,7 +28,7 @@ const SPARE: usize = 4096;
 #[derive(Debug)]
 pub struct Table {
     name: String,
-    lookup: Lookup,
+    lookup: Option<Lookup>,
     owner: Owner,
     socket: Nfnetlink,
 }
@@ -50,7 +50,7 @@ impl Table {
         let mut socket = Nfnetlink::open()?;
         socket.transact(&ruleset.table, |batch| batch.add_ruleset(&ruleset, owner))?;
         let Ruleset { table: name, lookup, .. } = ruleset;
-        Ok(Self { name, lookup: lookup.without_elements(), owner, socket })
+        Ok(Self { name, lookup: lookup.map(Lookup::without_elements), owner, socket })
     }
 
     /// Replaces the rules: each packet meets all of the old ones or all of the new ones. On an error the old ones stay.
@@ -64,10 +64,10 @@ impl Table {
             self.delete_lookup(&lookup);
             return Err(error);
         }
-        let old = std::mem::replace(&mut self.lookup, lookup);
+        let old = self.lookup.replace(lookup);
         // Until no packet is left among the old rules.
         wait_for_programs();
-        self.delete_lookup(&old);
+        old.iter().for_each(|old| self.delete_lookup(old));
         Ok(())
     }
 
@@ -80,7 +80,7 @@ impl Table {
 
     /// The number that the next lookup is to have.
     pub fn next_generation(&self) -> u32 {
-        self.lookup.generation.wrapping_add(1)
+        self.lookup.as_ref().map_or(0, |lookup| lookup.generation.wrapping_add(1))
     }
 
     /// Who removes it.
@@ -107,6 +107,12 @@ pub fn delete(name: &str) -> Result<bool, Error> {
     }
 }
 
+/// Whether there is such a table, and it stays without its maker. Where nf_tables can't be asked, there is none.
+pub fn stays(name: &str) -> Result<bool, Error> {
+    let Ok(mut socket) = Nfnetlink::open() else { return Ok(false) };
+    Ok(socket.flags_of(name)?.is_some_and(|flags| flags & OWNED == 0))
+}
+
 /// A socket to the kernel's nf_tables.
 #[derive(Debug)]
 struct Nfnetlink {
@@ -121,7 +127,10 @@ impl Nfnetlink {
             .map_err(Error::socket("opening a netlink socket"))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))
             .map_err(Error::socket("binding a netlink socket"))?;
-        setsockopt(&socket, RcvBufForce, &ANSWERS).map_err(Error::socket("enlarging a netlink socket"))?;
+        // Beyond the host's limits, if this process may. If it may not, the usual size does for most rules.
+        if setsockopt(&socket, RcvBufForce, &ANSWERS).is_err() {
+            setsockopt(&socket, RcvBuf, &ANSWERS).map_err(Error::socket("enlarging a netlink socket"))?;
+        }
         Ok(Self { socket, sequence: 1 })
     }
 
@@ -133,10 +142,23 @@ impl Nfnetlink {
         let (messages, steps) = batch.finish();
         self.sequence = first.wrapping_add(steps.len() as u32 + 1);
         // A transaction must arrive in one piece.
-        setsockopt(&self.socket, SndBufForce, &messages.len().saturating_add(SPARE))
-            .map_err(Error::socket("enlarging a netlink socket"))?;
+        let size = messages.len().saturating_add(SPARE);
+        if setsockopt(&self.socket, SndBufForce, &size).is_err() {
+            setsockopt(&self.socket, SndBuf, &size).map_err(Error::socket("enlarging a netlink socket"))?;
+        }
         send(self.socket.as_raw_fd(), &messages, MsgFlags::empty()).map_err(Error::socket("sending"))?;
         self.read_answers(first, table, &steps)
+    }
+
+    /// Those of a table, if there is one.
+    fn flags_of(&mut self, name: &str) -> Result<Option<u32>, Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        send(self.socket.as_raw_fd(), &question(name, self.sequence), MsgFlags::empty())
+            .map_err(Error::socket("sending"))?;
+        let mut buffer = vec![0; 4096];
+        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)
+            .map_err(Error::socket("reading the answer"))?;
+        Ok(table_flags(buffer.get(..length).unwrap_or_default()))
     }
 
     /// Reads what the kernel said before `send` returned: all that it refuses, or that it has taken the last message.

@@ -10,7 +10,7 @@ use shuttle_common::{
 };
 
 use super::{
-    Listeners, Setup, render, render_lookup,
+    Listeners, Setup, render, render_guard, render_lookup,
     ruleset::{Expr, Family, Lookup},
 };
 use crate::policy::Nameserver;
@@ -25,6 +25,7 @@ pub(super) fn setup() -> Setup {
         captures: 0x5700_00e0,
         forwarded: 0x8000_0000,
         bypass: 0x2000_0000,
+        exempt: None,
         tun: "shuttle0".into(),
         v4: Some(Listeners { tcp: address("127.0.0.1:7001"), udp: address("127.0.0.1:7002") }),
         v6: Some(Listeners { tcp: address("[::1]:7003"), udp: address("[::1]:7004") }),
@@ -107,7 +108,7 @@ fn a_family_that_is_off_has_no_elements() {
     });
     let entries = compile(&rules).unwrap();
     let ruleset = render(&Setup { v6: None, ..setup() }, &entries);
-    assert_eq!(ruleset.lookup.maps.map(|map| map.elements.len()), [1, 0]);
+    assert_eq!(ruleset.lookup.unwrap().maps.map(|map| map.elements.len()), [1, 0]);
     assert!(!ruleset.chains.iter().any(|chain| {
         chain.rules.iter().flatten().any(|expr| matches!(expr, Expr::Tproxy(to) if to.is_ipv6()))
     }));
@@ -129,7 +130,8 @@ fn the_text_is_as_it_was() {
         rule("127.0.0.53/32", 53, 53, Verdict::Capture),
         rule("fd00::/8", 0, 65535, Verdict::Capture),
     ];
-    let text = render(&setup(), &compile(&rules).unwrap()).to_string();
+    let (setup, entries) = (setup(), compile(&rules).unwrap());
+    let text = format!("{}{}", render(&setup, &entries), render_guard(&setup));
     let snapshot = include_str!("snapshot.nft");
     assert!(text == snapshot, "another text:\n{text}");
 }

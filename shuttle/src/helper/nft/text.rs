@@ -7,17 +7,17 @@ use std::{
 
 use super::{
     render::{CAPTURED, FLOW_LIMIT, FLOW_MINUTES},
-    ruleset::{Bits, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Ruleset, Set},
+    ruleset::{Bits, Cgroup, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Ruleset, Set},
 };
 
 impl Display for Ruleset {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.table)?;
         self.sets.iter().try_for_each(|set| write!(f, "{set}"))?;
-        for map in &self.lookup.maps {
-            write_map(f, map, &self.lookup)?;
+        if let Some(lookup) = &self.lookup {
+            lookup.maps.iter().try_for_each(|map| write_map(f, map, lookup))?;
         }
-        let lookup = [&self.lookup.entry].into_iter().chain(&self.lookup.ports);
+        let lookup = self.lookup.iter().flat_map(|lookup| [&lookup.entry].into_iter().chain(&lookup.ports));
         self.chains.iter().chain(lookup).try_for_each(|chain| write!(f, "{chain}"))?;
         writeln!(f, "}}")
     }
@@ -102,6 +102,7 @@ impl Display for Chain {
             let hook = match base.hook {
                 Hook::Output => "type route hook output",
                 Hook::Prerouting => "type filter hook prerouting",
+                Hook::Postrouting => "type filter hook postrouting",
             };
             writeln!(f, "\t\t{hook} priority {}; policy accept;", base.priority)?;
         }
@@ -121,6 +122,9 @@ impl Display for Expr {
             Self::Protocol(Protocol::Tcp) => write!(f, "meta l4proto tcp"),
             Self::Protocol(Protocol::Udp) => write!(f, "meta l4proto udp"),
             Self::SocketMark(bits) => write!(f, "socket mark {bits}"),
+            Self::SocketCgroup(Cgroup { path, level, .. }) => {
+                write!(f, "socket cgroupv2 level {level} \"{path}\"")
+            }
             Self::PacketMark(bits) => write!(f, "meta mark {bits}"),
             Self::SocketTransparent => write!(f, "socket transparent 1"),
             Self::Opens(yes) => {
@@ -144,7 +148,12 @@ impl Display for Expr {
             Self::Remember(family) => write!(f, "update @{} {{ {} }}", family.flows(), flow(*family)),
             Self::Forget(family) => write!(f, "delete @{} {{ {} }}", family.flows(), flow(*family)),
             Self::Tproxy(listener) => {
-                write!(f, "tproxy {} to {listener}", ip(Family::of(listener.ip())))
+                let ip = ip(Family::of(listener.ip()));
+                // Not opened yet.
+                if listener.port() == 0 {
+                    return write!(f, "tproxy {ip} to :PORT");
+                }
+                write!(f, "tproxy {ip} to {listener}")
             }
             Self::Reset => write!(f, "reject with tcp reset"),
             Self::NoRoute => write!(f, "reject with icmpx type no-route"),
