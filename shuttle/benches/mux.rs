@@ -102,13 +102,14 @@ fn receive(mux: &mut Mux, lane: &[u8], now: Instant) -> u64 {
             | Event::Door(_)
             | Event::Opened { .. }
             | Event::Arrived { .. } => {}
-            Event::Datagram { .. }
+            Event::Lost { .. }
+            | Event::Datagram { .. }
             | Event::Query { .. }
             | Event::Closed { .. }
             | Event::Unreachable { .. }
             | Event::Reset { .. }
             | Event::Goaway { .. } => {
-                unreachable!("nobody resets, nor sends datagrams")
+                unreachable!("nobody resets, sends datagrams, or loses a lane")
             }
         }
     }
@@ -150,7 +151,7 @@ fn one_message(bencher: Bencher, held: usize) {
         let Some(stream) = next.next() else { return };
         ends.client.readable(*stream, true);
         let Some(Grant { stream, .. }) = ends.client.grant() else { return ends.turn() };
-        let grant = Grant { lane: LaneId::FIRST, stream, most: 64 };
+        let grant = Grant { lane: LaneId::FIRST, stream, max: 64 };
         ends.client.space(grant).fill(1);
         ends.client.send(grant, 64);
         ends.client.readable(stream, false);

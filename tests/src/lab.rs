@@ -17,6 +17,7 @@ use crate::link::{self, Link};
 use crate::process;
 use crate::sshd::{self, Server};
 use crate::traffic::port;
+use crate::turn::Turn;
 
 const PREFIX: &str = "shut-lab.";
 /// With the usual 4 MiB to send from, one flow could not fill the fat link.
@@ -39,13 +40,22 @@ pub struct Options {
     pub forwarding: bool,
     /// Whether a machine lives behind the client, which then forwards packets.
     pub lan: bool,
+    /// Whether no other lab of this process may stand beside it: for what is measured, in time or in losses.
+    pub alone: bool,
     /// The folder of the programs built; by default that of the running program.
     pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { link: Link::Lan, server: Server::Plain, forwarding: true, lan: false, programs: None }
+        Options {
+            link: Link::Lan,
+            server: Server::Plain,
+            forwarding: true,
+            lan: false,
+            alone: false,
+            programs: None,
+        }
     }
 }
 
@@ -67,6 +77,8 @@ pub struct Lab {
     cgroup: Cgroup,
     before: Snapshot,
     daemons: Vec<Child>,
+    /// Last, and so given back when all else is gone.
+    turn: Turn,
 }
 
 impl Lab {
@@ -75,24 +87,25 @@ impl Lab {
         Lab::with(Options { link, ..Options::default() })
     }
 
-    /// A lab like `options` say. Takes about a tenth of a second.
+    /// A lab like `options` say. Takes about a tenth of a second, and waits while another stands alone.
     pub fn with(options: Options) -> Result<Lab> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         ensure!(
             Uid::effective().is_root(),
             "the lab makes network namespaces and runs sshd: run this as root"
         );
+        let turn = if options.alone { Turn::alone() } else { Turn::shared() };
         purge_leftovers_of_the_dead();
         let name = format!("{PREFIX}{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let guard = Traces { dir: Path::new(PARENT).join(&name), cgroup: cgroup::mount_point()?.join(&name) };
-        let made = Lab::make(&guard, options);
+        let made = Lab::make(&guard, options, turn);
         if made.is_ok() {
             std::mem::forget(guard);
         }
         made
     }
 
-    fn make(traces: &Traces, options: Options) -> Result<Lab> {
+    fn make(traces: &Traces, options: Options, turn: Turn) -> Result<Lab> {
         let dir = traces.dir.clone();
         for folder in ["bin", "client/tmp", "client/run/user", "server/tmp", "server/run/sshd"] {
             fs::create_dir_all(dir.join(folder))?;
@@ -130,6 +143,7 @@ impl Lab {
             cgroup,
             before: Snapshot::default(),
             daemons,
+            turn,
         };
         lab.serve()?;
         lab.before = Snapshot::take(&lab)?;
@@ -176,8 +190,13 @@ impl Lab {
         &self.dir
     }
 
-    /// What is there now and was not when the lab was made: rules, routes, links, cgroups, files. Must be empty
-    /// after a test.
+    /// Lets others stand beside it from now on, though it was to stand alone.
+    pub fn share(&self) {
+        self.turn.share();
+    }
+
+    /// What is there now and was not when the lab was made, and what is gone: rules, routes, links, packet filters,
+    /// cgroups, files. Must be empty after a test.
     pub fn leftovers(&self) -> Result<Vec<String>> {
         Ok(Snapshot::take(self)?.beyond(&self.before))
     }

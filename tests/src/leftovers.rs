@@ -21,6 +21,7 @@ impl Snapshot {
         for (name, host) in [("client", &lab.client), ("server", &lab.server)] {
             network(name, host, &mut facts)?;
             traffic_control(name, host, &mut facts)?;
+            packet_filter(name, host, &mut facts)?;
             tree(&format!("{name} cgroup"), host.cgroup_root(), true, &mut facts)?;
             for folder in ["tmp", "run"] {
                 tree(&format!("{name} /{folder}"), &lab.dir().join(name).join(folder), false, &mut facts)?;
@@ -34,8 +35,10 @@ impl Snapshot {
         Ok(Snapshot(facts))
     }
 
+    /// What has come since `before`, and what has gone.
     pub(crate) fn beyond(&self, before: &Snapshot) -> Vec<String> {
-        self.0.difference(&before.0).cloned().collect()
+        let gone = before.0.difference(&self.0).map(|fact| format!("gone: {fact}"));
+        self.0.difference(&before.0).cloned().chain(gone).collect()
     }
 }
 
@@ -84,6 +87,55 @@ fn traffic_control(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Res
         }
     }
     Ok(())
+}
+
+/// The rules of nftables, among which are those of iptables-nft, and those of iptables-legacy, without their counters.
+fn packet_filter(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> {
+    // With handles, which tell equal rules apart.
+    let text = host.output("nft", &["--stateless", "--handle", "list", "ruleset"])?;
+    facts.extend(nft_facts(&text).map(|fact| format!("{name} nft: {fact}")));
+    for program in ["iptables-legacy-save", "ip6tables-legacy-save"] {
+        let text = host.output(program, &[])?;
+        facts.extend(iptables_facts(&text).map(|fact| format!("{name} {program}: {fact}")));
+    }
+    Ok(())
+}
+
+/// Each line with the heads of the blocks that it is in.
+fn nft_facts(text: &str) -> impl Iterator<Item = String> {
+    let mut heads: Vec<&str> = Vec::new();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.filter_map(move |line| {
+        if line == "}" {
+            heads.pop();
+            return None;
+        }
+        let fact = [&heads[..], &[line]].concat().join(" ");
+        if let Some((head, _handle)) = line.split_once(" {").filter(|(_, rest)| !rest.contains('}')) {
+            heads.push(head);
+        }
+        Some(fact)
+    })
+}
+
+/// Each line with its table. A table is there once anybody has asked for it, so an empty one is no fact.
+fn iptables_facts(text: &str) -> impl Iterator<Item = String> {
+    let mut table = "";
+    text.lines().filter_map(move |line| {
+        let line = line.split(" [").next()?;
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        }
+        let says_nothing = line.starts_with(['#', '*']) || line == "COMMIT" || is_default_policy(line);
+        (!says_nothing).then(|| format!("{table} {line}"))
+    })
+}
+
+/// Whether the line is about a chain that every table has, and leaves it as it is made.
+fn is_default_policy(line: &str) -> bool {
+    const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+    let policy = line.strip_prefix(':').and_then(|rest| rest.split_once(' '));
+    policy.is_some_and(|(chain, policy)| BUILT_IN.contains(&chain) && policy == "ACCEPT")
 }
 
 fn tree(what: &str, dir: &Path, folders_only: bool, facts: &mut BTreeSet<String>) -> Result<()> {

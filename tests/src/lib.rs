@@ -16,12 +16,14 @@ mod lab;
 pub mod leftovers;
 pub mod link;
 mod load;
+mod method;
 pub mod nameserver;
 pub mod process;
 pub mod shuttle;
 mod sshd;
 mod sys;
 pub mod traffic;
+mod turn;
 pub mod wire;
 
 pub use accounts::User;
@@ -29,6 +31,7 @@ pub use host::{Host, Network};
 pub use lab::{Lab, Options};
 pub use link::Link;
 pub use load::Load;
+pub use method::{Method, Row};
 pub use shuttle::{CONNECTED, Identity, Role, Run, Shuttle};
 pub use sshd::Server;
 

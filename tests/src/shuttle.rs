@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::accounts::User;
 use crate::lab::Lab;
+use crate::method::Method;
 use crate::process::Process;
 
 /// What shuttle prints on standard error, at the start of a line, once it captures.
@@ -51,19 +52,31 @@ pub struct Run<'a> {
     pub identity: Identity,
     /// Whether `-r shut-remote@server` is given.
     pub remote: bool,
+    /// The method that is asked for; none where the arguments choose it, or where it is a verb's.
+    pub method: Option<Method>,
     /// The rest.
     pub args: &'a [&'a str],
 }
 
 impl<'a> Run<'a> {
     /// Through the ssh account, under sudo: the usual way.
-    pub fn remote(args: &'a [&'a str]) -> Run<'a> {
-        Run { identity: Identity::Sudo, remote: true, args }
+    pub const fn remote(args: &'a [&'a str]) -> Run<'a> {
+        Run { identity: Identity::Sudo, remote: true, method: Some(Method::Lookup), args }
     }
 
     /// With an agent on the client itself.
-    pub fn local(args: &'a [&'a str]) -> Run<'a> {
+    pub const fn local(args: &'a [&'a str]) -> Run<'a> {
         Run { remote: false, ..Run::remote(args) }
+    }
+
+    /// Just these arguments, under sudo: a verb, or a mistake.
+    pub const fn bare(args: &'a [&'a str]) -> Run<'a> {
+        Run { remote: false, method: None, ..Run::remote(args) }
+    }
+
+    /// The same by another method.
+    pub const fn by(self, method: Method) -> Run<'a> {
+        Run { method: Some(method), ..self }
     }
 }
 
@@ -142,7 +155,7 @@ impl Shuttle {
         if run.remote {
             command.args(["-r", "shut-remote@server"]);
         }
-        command.args(run.args);
+        command.args(run.method.map_or(&[][..], |method| method.row().args)).args(run.args);
         Ok(command)
     }
 

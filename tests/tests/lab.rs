@@ -99,7 +99,12 @@ fn wait_for_forward(lab: &Lab) -> Result<Probe> {
 #[test]
 fn leftovers_name_what_is_left() -> Result<()> {
     let lab = Lab::new(Link::Lan)?;
-    lab.client.script("ip rule add fwmark 7 lookup 77 protocol 219\nip tuntap add shuttle0 mode tun")?;
+    lab.client.script(
+        "ip rule add fwmark 7 lookup 77 protocol 219\nip tuntap add shuttle0 mode tun\nip route del default\n\
+         nft add table inet a\nnft add chain inet a b '{ type filter hook input priority 0; }'\n\
+         nft add rule inet a b counter accept\niptables-legacy -I INPUT -s 192.0.2.1 -j DROP\n\
+         ip6tables-nft -P FORWARD DROP\n",
+    )?;
     std::fs::create_dir(lab.client.cgroup_root().join("shuttle.1"))?;
     lab.server.script("echo > /tmp/shuttle-agent")?;
     let left = lab.leftovers()?.join("\n");
@@ -109,9 +114,19 @@ fn leftovers_name_what_is_left() -> Result<()> {
         "client link: shuttle0",
         "client cgroup/shuttle.1",
         "server /tmp/shuttle-agent",
+        "gone: client route: ",
+        "client nft: table inet a chain b type filter hook input priority filter; policy accept;",
+        "client nft: table inet a chain b counter accept # handle ",
+        "client nft: table ip6 filter chain FORWARD type filter hook forward priority filter; policy drop;",
+        "client iptables-legacy-save: filter -A INPUT -s 192.0.2.1/32 -j DROP",
     ] {
         ensure!(left.contains(part), "{part} is not in\n{left}");
     }
+    // What only counts, or has been asked for, is no change.
+    let before = lab.leftovers()?;
+    lab.client.script("iptables-legacy -t nat -L -n >/dev/null\n")?;
+    lab.measure::<Probe>(&["probe", "127.0.0.1:7004"])?;
+    ensure!(lab.leftovers()? == before, "{:#?}, {before:#?} before", lab.leftovers()?);
     Ok(())
 }
 
@@ -119,7 +134,7 @@ fn leftovers_name_what_is_left() -> Result<()> {
 fn emulated_links_have_their_nominal_delay_and_rate() -> Result<()> {
     for link in [Link::Wan, Link::Slow] {
         let shape = link.shape().expect("it is emulated");
-        let lab = Lab::new(link)?;
+        let lab = Lab::with(Options { link, alone: true, ..Options::default() })?;
         let rtt: Spread = lab.measure(&["rtt", "10.78.0.2:7000", "--seconds", "1"])?;
         let nominal = shape.delay.as_micros() as u64 * 2;
         ensure!((nominal..nominal + 3_000).contains(&rtt.p50_us), "{link:?}: {rtt:?}");

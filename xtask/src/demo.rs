@@ -21,7 +21,7 @@ pub(crate) fn run() -> Result<()> {
         "A client, an ssh server, and a target that only the server reaches, each in a namespace of its own."
     );
     println!("\n$ sudo shuttle --method=ebpf -r shut-remote@server 0/0 ::/0");
-    let mut shuttle = Shuttle::connect(&lab, Run::remote(&["--method=ebpf", "0/0", "::/0"]))?;
+    let mut shuttle = Shuttle::connect(&lab, Run::remote(&["0/0", "::/0"]))?;
     show_both_families(&lab).with_context(|| shuttle.stderr())?;
     let ours = Speed::of(&lab, Peer::Shuttle)?;
     shuttle.signal(nix::sys::signal::Signal::SIGINT)?;

@@ -10,14 +10,26 @@ use crate::run::cargo;
 
 /// The eBPF programs compile for another target only.
 const WHOLE: [&str; 3] = ["--workspace", "--exclude", "shuttle-ebpf"];
+/// Where the lab and the end-to-end cases are.
+const LAB: &str = "shuttle-tests";
+/// How many of the lab's tests run at the same time. They wait more than they work. Those that measure run alone
+/// (`Options::alone`).
+const SIDE_BY_SIDE: &str = "6";
 
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     packages::install(packages::LAB)?;
     packages::add_musl();
     crate::run::run(cargo().args(["build", "--bins"]).args(WHOLE))?;
-    let mut tests = cargo();
-    tests.args(["test", "--no-fail-fast"]).args(WHOLE).arg("--").args(filter);
-    let (totals, success) = count(&mut tests)?;
+    let mut others = cargo();
+    others.args(["test", "--no-fail-fast"]).args(WHOLE).args(["--exclude", LAB]);
+    let mut lab = cargo();
+    lab.args(["test", "--no-fail-fast", "--package", LAB]).env("RUST_TEST_THREADS", SIDE_BY_SIDE);
+    let (mut totals, mut success) = (Totals::default(), true);
+    for tests in [&mut others, &mut lab] {
+        let (counts, ends_well) = count(tests.arg("--").args(filter))?;
+        totals = totals.and(counts);
+        success &= ends_well;
+    }
     println!("\n{} passed, {} failed", totals.passed, totals.failed + totals.ignored);
     ensure!(totals.ignored == 0, "{} tests did not run, which counts as failed", totals.ignored);
     ensure!(success && totals.failed == 0, "tests failed");
@@ -45,17 +57,25 @@ fn count(tests: &mut Command) -> Result<(Totals, bool)> {
 }
 
 impl Totals {
+    fn and(self, other: Totals) -> Totals {
+        Totals {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+        }
+    }
+
     fn plus(self, line: &str) -> Totals {
         let Some(counts) = line.strip_prefix("test result: ") else { return self };
         let number_before = |word: &str| -> u32 {
             let words: Vec<_> = counts.split([' ', ';']).filter(|part| !part.is_empty()).collect();
             words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
         };
-        Totals {
-            passed: self.passed + number_before("passed"),
-            failed: self.failed + number_before("failed"),
-            ignored: self.ignored + number_before("ignored"),
-        }
+        self.and(Totals {
+            passed: number_before("passed"),
+            failed: number_before("failed"),
+            ignored: number_before("ignored"),
+        })
     }
 }
 

@@ -5,6 +5,7 @@ pub mod door;
 mod resolver;
 mod unreachable;
 
+use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use std::{fs, io};
 
 use mio::Token;
 use mio::net::TcpStream;
+use nix::unistd::{dup2_stdin, dup2_stdout};
 
 use crate::link::{End, Link, Pipes, Role, association_of, reason};
 use crate::mux::{AssociationId, LaneId, Peer, Reason, Side, Target};
@@ -35,6 +37,7 @@ pub fn run(home: Option<&Path>) -> Result<(), End> {
         }
     }
     let lane = Pipes::new(own(io::stdin())?, own(io::stdout())?)?;
+    let_go_of_standard_streams();
     let mut link = Link::new(Side::Agent, lane)?;
     // A local agent needs no further lanes. A remote one without a door works too, with a single lane.
     let door = home.and_then(|_| door::Doorway::open(&mut link).ok());
@@ -43,6 +46,14 @@ pub fn run(home: Option<&Path>) -> Result<(), End> {
         // The client has left, as clients do.
         End::Closed => Ok(()),
         end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped) => Err(end),
+    }
+}
+
+/// Leaves the first lane's pipes to the link alone: they are closed when it loses that lane, and others go on.
+fn let_go_of_standard_streams() {
+    // Without /dev/null they stay open, and so may ssh's session until the agent ends.
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).ok();
     }
 }
 

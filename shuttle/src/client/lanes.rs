@@ -23,6 +23,8 @@ pub(super) struct Wanted {
 
 /// The lanes beside the first one: those being opened, and the ssh processes of those that are.
 pub(super) struct Opener {
+    /// The lane that the session began with is there.
+    has_first: bool,
     /// `None` once there is no use in asking for more.
     lanes: Option<Arc<ssh::Lanes>>,
     wanted: Wanted,
@@ -35,6 +37,7 @@ pub(super) struct Opener {
 impl Opener {
     pub(super) fn new(lanes: Option<ssh::Lanes>, wanted: Wanted) -> Self {
         Self {
+            has_first: true,
             lanes: lanes.map(Arc::new),
             wanted,
             door: None,
@@ -55,16 +58,17 @@ impl Opener {
 
     /// The lanes hold the session back: opens half of those that there may be, or the rest.
     pub(super) fn is_narrow(&mut self) {
-        let there = 1 + self.processes.len() + self.opening.len();
+        let there = usize::from(self.has_first) + self.processes.len() + self.opening.len();
         if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
             let step = if there < MAX_AUTOMATIC / 2 { MAX_AUTOMATIC / 2 } else { MAX_AUTOMATIC };
             self.open(Way::Shared, step.saturating_sub(there));
         }
     }
 
-    /// A lane has ended: ends its ssh too.
+    /// A lane has ended: ends its ssh too, unless it is the first one's, whose connection other lanes may share.
     pub(super) fn lost(&mut self, lane: LaneId) {
         tracing::info!("lane {} has ended; the others carry on", lane.0);
+        self.has_first &= lane != LaneId::FIRST;
         self.processes.remove(&lane);
     }
 
@@ -76,7 +80,7 @@ impl Opener {
         for _ in 0..count {
             let (lane, lanes) = (LaneId(self.next), lanes.clone());
             self.next += 1;
-            if lane > LaneId::MOST {
+            if lane > LaneId::MAX {
                 return;
             }
             self.opening.spawn(async move { (lane, lanes.open(way, door, lane).await) });

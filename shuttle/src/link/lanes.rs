@@ -3,16 +3,17 @@
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use mio::event::Event as Ready;
 
 use super::{End, Link, READ_BUFFER, Role, now, reason};
-use crate::mux::{DATA_HEADER, Event, Grant, LaneId, StreamId};
+use crate::mux::{DATA_HEADER, Event, Grant, LaneId, ProtocolError, StreamId};
 
 /// Reads of a lane before others have a turn.
 const READS_PER_TURN: usize = 8;
 /// Bytes of a payload that are worth a splice(2) of their own.
-const LEAST_SPLICED: usize = 32 * 1024;
+const MIN_SPLICED: usize = 32 * 1024;
 
 impl Link {
     /// Takes in the readiness of one end of a lane: of lane `token / 2` its input, or its output where `token` is odd.
@@ -86,7 +87,7 @@ impl Link {
 
     /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were moved.
     fn pass(&mut self, lane: LaneId) -> bool {
-        let long = |(_, length): &(StreamId, usize)| *length >= LEAST_SPLICED;
+        let long = |(_, length): &(StreamId, usize)| *length >= MIN_SPLICED;
         let Some((stream, length)) = self.mux.passing(lane).filter(long) else { return false };
         let connection = self.connections.get(&stream).filter(|connection| connection.takes_bytes());
         let (Some(pipes), Some(connection)) = (self.lanes.get_mut(&lane), connection) else { return false };
@@ -97,14 +98,24 @@ impl Link {
         true
     }
 
-    /// A lane has ended: with the first one ends the link; what another one carried goes on over the first.
+    /// A lane has ended, whichever it is: what it carried goes on over the others. With the last one ends the link, as `end`
+    /// says.
     fn lose(&mut self, lane: LaneId, role: &mut impl Role, end: End) -> Result<(), End> {
-        if lane == LaneId::FIRST {
+        if let Some(pipes) = self.lanes.remove(&lane) {
+            pipes.deregister(self.poll.registry());
+        }
+        if !self.mux.lose(lane, now()) {
             return Err(end);
         }
-        self.lanes.remove(&lane);
-        self.mux.lose(lane);
         role.lost(lane);
+        Ok(())
+    }
+
+    /// Takes out the lanes that show no life.
+    pub(super) fn lose_dead_lanes(&mut self, role: &mut impl Role, now: Instant) -> Result<(), End> {
+        while let Some(lane) = self.mux.dead_lane(now) {
+            self.lose(lane, role, ProtocolError::Silent.into())?;
+        }
         Ok(())
     }
 
@@ -114,6 +125,7 @@ impl Link {
             Event::Joined => role.joined(lane),
             Event::Door(door) => role.found_door(door),
             Event::Narrow => role.is_narrow(),
+            Event::Lost { lane } => self.lose(lane, role, End::Closed)?,
             Event::Open { stream, target } => self.dial(role, stream, target),
             Event::Opened { .. } => {}
             Event::Data { stream, bytes } => self.on_data(stream, bytes),

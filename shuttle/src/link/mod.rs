@@ -31,8 +31,8 @@ pub use survey::{Ends, FlowSurvey, Survey};
 const READ_BUFFER: usize = 512 * 1024;
 
 /// Tokens below are stream numbers; from here on each lane has two.
-const FIRST_LANE_TOKEN: usize = StreamId::MOST.0 as usize + 1;
-const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MOST.0 as usize + 1);
+const FIRST_LANE_TOKEN: usize = StreamId::MAX.0 as usize + 1;
+const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MAX.0 as usize + 1);
 /// From here on each association has one, up to the highest that 32 bits hold.
 const FIRST_ASSOCIATION_TOKEN: usize = 3 << 30;
 
@@ -58,7 +58,7 @@ pub trait Role {
     /// A further lane carries data.
     fn joined(&mut self, _lane: LaneId) {}
 
-    /// A lane other than the first has ended.
+    /// A lane has ended, and others carry on.
     fn lost(&mut self, _lane: LaneId) {}
 
     /// Begins a connection to the target of a stream that the far side opened. Where that fails, it is called again, with
@@ -110,7 +110,7 @@ pub fn association_of(token: Token) -> Option<AssociationId> {
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
 pub enum End {
-    /// The far side closed the first lane.
+    /// The far side closed the last lane.
     #[error("the far side closed the connection")]
     Closed,
     /// The far side ended the session and said why.
@@ -119,7 +119,7 @@ pub enum End {
     /// The far side broke the protocol.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
-    /// The first lane or the poll failed.
+    /// The last lane or the poll failed.
     #[error("the link failed")]
     Io(#[from] io::Error),
     /// The role asked for it.
@@ -164,7 +164,7 @@ impl Link {
     pub fn join(&mut self, lane: LaneId, pipes: Pipes) -> io::Result<()> {
         self.mux.join(lane, now()).map_err(io::Error::other)?;
         if let Err(error) = pipes.register(self.poll.registry(), lane) {
-            self.mux.lose(lane);
+            self.mux.lose(lane, now());
             return Err(error);
         }
         self.lanes.insert(lane, pipes);
@@ -194,6 +194,9 @@ impl Link {
     /// Opens a stream from `socket` to `target`.
     pub fn open(&mut self, socket: TcpStream, target: Target, ends: Ends) -> io::Result<StreamId> {
         let since = now();
+        if !self.mux.has_room_to_open() {
+            return Err(io::Error::other("the far side is behind with what it was told"));
+        }
         let stream = self.mux.open(target, since);
         self.opened += 1;
         match self.attach(stream, socket) {
@@ -268,6 +271,7 @@ impl Link {
         role.tick(self, now);
         self.give_up_dials(now, role);
         self.mux.tick(now)?;
+        self.lose_dead_lanes(role, now)?;
         self.write_lanes(role)?;
         if self.mux.take_narrow() {
             role.is_narrow();
@@ -276,15 +280,15 @@ impl Link {
     }
 
     fn wait(&mut self, role: Option<Instant>, events: &mut Events) -> io::Result<()> {
-        let deadline = role.map_or(self.mux.deadline(), |role| role.min(self.mux.deadline()));
-        let deadline = self.dials.front().map_or(deadline, |dial| deadline.min(dial.until));
+        let dial = self.dials.front().map(|dial| dial.until);
+        let deadline = self.mux.deadline().into_iter().chain(role).chain(dial).min();
         let readable = self.lanes.values().any(|pipes| pipes.readable);
         let timeout = if readable || !self.again.is_empty() {
-            Duration::ZERO
+            Some(Duration::ZERO)
         } else {
-            deadline.saturating_duration_since(now())
+            deadline.map(|deadline| deadline.saturating_duration_since(now()))
         };
-        match self.poll.poll(events, Some(timeout)) {
+        match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 events.clear();
                 Ok(())

@@ -78,4 +78,12 @@ impl Pipes {
         registry.register(&mut SourceFd(&self.input.as_raw_fd()), lane_in(lane), Interest::READABLE)?;
         registry.register(&mut SourceFd(&self.output.as_raw_fd()), lane_out(lane), Interest::WRITABLE)
     }
+
+    /// Ends that: closing the descriptors doesn't, where there are others of the same pipe.
+    pub(super) fn deregister(&self, registry: &Registry) {
+        for end in [&self.input, &self.output] {
+            // One that isn't registered is as it should be.
+            drop(registry.deregister(&mut SourceFd(&end.as_raw_fd())));
+        }
+    }
 }

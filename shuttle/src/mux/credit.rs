@@ -21,7 +21,7 @@ const NEW_SHARE: u64 = 16;
 
 /// The longest window of a reader that may be just filling the kernel's buffers: with what a lane keeps for itself it
 /// costs 8 MiB …
-const MOST_UNPROVEN: u64 = 6 * MIB;
+const MAX_UNPROVEN: u64 = 6 * MIB;
 /// … until it has taken this much: more than both socket buffers hold by default (tcp_wmem 4 MiB, tcp_rmem 6 MiB).
 const PROVEN: u64 = 12 * MIB;
 
@@ -29,7 +29,7 @@ const PROVEN: u64 = 12 * MIB;
 const TOLD_AFTER: u64 = 256 * 1024;
 
 /// Round trips are taken as no shorter: less is the length of a turn of the loops, not of the path.
-const LEAST_ROUND: Duration = Duration::from_millis(1);
+const MIN_ROUND: Duration = Duration::from_millis(1);
 /// A window gives back this part of what it doesn't need in a round trip.
 const DECAY: u128 = 8;
 
@@ -110,7 +110,7 @@ impl ReceiveWindow {
     ) -> Option<u64> {
         self.consumed += length;
         debug_assert!(self.consumed <= self.limit);
-        self.measure(received, round_trip.max(LEAST_ROUND), budget, now);
+        self.measure(received, round_trip.max(MIN_ROUND), budget, now);
         self.settle(budget);
         let window = self.window.min(self.affordable(budget));
         if self.outstanding() > window - (window / 4).min(TOLD_AFTER) {
@@ -161,7 +161,7 @@ impl ReceiveWindow {
 
 /// The longest window of a reader that has `consumed` bytes, with `arrived` in a round trip of late.
 fn most(arrived: u64, consumed: u64) -> u64 {
-    if consumed < PROVEN { MOST_UNPROVEN } else { MOST_UNPROVEN.max(arrived + arrived / 2) }
+    if consumed < PROVEN { MAX_UNPROVEN } else { MAX_UNPROVEN.max(arrived + arrived / 2) }
 }
 
 #[cfg(test)]

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Frame, MAX_DATAGRAM, encode_datagram, encode_query};
 use super::schedule::{Sender, Turn};
-use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Reason, Side, Target};
+use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Reason, Target};
 
 /// A datagram that has waited longer is of no use: whoever needs it has sent it again, or speaks of something else.
 const STALE: Duration = Duration::from_millis(200);
 /// What may wait of one association, bytes: a burst of eight of the longest.
-const MOST_OF_ONE: usize = 512 * 1024;
+const MAX_OF_ONE: usize = 512 * 1024;
 /// What may wait of all, bytes.
-const MOST_OF_ALL: usize = 8 * 1024 * 1024;
+const MAX_OF_ALL: usize = 8 * 1024 * 1024;
 /// As many frames that answer datagrams are queued at once: of unknown associations, or to unreachable peers.
-const MOST_ANSWERS: usize = 64;
+const MAX_ANSWERS: usize = 64;
 /// What a datagram costs in memory beyond its bytes.
 const OVERHEAD: usize = 64;
 
@@ -104,7 +104,7 @@ impl Associations {
     fn add(&mut self) -> AssociationId {
         loop {
             let id = AssociationId(self.next);
-            self.next = if id == AssociationId::MOST { 1 } else { id.0 + 1 };
+            self.next = if id == AssociationId::MAX { 1 } else { id.0 + 1 };
             if !self.contains(id) {
                 self.all.insert(id, Association::default());
                 return id;
@@ -128,13 +128,13 @@ impl Associations {
     fn push(&mut self, id: AssociationId, queued: Queued) -> &mut Association {
         let association = self.all.entry(id).or_default();
         let cost = cost(&queued.frame);
-        while association.waiting + cost > MOST_OF_ONE
+        while association.waiting + cost > MAX_OF_ONE
             && let Some((_, freed)) = association.pop()
         {
             self.waiting -= freed;
             self.dropped += 1;
         }
-        if self.waiting + cost > MOST_OF_ALL {
+        if self.waiting + cost > MAX_OF_ALL {
             self.dropped += 1;
         } else {
             association.queue.push_back(queued);
@@ -211,10 +211,10 @@ impl Mux {
         association: AssociationId,
         bytes: usize,
     ) -> Result<bool, ProtocolError> {
-        if association.0 == 0 || association > AssociationId::MOST {
+        if association.0 == 0 || association > AssociationId::MAX {
             return Err(ProtocolError::Association);
         }
-        if self.side == Side::Agent || self.associations.contains(association) {
+        if !self.side.opens() || self.associations.contains(association) {
             self.associations.received(bytes);
             return Ok(true);
         }
@@ -230,7 +230,9 @@ impl Mux {
 
     /// Told once in a while is enough, and what the far side makes this one queue must be bounded.
     fn answer(&mut self, frame: Frame) {
-        if self.control.len() < MOST_ANSWERS && self.lanes.first.out.unwritten_len() < MOST_OF_ONE as u64 {
+        let unwritten =
+            self.lanes.any().and_then(|lane| self.lanes.get(lane)).map(|lane| lane.out.unwritten_len());
+        if self.control.len() < MAX_ANSWERS && unwritten.is_some_and(|bytes| bytes < MAX_OF_ONE as u64) {
             self.tell(frame);
         }
     }

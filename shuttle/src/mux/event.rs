@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
+use super::MAX_CONTROL;
 use super::frame::FrameError;
-use super::{DEAD_AFTER, PING_AFTER};
+use super::life::{DEAD_AFTER, PING_AFTER};
 
 /// A stream's number, given by its opener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,7 +13,7 @@ pub struct StreamId(pub u32);
 
 impl StreamId {
     /// The highest number: its driver has other uses for those above.
-    pub const MOST: Self = Self((1 << 31) - 1);
+    pub const MAX: Self = Self((1 << 31) - 1);
 }
 
 /// The number of an association, given by the client: all that one of its programs' UDP sockets exchanges with whomever.
@@ -21,7 +22,7 @@ pub struct AssociationId(pub u32);
 
 impl AssociationId {
     /// The highest number: its driver has other uses for those above.
-    pub const MOST: Self = Self((1 << 30) - 1);
+    pub const MAX: Self = Self((1 << 30) - 1);
 }
 
 /// The far end of a datagram: where the agent sends it to, or had it from.
@@ -33,10 +34,10 @@ pub struct Peer(pub SocketAddr);
 pub struct LaneId(pub u32);
 
 impl LaneId {
-    /// The lane with which the session begins and ends.
+    /// The lane with which the session begins.
     pub const FIRST: Self = Self(0);
-    /// The highest number.
-    pub const MOST: Self = Self(255);
+    /// The highest number. None is used twice in a session.
+    pub const MAX: Self = Self(65_535);
 }
 
 /// How a further lane reaches an agent: by the number of its process and a secret of its making.
@@ -69,6 +70,24 @@ pub enum Side {
     Client,
     /// Is asked for streams.
     Agent,
+}
+
+impl Side {
+    /// Whether this side opens streams and begins associations; the other one is asked for them.
+    pub(super) fn opens(self) -> bool {
+        self == Self::Client
+    }
+
+    /// Whether this side says HELLO on a lane that joins before it has heard the other's. The agent answers, so that nothing
+    /// it says is taken for what a login script prints before.
+    pub(super) fn greets_first(self) -> bool {
+        self == Self::Client
+    }
+
+    /// Whether this side decides how many lanes there are; the other one tells it what it knows of their number.
+    pub(super) fn counts_lanes(self) -> bool {
+        self == Self::Client
+    }
 }
 
 /// Why a stream was reset, or a datagram did not get through.
@@ -123,6 +142,11 @@ pub enum Event<'a> {
     Door(Door),
     /// The agent's lanes hold it back: more of them would carry more.
     Narrow,
+    /// The far side has given up a lane, which is lost here too.
+    Lost {
+        /// The lane.
+        lane: LaneId,
+    },
     /// The far side asks for a connection to `target`.
     Open {
         /// The new stream.
@@ -208,10 +232,10 @@ pub enum ProtocolError {
     /// Bytes after the end of a stream, or two ends.
     #[error("the far side contradicted the end of a stream")]
     End,
-    /// An acknowledgement of bytes that were never sent, or of an unknown lane.
+    /// An acknowledgement of bytes that were never sent, or of another lane.
     #[error("the far side acknowledged what was never sent")]
     Ack,
-    /// A lane of a number that is in use, or too high.
+    /// A lane of a number that is or was in use, or too high; or one that is said to be lost by itself.
     #[error("the far side numbered a lane out of turn")]
     Lane,
     /// An OPEN of a stream that is open, or from an agent, or of a number too high.
@@ -220,6 +244,12 @@ pub enum ProtocolError {
     /// An association of number 0, or of one too high.
     #[error("the far side numbered an association out of turn")]
     Association,
+    /// It acknowledges less than it is told.
+    #[error("the far side doesn't acknowledge what it is told: {} MiB wait", MAX_CONTROL >> 20)]
+    Unacknowledged,
+    /// No lane came in the time that the driver gave.
+    #[error("no lane to the far side came back in time")]
+    Alone,
     /// Nothing arrived, not even an answer to a PING.
     #[error("the far side has been silent for {} seconds", (PING_AFTER + DEAD_AFTER).as_secs())]
     Silent,
@@ -233,5 +263,5 @@ pub struct Grant {
     /// The stream whose turn it is.
     pub stream: StreamId,
     /// Bytes it may send at most, never 0.
-    pub most: usize,
+    pub max: usize,
 }

@@ -16,7 +16,7 @@ pub(super) use header::{HEADER, Header, MAX_DATA, MAX_DATAGRAM, encode_data_head
 use header::{MAX_CONTROL_BODY, fill_header};
 
 /// The version that both sides must have in common.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The first bytes of every HELLO body.
 pub(super) const MAGIC: [u8; 8] = *b"shuttle\0";
 
@@ -47,6 +47,8 @@ pub(super) enum Frame {
     Door { door: Door },
     /// More lanes would carry more of what the sender has to send.
     Narrow,
+    /// The sender takes no more of lane `lane`, and has had `received` bytes of it.
+    Lost { lane: u32, received: u64 },
     /// A new TCP stream to `target`; its opener takes bytes up to offset `credit`.
     Open { stream: StreamId, target: Target, credit: u64 },
     /// The target accepted; the sender takes bytes up to offset `credit`.
@@ -103,6 +105,10 @@ impl Frame {
                 (Kind::Door, 0)
             }
             Self::Narrow => (Kind::Narrow, 0),
+            Self::Lost { lane, received } => {
+                out.extend(received.to_be_bytes());
+                (Kind::Lost, *lane)
+            }
             Self::Open { stream, target, credit } => {
                 out.extend(credit.to_be_bytes());
                 out.push(OPEN_TCP);
@@ -162,6 +168,7 @@ impl Frame {
                 Self::Door { door: Door { process, token } }
             }
             Kind::Narrow => Self::Narrow,
+            Kind::Lost => Self::Lost { lane: id, received: body.u64()? },
             Kind::Open => {
                 let credit = body.u64()?;
                 if body.array::<1>()? != [OPEN_TCP] {

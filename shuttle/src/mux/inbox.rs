@@ -9,7 +9,7 @@ use super::ProtocolError;
 
 /// Separate pieces that may wait for what belongs before them: more than a window has of the smallest chunks, every
 /// second of which is missing.
-const MOST_PIECES: usize = 8192;
+const MAX_PIECES: usize = 8192;
 /// A ring of less isn't worth shrinking.
 const SMALL: usize = 64 * 1024;
 
@@ -53,7 +53,7 @@ impl Inbox {
         if offset > self.received {
             self.put(self.ready + (offset - self.received) as usize, bytes, limit);
             self.note(offset, end);
-            return if self.ahead.len() > MOST_PIECES {
+            return if self.ahead.len() > MAX_PIECES {
                 Err(ProtocolError::Credit)
             } else {
                 Ok(Arrival::Nothing)
@@ -236,13 +236,13 @@ mod tests {
             inbox.arrive(start, &[0], 100_000).unwrap();
         }
         assert_eq!(inbox.ahead.len(), 1);
-        let limit = 4 * MOST_PIECES as u64;
+        let limit = 4 * MAX_PIECES as u64;
         let mut apart = Inbox::default();
         let outcomes: Vec<_> = (1..)
             .step_by(2)
-            .take(MOST_PIECES + 1)
+            .take(MAX_PIECES + 1)
             .map(|start| apart.arrive(start, &[0], limit).is_ok())
             .collect();
-        assert_eq!(outcomes.iter().position(|fine| !fine), Some(MOST_PIECES));
+        assert_eq!(outcomes.iter().position(|fine| !fine), Some(MAX_PIECES));
     }
 }

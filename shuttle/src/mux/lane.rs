@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::ProtocolError;
 use super::decode::Decoder;
 use super::frame::Frame;
+use super::life::Life;
 use super::outgoing::Outgoing;
 use super::pacing::{Acked, Departure};
 
@@ -26,12 +27,15 @@ pub(super) struct Lane {
     pub(super) greeted: bool,
     /// The driver can write to it.
     pub(super) writable: bool,
+    pub(super) life: Life,
+    /// The token of the last PING, when its answer is due. Of several the last is answered.
+    pub(super) pong: Option<u64>,
     /// What is to be written, and what the far side may still ask for again.
     pub(super) out: Outgoing,
     /// Takes the incoming bytes apart.
     pub(super) decoder: Decoder,
     /// Bytes taken in since the lane began.
-    received: u64,
+    pub(super) received: u64,
     /// The last count that was acknowledged.
     acknowledged: u64,
     acknowledged_at: Instant,
@@ -50,6 +54,8 @@ impl Lane {
         Self {
             greeted: false,
             writable: true,
+            life: Life::new(now),
+            pong: None,
             out: Outgoing::default(),
             decoder: Decoder::default(),
             received: 0,
@@ -61,8 +67,14 @@ impl Lane {
         }
     }
 
+    /// Whether it carries anything, and seems to live.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.greeted && !self.life.is_suspect()
+    }
+
     /// `length` more bytes were taken in.
     pub(super) fn took(&mut self, length: usize, now: Instant) {
+        self.life.heard(now);
         self.received += length as u64;
         self.arrived = now;
     }
@@ -94,14 +106,18 @@ impl Lane {
     }
 
     /// `length` bytes were written.
-    pub(super) fn wrote(&mut self, length: usize, departure: Departure) {
+    pub(super) fn wrote(&mut self, length: usize, departure: Departure, now: Instant) {
         self.out.wrote(length);
+        self.life.wrote(self.out.written_in_flight() > 0, now);
         self.departures.push_back((self.out.written(), departure));
     }
 
     /// The far mux has taken in `received` bytes.
-    pub(super) fn on_ack(&mut self, received: u64) -> Result<Acked, ProtocolError> {
+    pub(super) fn on_ack(&mut self, received: u64, now: Instant) -> Result<Acked, ProtocolError> {
         let newly = self.out.ack(received).ok_or(ProtocolError::Ack)?;
+        if newly > 0 {
+            self.life.progressed(self.out.written_in_flight() > 0, now);
+        }
         let mut last = None;
         while let Some((_, departure)) = self.departures.pop_front_if(|(offset, _)| *offset <= received) {
             last = Some(departure);

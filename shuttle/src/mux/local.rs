@@ -6,25 +6,31 @@ use super::credit::ReceiveWindow;
 use super::frame::Frame;
 use super::schedule::Sender;
 use super::stream::Stream;
-use super::{Mux, Reason, StreamId, Target};
+use super::{MAX_CONTROL, Mux, Reason, Route, StreamId, Target};
 
 impl Mux {
+    /// Whether a stream may be opened: not while so much of what was said is unacknowledged that the session may end for it.
+    pub fn has_room_to_open(&self) -> bool {
+        self.lanes.control() < MAX_CONTROL / 2
+    }
+
     /// Opens a stream to `target`. Its first bytes may follow at once.
     pub fn open(&mut self, target: Target, now: Instant) -> StreamId {
         let stream = self.free_id();
+        let lane = self.lanes.any().unwrap_or_default();
         let window = ReceiveWindow::new(&mut self.budget, now);
         let credit = window.limit();
         let send_limit = self.greeted.map_or(0, |hello| hello.initial_credit);
-        self.streams.insert(stream, Stream::new(send_limit, window));
-        self.tell(Frame::Open { stream, target, credit });
+        self.streams.insert(stream, Stream::new(lane, send_limit, window));
+        self.control.push_back((Route::Only(lane), Frame::Open { stream, target, credit }));
         stream
     }
 
-    /// The next number that is not in use. Numbers come round again after [`StreamId::MOST`]; 0 is none.
+    /// The next number that is not in use. Numbers come round again after [`StreamId::MAX`]; 0 is none.
     fn free_id(&mut self) -> StreamId {
         loop {
             let id = StreamId(self.next_stream);
-            self.next_stream = if id == StreamId::MOST { 1 } else { id.0 + 1 };
+            self.next_stream = if id == StreamId::MAX { 1 } else { id.0 + 1 };
             if !self.contains(id) {
                 return id;
             }
@@ -55,15 +61,15 @@ impl Mux {
             && !state.finished
         {
             state.finished = true;
-            self.control.push_back((state.lane, Frame::Fin { stream, end: state.sent }));
+            self.control.push_back((state.route(), Frame::Fin { stream, end: state.sent }));
             self.forget_if_over(stream);
         }
     }
 
     /// The stream's socket is broken or was never connected: the stream is gone, and the far side told.
     pub fn reset(&mut self, stream: StreamId, reason: Reason) {
-        if let Some(lane) = self.forget(stream) {
-            self.control.push_back((lane, Frame::Reset { stream, reason }));
+        if let Some(route) = self.forget(stream) {
+            self.control.push_back((route, Frame::Reset { stream, reason }));
         }
     }
 

@@ -3,7 +3,8 @@
 //! A [`Mux`] has no socket and reads no clock. Its driver ([`crate::link`]) hands it the bytes that arrive and
 //! `now`, and carries out what comes back:
 //!
-//! - **Lanes.** The first is there from the start; [`Mux::join`] adds one, [`Mux::lose`] takes one out.
+//! - **Lanes.** One is there from the start; [`Mux::join`] adds one, [`Mux::lose`] takes one out, whichever it is.
+//!   [`Mux::dead_lane`] tells which show no life. [`Mux::wait_for_lanes`] says how long a session lives without any.
 //! - **In.** [`Mux::receive`] for each lane until it returns `None`; each [`Event`] is to be acted on before the next call.
 //! - **Local ends.** [`Mux::open`] or [`Event::Open`] begins a stream; [`Mux::readable`], [`Mux::finish`],
 //!   [`Mux::opened`], [`Mux::reset`] say what its socket did; [`Mux::take`], [`Mux::inbox`], [`Mux::drain`] and
@@ -24,7 +25,9 @@ mod frame;
 mod inbox;
 mod lane;
 mod lanes;
+mod life;
 mod local;
+mod loss;
 mod outgoing;
 mod pacing;
 mod receive;
@@ -49,17 +52,17 @@ pub use survey::Carried;
 use credit::Budget;
 use datagrams::Associations;
 use frame::{Frame, Hello};
-use lanes::Lanes;
+use lane::Lane;
+use lanes::{Arrived, Lanes};
 use pacing::Pacing;
 use schedule::Schedule;
 use stream::Stream;
 
-/// A PING asks after the far side when nothing has arrived for this long.
-const PING_AFTER: Duration = Duration::from_secs(15);
-/// The session is given up when a PING has brought nothing for this long.
-const DEAD_AFTER: Duration = Duration::from_secs(30);
+/// Control frames that may be unacknowledged, bytes over all lanes: some 150,000 OPENs. A far side that leaves more
+/// unacknowledged ends the session.
+const MAX_CONTROL: u64 = 4 * 1024 * 1024;
 /// A DATA frame shorter than this isn't begun in the rest of a segment.
-const LEAST_CHUNK: usize = 16 * 1024;
+const MIN_CHUNK: usize = 16 * 1024;
 
 /// One end of a session.
 #[derive(Debug)]
@@ -75,20 +78,35 @@ pub struct Mux {
     budget: Budget,
     associations: Associations,
     schedule: Schedule,
-    /// Frames other than DATA and their lanes, in order; they go before any DATA.
-    control: VecDeque<(LaneId, Frame)>,
+    /// Frames other than DATA and where they go, in order; they go before any DATA.
+    control: VecDeque<(Route, Frame)>,
+    /// Streams that wait for the lane of their OPEN.
+    parked: Vec<StreamId>,
+    /// What has arrived of lanes that are lost, of which the far side has yet to be told.
+    unreported: Vec<Arrived>,
+    /// Since when no lane has carried data.
+    alone_since: Option<Instant>,
+    /// For how long that may be.
+    patience: Duration,
     scratch: Vec<u8>,
     next_stream: u32,
     /// The far side's first word, once it has been heard.
     greeted: Option<Hello>,
-    last_heard: Instant,
-    pinged: Option<Instant>,
     /// The lanes hold the session back, and this has yet to be told.
     narrow: bool,
     /// With how many lanes that was last noticed.
     narrow_with: usize,
-    /// The token of the last PING, when its answer is due. Of several the last is answered.
-    pong: Option<u64>,
+}
+
+/// By which lane a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    /// By any.
+    Any,
+    /// By this one, after what it has carried of the stream; by any if it is lost.
+    After(LaneId),
+    /// By this one, as what goes before it has to arrive before it. If that is lost, by the one that repeats what it had.
+    Only(LaneId),
 }
 
 impl Mux {
@@ -104,14 +122,15 @@ impl Mux {
             associations: Associations::default(),
             schedule: Schedule::default(),
             control: VecDeque::new(),
+            parked: Vec::new(),
+            unreported: Vec::new(),
+            alone_since: None,
+            patience: Duration::ZERO,
             scratch: Vec::new(),
             next_stream: 1,
             greeted: None,
-            last_heard: now,
-            pinged: None,
             narrow: false,
             narrow_with: 0,
-            pong: None,
         };
         mux.greet(LaneId::FIRST);
         mux
@@ -121,8 +140,7 @@ impl Mux {
     /// greeted on it, which is [`Event::Joined`].
     pub fn join(&mut self, lane: LaneId, now: Instant) -> Result<(), ProtocolError> {
         self.lanes.add(lane, now)?;
-        // The agent answers, so that nothing it says is taken for what a login script prints before.
-        if self.side == Side::Client {
+        if self.side.greets_first() {
             self.greet(lane);
         }
         Ok(())
@@ -133,24 +151,17 @@ impl Mux {
         self.put(lane, &Frame::Hello { lane: lane.0, hello });
     }
 
-    /// A lane other than the first is lost: what the far side hasn't acknowledged is sent again over the first.
-    pub fn lose(&mut self, lane: LaneId) {
-        if let Some(lost) = self.lanes.remove(lane) {
-            for frame in lost.out.unacknowledged() {
-                self.lanes.first.out.push(frame);
-            }
-        }
-    }
-
     fn put(&mut self, lane: LaneId, frame: &Frame) {
         self.scratch.clear();
         frame.encode(&mut self.scratch);
-        self.lanes.get_or_first(lane).out.push(&self.scratch);
+        if let Some(out) = self.lanes.out(lane) {
+            out.push(&self.scratch);
+        }
     }
 
-    /// Queues a frame that concerns the session, or a stream that the far side need not know yet.
+    /// Queues a frame that may go by any lane.
     fn tell(&mut self, frame: Frame) {
-        self.control.push_back((LaneId::FIRST, frame));
+        self.control.push_back((Route::Any, frame));
     }
 
     /// Says where further lanes can join. It concerns agents alone.
@@ -164,12 +175,13 @@ impl Mux {
         std::mem::take(&mut self.narrow)
     }
 
-    /// Removes a stream that is over. `None`: there is no such stream. Else the lane that took its last bytes.
-    fn forget(&mut self, stream: StreamId) -> Option<LaneId> {
+    /// Removes a stream that is over. `None`: there is no such stream. Else where what is last said of it goes.
+    fn forget(&mut self, stream: StreamId) -> Option<Route> {
         let state = self.streams.remove(&stream)?;
+        let route = state.route();
         self.ended.add(&state);
         state.window.release(&mut self.budget);
-        Some(state.lane)
+        Some(route)
     }
 
     /// Streams that are open.
@@ -182,26 +194,33 @@ impl Mux {
         self.streams.contains_key(&stream)
     }
 
-    /// When [`Self::tick`] and [`Self::prepare`] must be called at the latest.
-    pub fn deadline(&self) -> Instant {
-        let silent = match self.pinged {
-            Some(at) => at + DEAD_AFTER,
-            None => self.last_heard + PING_AFTER,
-        };
-        let lanes = self.lanes.iter().filter(|(_, lane)| lane.writable);
-        let acks = lanes.filter_map(|(_, lane)| lane.ack_deadline());
-        acks.chain(self.pacing.wakes()).fold(silent, Instant::min)
+    /// When [`Self::tick`] and [`Self::prepare`] must be called at the latest; never, where nothing happens but by lanes and
+    /// there are none.
+    pub fn deadline(&self) -> Option<Instant> {
+        let lives = self.lanes.iter().map(|(_, lane)| lane.life.deadline());
+        let review = self.lanes.review_at(self.pacing.round_trip());
+        let writable = self.lanes.iter().filter(|(_, lane)| lane.writable);
+        let acks = writable.filter_map(|(_, lane)| lane.ack_deadline());
+        let pacing = self.pacing.wakes().filter(|_| !self.is_alone());
+        lives.chain(review).chain(acks).chain(pacing).chain(self.gives_up_at()).min()
     }
 
-    /// Lets time pass. Afterwards [`Self::prepare`] may have something to send.
+    /// Lets time pass. Afterwards [`Self::prepare`] may have something to send, and [`Self::dead_lane`] a lane to be lost.
     pub fn tick(&mut self, now: Instant) -> Result<(), ProtocolError> {
-        match self.pinged {
-            Some(at) if now >= at + DEAD_AFTER => return Err(ProtocolError::Silent),
-            None if now >= self.last_heard + PING_AFTER => {
-                self.pinged = Some(now);
-                self.tell(Frame::Ping { token: 0 });
-            }
-            Some(_) | None => {}
+        if self.lanes.control() > MAX_CONTROL {
+            return Err(ProtocolError::Unacknowledged);
+        }
+        if self.gives_up_at().is_some_and(|at| now >= at) {
+            return Err(ProtocolError::Alone);
+        }
+        let ask_all = self.lanes.review(self.pacing.round_trip(), now);
+        let lanes = self.lanes.iter_mut();
+        let asked = |(id, lane): (LaneId, &mut Lane)| {
+            let asks = lane.life.asks(now) || (ask_all && lane.is_trusted());
+            (asks && lane.greeted).then_some(id)
+        };
+        for lane in lanes.filter_map(asked).collect::<Vec<_>>() {
+            self.put(lane, &Frame::Ping { token: 0 });
         }
         Ok(())
     }

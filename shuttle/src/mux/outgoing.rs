@@ -24,6 +24,8 @@ pub(super) struct Outgoing {
     end: u64,
     /// The end of the last frame that asks for an acknowledgement.
     asking: u64,
+    /// Bytes of control frames in all segments.
+    control: u64,
 }
 
 #[derive(Debug)]
@@ -31,6 +33,8 @@ struct Segment {
     bytes: Box<[u8]>,
     start: u64,
     filled: usize,
+    /// Bytes of control frames in it.
+    control: u64,
 }
 
 impl Segment {
@@ -66,10 +70,22 @@ impl Outgoing {
         self.end - self.written
     }
 
+    /// Bytes of control frames that are kept, those in segments of which a part is acknowledged included. Control frames
+    /// are all but DATA, DATAGRAM and QUERY: those that no limit on what is in flight holds back.
+    pub(super) fn control(&self) -> u64 {
+        self.control
+    }
+
     /// Bytes that are kept.
     #[cfg(test)]
     pub(super) fn retained(&self) -> u64 {
         self.end - self.acked
+    }
+
+    /// Bytes of memory that it takes.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        (self.segments.len() + self.spare.len()) * SEGMENT
     }
 
     /// The offset of the next byte to be written.
@@ -83,7 +99,7 @@ impl Outgoing {
         let room = self.segments.back().map_or(0, |segment| segment.bytes.len() - segment.filled);
         if room < least {
             let bytes = self.spare.pop().unwrap_or_else(|| vec![0; SEGMENT].into_boxed_slice());
-            self.segments.push_back(Segment { bytes, start: self.end, filled: 0 });
+            self.segments.push_back(Segment { bytes, start: self.end, filled: 0, control: 0 });
         }
         match self.segments.back_mut() {
             Some(Segment { bytes, filled, .. }) => {
@@ -111,6 +127,17 @@ impl Outgoing {
     pub(super) fn push_unasked(&mut self, frame: &[u8]) {
         self.space(frame.len(), frame.len()).copy_from_slice(frame);
         self.keep(frame.len());
+        if let Some(last) = self.segments.back_mut()
+            && !frame.first().is_some_and(|number| Kind::carries_payload(*number))
+        {
+            last.control += frame.len() as u64;
+            self.control += frame.len() as u64;
+        }
+    }
+
+    /// Gives back what is kept for reuse: nothing will be written any more.
+    pub(super) fn retire(&mut self) {
+        self.spare = Vec::new();
     }
 
     fn keep(&mut self, length: usize) {
@@ -144,6 +171,7 @@ impl Outgoing {
         while self.segments.len() > 1 && self.segments.front().is_some_and(|first| first.end() <= self.acked)
         {
             if let Some(first) = self.segments.pop_front() {
+                self.control -= first.control;
                 self.recycle(first.bytes);
             }
         }
@@ -156,12 +184,18 @@ impl Outgoing {
         Some(newly)
     }
 
-    /// The frames that may not have arrived whole, each with its header, but for those that only concern this lane, and
-    /// datagrams, which would come late.
+    /// The frames that may not have arrived whole and are to be sent again, each with its header.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
+        self.unacknowledged_of(Kind::outlives_its_lane)
+    }
+
+    /// The frames of some kinds that may not have arrived whole, each with its header.
+    pub(super) fn unacknowledged_of(&self, is_wanted: impl Fn(Kind) -> bool) -> impl Iterator<Item = &[u8]> {
         let frames = self.segments.iter().flat_map(Segment::frames);
-        let is_lost = |kind| matches!(kind, Some(Kind::Hello | Kind::Ack | Kind::Datagram));
-        frames.filter(move |(kind, end, _)| *end > self.acked && !is_lost(*kind)).map(|(.., frame)| frame)
+        let wanted = move |(kind, end, _): &(Option<Kind>, u64, &[u8])| {
+            *end > self.acked && kind.is_some_and(&is_wanted)
+        };
+        frames.filter(wanted).map(|(.., frame)| frame)
     }
 
     /// Uses the only segment from its beginning again once nothing in it is needed.
@@ -169,6 +203,7 @@ impl Outgoing {
         if let Some(only) = self.segments.front_mut() {
             only.start = self.end;
             only.filled = 0;
+            self.control -= std::mem::take(&mut only.control);
         }
     }
 

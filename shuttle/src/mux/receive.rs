@@ -9,10 +9,11 @@ use super::inbox::Arrival;
 use super::lane::Lane;
 use super::schedule::Sender;
 use super::stream::Stream;
-use super::{Event, LaneId, Mux, ProtocolError, Side, StreamId, Target};
+use super::{Event, LaneId, Mux, ProtocolError, StreamId, Target};
 
 impl Mux {
-    /// Takes the next event from the front of `input`, bytes of `lane`; `None` once `input` is used up.
+    /// Takes the next event from the front of `input`, bytes of `lane`; `None` once `input` is used up. Bytes of a lane that
+    /// is lost are dropped: the far side sends them again.
     ///
     /// After an error the session is over.
     pub fn receive<'a>(
@@ -22,10 +23,11 @@ impl Mux {
         now: Instant,
     ) -> Result<Option<Event<'a>>, ProtocolError> {
         while !input.is_empty() {
-            self.last_heard = now;
-            self.pinged = None;
             let before = input.len();
-            let from = self.lanes.get_mut(lane).ok_or(ProtocolError::Lane)?;
+            let Some(from) = self.lanes.get_mut(lane) else {
+                *input = &[];
+                break;
+            };
             let item = from.decoder.next(input)?;
             from.took(before - input.len(), now);
             let Some(item) = item else { continue };
@@ -62,8 +64,6 @@ impl Mux {
 
     /// The socket took `length` bytes of what [`Self::passing`] told.
     pub fn pass(&mut self, lane: LaneId, stream: StreamId, length: usize, now: Instant) {
-        self.last_heard = now;
-        self.pinged = None;
         if let Some(lane) = self.lanes.get_mut(lane) {
             lane.decoder.skip(length);
             lane.took(length, now);
@@ -100,19 +100,25 @@ impl Mux {
     ) -> Result<Option<Event<'a>>, ProtocolError> {
         match frame {
             Frame::Hello { lane, .. } if LaneId(lane) != from => return Err(ProtocolError::Greeting),
-            Frame::Hello { hello, .. } => return Ok(Some(self.on_hello(from, hello))),
+            Frame::Hello { hello, .. } => return Ok(Some(self.on_hello(from, hello, now))),
+            Frame::Ack { lane, .. } if LaneId(lane) != from => return Err(ProtocolError::Ack),
             Frame::Ack { lane, received, delay, hold: _ } => {
                 let lane = self.lanes.get_mut(LaneId(lane)).ok_or(ProtocolError::Ack)?;
-                let acked = lane.on_ack(received)?;
+                let acked = lane.on_ack(received, now)?;
                 self.pacing.on_ack(acked, Duration::from_micros(delay.into()), now);
             }
-            Frame::Ping { token } => self.pong = Some(token),
+            Frame::Ping { token } => {
+                if let Some(lane) = self.lanes.get_mut(from) {
+                    lane.pong = Some(token);
+                }
+            }
             Frame::Pong { .. } => {}
             Frame::Door { door } => return Ok(Some(Event::Door(door))),
             Frame::Narrow => return Ok(Some(Event::Narrow)),
+            Frame::Lost { lane, received } => return self.on_lost(from, LaneId(lane), received, now),
             Frame::Goaway { message } => return Ok(Some(Event::Goaway { message })),
             Frame::Open { stream, target, credit } => {
-                return self.on_open(stream, target, credit, now).map(Some);
+                return self.on_open(from, (stream, target, credit), now).map(Some);
             }
             Frame::Opened { stream, credit } => {
                 self.raise(stream, credit);
@@ -129,7 +135,7 @@ impl Mux {
                 return Ok(Some(Event::Closed { association }));
             }
             Frame::Unreachable { association, peer, reason } => {
-                let known = self.side == Side::Client && self.associations.contains(association);
+                let known = self.side.opens() && self.associations.contains(association);
                 return Ok(known.then_some(Event::Unreachable { association, peer, reason }));
             }
             Frame::Reset { stream, reason } => {
@@ -139,35 +145,37 @@ impl Mux {
         Ok(None)
     }
 
-    fn on_hello<'a>(&mut self, from: LaneId, hello: Hello) -> Event<'a> {
+    fn on_hello<'a>(&mut self, from: LaneId, hello: Hello, now: Instant) -> Event<'a> {
         if let Some(lane) = self.lanes.get_mut(from) {
             lane.greeted = true;
         }
-        if from == LaneId::FIRST {
-            self.greeted = Some(hello);
+        if self.greeted.replace(hello).is_none() {
             return Event::Hello;
         }
-        if self.side == Side::Agent {
+        if !self.side.greets_first() {
             self.greet(from);
         }
-        // There may be a multiple of the old rate to be found.
-        self.pacing.start_over();
+        if self.is_alone() {
+            self.resume(now);
+        } else {
+            // There may be a multiple of the old rate to be found.
+            self.pacing.start_over();
+        }
         Event::Joined
     }
 
     fn on_open<'a>(
         &mut self,
-        stream: StreamId,
-        target: Target,
-        credit: u64,
+        from: LaneId,
+        (stream, target, credit): (StreamId, Target, u64),
         now: Instant,
     ) -> Result<Event<'a>, ProtocolError> {
-        if self.side == Side::Client || self.contains(stream) || stream > StreamId::MOST {
+        if self.side.opens() || self.contains(stream) || stream > StreamId::MAX {
             return Err(ProtocolError::Open);
         }
         // What it may be sent beyond the first credit of HELLO, OPENED says.
         let window = ReceiveWindow::new(&mut self.budget, now);
-        let mut state = Stream::new(credit, window);
+        let mut state = Stream::new(from, credit, window);
         state.known = true;
         self.streams.insert(stream, state);
         Ok(Event::Open { stream, target })

@@ -1,32 +1,54 @@
-//! Out: what goes onto the lane, and in which order.
+//! Out: what goes onto which lane, and in which order.
 
 use std::time::Instant;
 
 use super::frame::{self, DATA_HEADER, Frame};
 use super::schedule::{Listed, Sender, Senders};
-use super::{AssociationId, Grant, LEAST_CHUNK, LaneId, Mux, Side, StreamId};
+use super::{AssociationId, Grant, LaneId, MIN_CHUNK, Mux, Route, StreamId};
 
 impl Mux {
     /// Puts everything but DATA that is due onto the lanes.
     pub fn prepare(&mut self, now: Instant) {
         self.pacing.tick(now);
         self.associations.advance(now);
-        if let Some(token) = self.pong.take() {
-            self.tell(Frame::Pong { token });
-        }
-        if self.side == Side::Agent && self.take_narrow() {
+        if !self.side.counts_lanes() && self.take_narrow() {
             self.tell(Frame::Narrow);
         }
-        while let Some((lane, frame)) = self.control.pop_front() {
-            self.put(lane, &frame);
+        self.report_losses();
+        while let Some((route, frame)) = self.control.pop_front() {
+            let lane = match route {
+                Route::Any => self.lanes.any(),
+                Route::After(lane) => self.lanes.this_or_any(lane),
+                Route::Only(lane) => Some(lane),
+            };
+            if let Some(lane) = lane {
+                self.put(lane, &frame);
+            }
         }
+        self.unpark();
         let scratch = &mut self.scratch;
         for (id, lane) in self.lanes.iter_mut().filter(|(_, lane)| lane.writable) {
+            if let Some(token) = lane.pong.take() {
+                scratch.clear();
+                Frame::Pong { token }.encode(scratch);
+                lane.out.push(scratch);
+            }
             let in_company = lane.out.unwritten_len() > 0;
             if let Some(ack) = lane.ack(id.0, in_company, now) {
                 scratch.clear();
                 ack.encode(scratch);
                 lane.out.push_unasked(scratch);
+            }
+        }
+    }
+
+    /// Has the streams that wait for the lane of their OPEN ask again.
+    fn unpark(&mut self) {
+        for stream in std::mem::take(&mut self.parked) {
+            let Some(state) = self.streams.get_mut(&stream) else { continue };
+            state.parked = false;
+            if state.can_send() {
+                self.schedule.add_new(Sender::Stream(stream), &mut state.turn);
             }
         }
     }
@@ -55,7 +77,10 @@ impl Mux {
                 return None;
             }
             match sender {
-                Sender::Stream(stream) => return self.grant_stream(stream, room),
+                Sender::Stream(stream) => match self.grant_stream(stream, room) {
+                    None if self.park(stream) => {}
+                    grant => return grant,
+                },
                 Sender::Association(association) => self.send_datagram(association)?,
             }
         }
@@ -63,26 +88,39 @@ impl Mux {
 
     fn grant_stream(&mut self, stream: StreamId, room: u64) -> Option<Grant> {
         let state = self.streams.get(&stream)?;
-        let Some(on_lane) = self.lanes.choose(state.lane, state.known, self.pacing.most_on_lane()) else {
+        let Some(on_lane) = self.lanes.choose(state.lane, state.known, self.pacing.max_on_lane()) else {
             self.notice_narrow();
             return None;
         };
         let credit = state.send_limit - state.sent;
-        let most = room.min(on_lane.bytes).min(credit).min(self.pacing.chunk() as u64) as usize;
-        Some(Grant { lane: on_lane.lane, stream, most })
+        let max = room.min(on_lane.bytes).min(credit).min(self.pacing.chunk() as u64) as usize;
+        Some(Grant { lane: on_lane.lane, stream, max })
+    }
+
+    /// Lets others pass a stream whose OPEN's lane takes nothing, if another lane does.
+    fn park(&mut self, stream: StreamId) -> bool {
+        let Some(state) = self.streams.get_mut(&stream) else { return false };
+        if state.known || self.lanes.choose(state.lane, true, self.pacing.max_on_lane()).is_none() {
+            return false;
+        }
+        state.parked = true;
+        self.parked.push(stream);
+        true
     }
 
     /// Puts the association's next datagram onto a lane, whole though it may exceed what there is room for. `None`: no
     /// lane takes it.
     fn send_datagram(&mut self, id: AssociationId) -> Option<()> {
         let association = self.associations.get_mut(id)?;
-        let Some(on_lane) = self.lanes.choose(association.lane, true, self.pacing.most_on_lane()) else {
+        let Some(on_lane) = self.lanes.choose(association.lane, true, self.pacing.max_on_lane()) else {
             self.notice_narrow();
             return None;
         };
         // `None` when all that waited had become stale.
         if let Some(frame) = self.associations.take(id, on_lane.lane) {
-            self.lanes.get_or_first(on_lane.lane).out.push(&frame);
+            if let Some(out) = self.lanes.out(on_lane.lane) {
+                out.push(&frame);
+            }
             self.pacing.spend(frame.len());
         }
         Some(())
@@ -91,7 +129,7 @@ impl Mux {
     /// No more may be in flight: it may be for the number of lanes.
     fn notice_narrow(&mut self) {
         let lanes = self.lanes.count();
-        if self.narrow_with != lanes && self.pacing.is_narrow(lanes) {
+        if lanes > 0 && self.narrow_with != lanes && self.pacing.is_narrow(lanes) {
             self.narrow_with = lanes;
             self.narrow = true;
         }
@@ -99,19 +137,20 @@ impl Mux {
 
     /// Where the granted stream's payload goes: at most as long as granted, never empty.
     pub fn space(&mut self, grant: Grant) -> &mut [u8] {
-        let least = DATA_HEADER + grant.most.min(LEAST_CHUNK);
-        &mut self.lanes.get_or_first(grant.lane).out.space(least, DATA_HEADER + grant.most)[DATA_HEADER..]
+        let least = DATA_HEADER + grant.max.min(MIN_CHUNK);
+        let out = self.lanes.out(grant.lane);
+        out.map_or(&mut [], |out| &mut out.space(least, DATA_HEADER + grant.max)[DATA_HEADER..])
     }
 
     /// The first `length` bytes of [`Self::space`] are the stream's next bytes; `length` isn't 0.
     pub fn send(&mut self, grant: Grant, length: usize) {
         let Some(state) = self.streams.get_mut(&grant.stream) else { return };
-        let lane = self.lanes.get_or_first(grant.lane);
-        let space = lane.out.space(DATA_HEADER + length, DATA_HEADER + grant.most);
+        let Some(out) = self.lanes.out(grant.lane) else { return };
+        let space = out.space(DATA_HEADER + length, DATA_HEADER + grant.max);
         if let Some(header) = space.first_chunk_mut() {
             frame::encode_data_header(header, grant.stream, state.sent, length);
         }
-        lane.out.commit(DATA_HEADER + length);
+        out.commit(DATA_HEADER + length);
         self.pacing.spend(DATA_HEADER + length);
         state.lane = grant.lane;
         state.sent += length as u64;
@@ -135,7 +174,7 @@ impl Mux {
     pub fn wrote(&mut self, lane: LaneId, length: usize, now: Instant) {
         let departure = self.pacing.depart(self.lanes.written_in_flight(), now);
         if let Some(lane) = self.lanes.get_mut(lane) {
-            lane.wrote(length, departure);
+            lane.wrote(length, departure, now);
         }
     }
 }

@@ -12,15 +12,17 @@
 use super::credit::ReceiveWindow;
 use super::inbox::{Arrival, Inbox};
 use super::schedule::Turn;
-use super::{LaneId, ProtocolError};
+use super::{LaneId, ProtocolError, Route};
 
 /// The state of one stream.
 #[derive(Debug)]
 pub(super) struct Stream {
     /// The far side has spoken of the stream, so that its bytes can't get there before its OPEN.
     pub(super) known: bool,
-    /// The lane that took its last bytes.
+    /// The lane that took its last bytes, or its OPEN.
     pub(super) lane: LaneId,
+    /// The far side may not know it yet, and the lane of its OPEN takes nothing for now.
+    pub(super) parked: bool,
     /// The offset of the next byte to send.
     pub(super) sent: u64,
     /// The far side takes bytes up to this offset.
@@ -43,11 +45,12 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// A stream whose far side takes `send_limit` bytes, and may send what `window` allows.
-    pub(super) fn new(send_limit: u64, window: ReceiveWindow) -> Self {
+    /// A stream that is opened by `lane`, whose far side takes `send_limit` bytes, and may send what `window` allows.
+    pub(super) fn new(lane: LaneId, send_limit: u64, window: ReceiveWindow) -> Self {
         Self {
             known: false,
-            lane: LaneId::FIRST,
+            lane,
+            parked: false,
             sent: 0,
             send_limit,
             finished: false,
@@ -62,7 +65,12 @@ impl Stream {
 
     /// Whether it has something to send and credit for it.
     pub(super) fn can_send(&self) -> bool {
-        self.readable && !self.finished && self.sent < self.send_limit
+        self.readable && !self.finished && self.sent < self.send_limit && !self.parked
+    }
+
+    /// Where its frames other than DATA go: after its OPEN until the far side knows it, then after its last bytes.
+    pub(super) fn route(&self) -> Route {
+        if self.known { Route::After(self.lane) } else { Route::Only(self.lane) }
     }
 
     /// Whether both halves are over.

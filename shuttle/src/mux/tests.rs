@@ -3,6 +3,7 @@
 mod datagrams;
 mod frames;
 mod lanes;
+mod loss;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use super::frame::{
     DATA_HEADER, Frame, Hello, MAX_DATAGRAM, VERSION, encode_data_header, encode_datagram, encode_query,
 };
 use super::inbox::Arrival;
+use super::life::DEAD_AFTER;
 use super::*;
 use frames::{Found, encode};
 
@@ -28,6 +30,8 @@ struct End {
     to_send: HashMap<StreamId, Vec<u8>>,
     got: HashMap<StreamId, Vec<u8>>,
     ended: HashMap<StreamId, usize>,
+    /// How often the far side has opened each stream here.
+    opens: HashMap<StreamId, usize>,
     resets: HashMap<StreamId, Reason>,
     datagrams: Vec<(AssociationId, Peer, Vec<u8>)>,
     queries: Vec<(AssociationId, Target, Vec<u8>)>,
@@ -44,6 +48,7 @@ impl End {
             to_send: HashMap::new(),
             got: HashMap::new(),
             ended: HashMap::new(),
+            opens: HashMap::new(),
             resets: HashMap::new(),
             datagrams: Vec::new(),
             queries: Vec::new(),
@@ -81,13 +86,13 @@ impl End {
     }
 
     fn fill(&mut self, grant: Grant) {
-        assert!(grant.most > 0);
+        assert!(grant.max > 0);
         let pending = self.to_send.entry(grant.stream).or_default();
         if pending.is_empty() {
             return self.mux.finish(grant.stream);
         }
         let space = self.mux.space(grant);
-        assert!(!space.is_empty() && space.len() <= grant.most);
+        assert!(!space.is_empty() && space.len() <= grant.max);
         let length = space.len().min(pending.len());
         space[..length].copy_from_slice(&pending[..length]);
         pending.drain(..length);
@@ -104,6 +109,7 @@ impl End {
         while let Some(event) = self.mux.receive(lane, &mut input, now).unwrap() {
             match event {
                 Event::Open { stream, .. } => {
+                    *self.opens.entry(stream).or_default() += 1;
                     self.mux.opened(stream);
                     let reply =
                         replies.get(stream.0 as usize % replies.len().max(1)).cloned().unwrap_or_default();
@@ -129,7 +135,12 @@ impl End {
                 Event::Unreachable { association, peer, reason } => {
                     self.unreachable.push((association, peer, reason));
                 }
-                Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
+                Event::Hello
+                | Event::Joined
+                | Event::Lost { .. }
+                | Event::Narrow
+                | Event::Door(_)
+                | Event::Opened { .. } => {}
                 Event::Goaway { message } => panic!("{message}"),
             }
             self.pass(lane, &mut input, now);
@@ -209,7 +220,7 @@ impl Pair {
             }
             // An end may let some turns pass before it goes on: bytes go little by little on what looks a slow line.
             still = if self.exchange(usize::MAX) { 0 } else { still + 1 };
-            if still > 100 && self.client.mux.lanes.first.out.in_flight() < 100 {
+            if still > 100 && self.client.mux.lanes.in_flight() < 100 {
                 break;
             }
         }
@@ -268,7 +279,7 @@ proptest! {
         pieces in prop::collection::vec((0usize..4000, 1usize..1500), 0..40),
     ) {
         let whole = pattern(1, length);
-        let mut stream = Stream::new(0, ReceiveWindow::new(&mut Budget::default(), Instant::now()));
+        let mut stream = Stream::new(LaneId::FIRST, 0, ReceiveWindow::new(&mut Budget::default(), Instant::now()));
         let mut got: Vec<u8> = Vec::new();
         let every = (0..length).step_by(500).map(|start| (start, 500));
         for (start, size) in pieces.into_iter().chain(every) {
@@ -371,12 +382,14 @@ fn silence_is_asked_after_and_then_given_up() {
     let mux = &mut pair.client.mux;
     mux.prepare(pair.now + Duration::from_secs(1));
     mux.wrote(LaneId::FIRST, mux.unwritten(LaneId::FIRST).len(), pair.now);
-    let start = mux.deadline() - PING_AFTER;
-    mux.tick(start + PING_AFTER).unwrap();
-    mux.prepare(start + PING_AFTER);
+    let asked = mux.deadline().unwrap();
+    mux.tick(asked).unwrap();
+    mux.prepare(asked);
     assert!(!mux.unwritten(LaneId::FIRST).is_empty(), "a PING");
-    assert_eq!(mux.deadline(), start + PING_AFTER + DEAD_AFTER);
-    assert_eq!(mux.tick(mux.deadline()), Err(ProtocolError::Silent));
+    let over = asked + DEAD_AFTER;
+    assert_eq!((mux.deadline(), mux.dead_lane(asked)), (Some(over), None));
+    assert_eq!(mux.dead_lane(over), Some(LaneId::FIRST));
+    assert!(!mux.lose(LaneId::FIRST, over), "a session without lanes ends, where nobody waits");
 }
 
 #[test]
@@ -410,6 +423,8 @@ fn breaches_end_the_session() {
             ProtocolError::Ack,
         ),
         ("a second HELLO", hello.clone(), ProtocolError::Greeting),
+        ("the loss of its own lane", frame(Frame::Lost { lane: 0, received: 0 }), ProtocolError::Lane),
+        ("the loss of no lane", frame(Frame::Lost { lane: 65_536, received: 0 }), ProtocolError::Lane),
     ] {
         let mut mux = Mux::new(Side::Agent, Instant::now());
         let bytes = [hello.clone(), bytes].concat();

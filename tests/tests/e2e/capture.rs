@@ -3,9 +3,17 @@
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use shuttle_tests::traffic::probe::Outcome::{self, Captured, Direct};
-use shuttle_tests::{Lab, Options, Run, Server, Shuttle, addr};
+use shuttle_tests::{Lab, Method, Options, Run, Server, addr, by_each_method};
 
-use crate::{END, TARGET, TARGET6, expect, nothing_stays, with_tunnel};
+use crate::{END, TARGET, TARGET6, connect, expect, nothing_stays, with_tunnel};
+
+by_each_method! {
+    what_is_asked_for_is_captured_and_nothing_else,
+    without_a_remote_the_agent_is_local_and_not_captured_itself,
+    a_v4_mapped_socket_is_captured_like_a_v4_one,
+    ssh_takes_the_users_options,
+    two_tunnels_of_two_machines_do_not_meet,
+}
 
 struct Case {
     args: &'static [&'static str],
@@ -45,29 +53,29 @@ const CASES: &[Case] = &[
     },
 ];
 
-#[test]
-fn what_is_asked_for_is_captured_and_nothing_else() -> Result<()> {
+fn what_is_asked_for_is_captured_and_nothing_else(method: Method) -> Result<()> {
     for case in CASES {
-        let args = [&["--method=ebpf"], case.args].concat();
-        with_tunnel(Options::default(), Run::remote(&args), |lab, _| probe_all(lab, case.expected, true))?;
+        let run = Run::remote(case.args).by(method);
+        with_tunnel(Options::default(), run, |lab, _| probe_all(lab, case.expected, true))?;
     }
     Ok(())
 }
 
-#[test]
-fn without_a_remote_the_agent_is_local_and_not_captured_itself() -> Result<()> {
-    let cases: [&[&str]; 2] = [&["--method=ebpf", "0/0"], &["--method=ebpf", "0/0", "::/0"]];
-    for args in cases {
-        let expected = [(TARGET, Captured), (TARGET6, if args.len() == 3 { Captured } else { Direct })];
-        with_tunnel(Options::default(), Run::local(args), |lab, _| probe_all(lab, &expected, false))?;
+fn without_a_remote_the_agent_is_local_and_not_captured_itself(method: Method) -> Result<()> {
+    for (args, by_v6) in [(&["0/0"][..], Direct), (&["0/0", "::/0"], Captured)] {
+        let expected = [(TARGET, Captured), (TARGET6, by_v6)];
+        with_tunnel(Options::default(), Run::local(args).by(method), |lab, _| {
+            probe_all(lab, &expected, false)
+        })?;
     }
     Ok(())
 }
 
-#[test]
-fn a_v4_mapped_socket_is_captured_like_a_v4_one() -> Result<()> {
-    with_tunnel(Options::default(), Run::remote(&["--method=ebpf", "10.78.0.0/24"]), |lab, _| {
-        expect(lab, TARGET, &["--mapped"], Captured).map(drop)
+fn a_v4_mapped_socket_is_captured_like_a_v4_one(method: Method) -> Result<()> {
+    with_tunnel(Options::default(), Run::remote(&["10.78.0.0/24"]).by(method), |lab, _| {
+        let probe = expect(lab, TARGET, &["--mapped"], Captured)?;
+        ensure!(probe.peer == Some(TARGET.parse()?), "{probe:?}");
+        Ok(())
     })
 }
 
@@ -75,7 +83,7 @@ fn a_v4_mapped_socket_is_captured_like_a_v4_one() -> Result<()> {
 fn awkward_accounts_work() -> Result<()> {
     for server in [Server::NoisyLogin, Server::Tcsh, Server::OneSession] {
         let options = Options { server, ..Options::default() };
-        with_tunnel(options, Run::remote(&["--method=ebpf", "10.78.0.0/24"]), |lab, _| {
+        with_tunnel(options, Run::remote(&["10.78.0.0/24"]), |lab, _| {
             expect(lab, TARGET, &[], Captured).map(drop)
         })?;
     }
@@ -84,8 +92,7 @@ fn awkward_accounts_work() -> Result<()> {
 
 /// The ssh that runs is the user's: with the options of `-e`, another configuration, a jump host. Neither the jump nor
 /// what it goes through is captured, though everything is.
-#[test]
-fn ssh_takes_the_users_options() -> Result<()> {
+fn ssh_takes_the_users_options(method: Method) -> Result<()> {
     for command in ["ssh -F elsewhere", "ssh -J server6", "ssh -o 'ProxyCommand=ssh -W %h:%p server6'"] {
         let lab = Lab::with(Options::default())?;
         let home = &lab.users.local.home;
@@ -95,8 +102,7 @@ fn ssh_takes_the_users_options() -> Result<()> {
             std::fs::write(&usual, "Host server\n  User nobody-there\n")?;
         }
         let command = command.replace("elsewhere", &elsewhere.to_string_lossy());
-        let args = ["--method=ebpf", "0/0", "::/0", "-e", &command];
-        let mut shuttle = Shuttle::connect(&lab, Run::remote(&args))?;
+        let mut shuttle = connect(&lab, Run::remote(&["0/0", "::/0", "-e", &command]).by(method))?;
         for target in [TARGET, TARGET6] {
             expect(&lab, target, &[], Captured)?;
         }
@@ -108,11 +114,10 @@ fn ssh_takes_the_users_options() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn two_tunnels_of_two_machines_do_not_meet() -> Result<()> {
-    let run = Run::remote(&["--method=ebpf", "10.78.0.2"]);
+fn two_tunnels_of_two_machines_do_not_meet(method: Method) -> Result<()> {
+    let run = Run::remote(&["10.78.0.2"]).by(method);
     let (one, other) = (Lab::with(Options::default())?, Lab::with(Options::default())?);
-    let _tunnel = Shuttle::connect(&one, run)?;
+    let _tunnel = connect(&one, run)?;
     expect(&one, TARGET, &[], Captured)?;
     expect(&other, TARGET, &[], Direct).map(drop)
 }

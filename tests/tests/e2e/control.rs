@@ -23,7 +23,8 @@ use crate::{END, TARGET, TARGET6, expect, nothing_stays, with_tunnel};
 
 const OTHER: &str = "10.78.0.3:7004";
 const ECHO: &str = "10.78.0.2:7000";
-const RUN: Run = Run { identity: Identity::Sudo, remote: true, args: &["10.78.0.0/24"] };
+/// By the method that shuttle chooses.
+const RUN: Run = Run { method: None, ..Run::remote(&["10.78.0.0/24"]) };
 
 fn verb(lab: &Lab, user: &User, args: &[&str]) -> Result<Output> {
     let mut command = lab.client.command_as(user, lab.program("shuttle")?);
@@ -462,7 +463,8 @@ fn a_dead_instances_socket_is_replaced() -> Result<()> {
 fn without_a_private_place_there_is_no_socket() -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let (runtime, user) = (lab.dir().join("client/run/user"), lab.users.local.id);
-    fs::remove_dir(runtime.join(user.to_string()))?;
+    let runtime = runtime.join(user.to_string());
+    fs::remove_dir(&runtime)?;
     let temporary = lab.dir().join("client/tmp").join(format!("shuttle-{user}"));
     // Without a runtime directory, it is in /tmp …
     let mut shuttle = Shuttle::connect(&lab, RUN)?;
@@ -480,6 +482,7 @@ fn without_a_private_place_there_is_no_socket() -> Result<()> {
     shuttle.signal(Signal::SIGINT)?;
     shuttle.wait(END)?;
     fs::remove_dir(&temporary)?;
+    fs::create_dir(&runtime)?;
     nothing_stays(&lab)
 }
 

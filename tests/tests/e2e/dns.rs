@@ -8,9 +8,18 @@ use nix::sys::signal::Signal;
 use shuttle_tests::nameserver::{Nameserver, ResolvConf};
 use shuttle_tests::shuttle::exit_code;
 use shuttle_tests::traffic::dns::Answers;
-use shuttle_tests::{Host, Identity, Lab, Options, Run, Shuttle};
+use shuttle_tests::{Host, Identity, Lab, Method, Options, Run, Shuttle, by_each_method};
 
-use crate::{END, nothing_stays};
+use crate::{END, connect, nothing_stays};
+
+by_each_method! {
+    names_are_resolved_at_the_remote_side,
+    a_resolver_on_loopback_is_captured,
+    a_link_local_nameserver_is_captured,
+    nameservers_are_captured_as_named_and_asked_as_named,
+    of_500_queries_at_once_none_is_lost_or_swapped,
+    only_the_answer_to_the_question_comes_back,
+}
 
 /// Of the client: nobody is there.
 const NS: &str = "10.99.9.9";
@@ -47,7 +56,7 @@ fn lab(nameservers: &[&str], records: &[&str]) -> Result<(Lab, Nameserver, Resol
 }
 
 fn tunnelled(lab: &Lab, run: Run, check: impl FnOnce(&Shuttle) -> Result<()>) -> Result<()> {
-    let mut shuttle = Shuttle::connect(lab, run).with_context(|| format!("{run:?}"))?;
+    let mut shuttle = connect(lab, run)?;
     let checked = check(&shuttle).with_context(|| format!("{run:?}\nshuttle says:\n{}", shuttle.stderr()));
     shuttle.signal(Signal::SIGINT)?;
     let code = exit_code(shuttle.wait(END)?);
@@ -60,22 +69,20 @@ fn glibc(host: &Host, name: &str) -> Result<String> {
     host.output("getent", &["ahostsv4", name])
 }
 
-#[test]
-fn names_are_resolved_at_the_remote_side() -> Result<()> {
+fn names_are_resolved_at_the_remote_side(method: Method) -> Result<()> {
     // 20 strings of 200 bytes: more than any UDP answer that dig asks for.
     let long = format!("--txt-record=long.remote.test{}", format!(",{}", "x".repeat(200)).repeat(20));
     let records = [REMOTE, &[&long]].concat();
     let (lab, _server, _conf) = lab(&[NS, NS6], &records)?;
     for args in [
-        &["--method=ebpf", "--dns", SUBNET][..],
+        &["--dns", SUBNET][..],
         // The nameservers are within what is captured, and within what isn't.
-        &["--method=ebpf", "--dns", "0/0", "::/0"],
-        &["--method=ebpf", "--dns", "0/0", "-x", "10.99.0.0/16", "-x", "fd77:9::/64"],
+        &["--dns", "0/0", "::/0"],
+        &["--dns", "0/0", "-x", "10.99.0.0/16", "-x", "fd77:9::/64"],
         // Nothing but DNS.
-        &["--method=ebpf", "--dns"],
-        &["--method=ebpf", "--ebpf-steering=rewrite", "--dns", SUBNET],
+        &["--dns"],
     ] {
-        tunnelled(&lab, Run::remote(args), |_| {
+        tunnelled(&lab, Run::remote(args).by(method), |_| {
             for server in ["@10.99.9.9", "@fd77:9::9"] {
                 resolves(&lab, &[server, "only.remote.test"], "192.0.2.7")?;
                 resolves(&lab, &[server, "only.remote.test", "AAAA"], "2001:db8::7")?;
@@ -99,8 +106,7 @@ fn names_are_resolved_at_the_remote_side() -> Result<()> {
 }
 
 /// A resolver of the client is not asked while shuttle runs, and is when it has ended.
-#[test]
-fn a_resolver_on_loopback_is_captured() -> Result<()> {
+fn a_resolver_on_loopback_is_captured(method: Method) -> Result<()> {
     let stubs = ["127.0.0.53", "::1", "10.77.0.1"];
     let (lab, _server, _conf) = lab(&stubs, REMOTE)?;
     let start = |stub: &&str| -> Result<Nameserver> {
@@ -108,12 +114,10 @@ fn a_resolver_on_loopback_is_captured() -> Result<()> {
     };
     let servers: Vec<Nameserver> = stubs.iter().map(start).collect::<Result<_>>()?;
     let asked = || servers.iter().map(|server| server.asked("same.test")).sum::<usize>();
-    let lookup = ["--method=ebpf", "--ebpf-steering=lookup", "--dns", SUBNET];
-    let rewrite = ["--method=ebpf", "--ebpf-steering=rewrite", "--dns", SUBNET];
-    for (identity, args) in [(Identity::Sudo, &lookup), (Identity::User, &lookup), (Identity::Sudo, &rewrite)]
-    {
-        let run = Run { identity, ..Run::remote(args) };
-        tunnelled(&lab, run, |_| {
+    let args = ["--dns", SUBNET];
+    for identity in [Identity::Sudo, Identity::User] {
+        let run = Run { identity, ..Run::remote(&args) };
+        tunnelled(&lab, run.by(method), |_| {
             let before = asked();
             for stub in stubs {
                 let at = format!("@{stub}");
@@ -131,22 +135,19 @@ fn a_resolver_on_loopback_is_captured() -> Result<()> {
         }
     }
     // Without -r the agent's resolver is that very one: it must get the query, and once.
-    for args in [&lookup, &rewrite] {
-        tunnelled(&lab, Run::local(args), |_| {
-            let before = asked();
-            for args in [&[][..], &["+tcp"]] {
-                resolves(&lab, &[&["@::1", "same.test"], args].concat(), "192.0.2.99")?;
-            }
-            ensure!(asked() == before + 2, "{} queries of 2", asked() - before);
-            Ok(())
-        })?;
-    }
-    Ok(())
+    tunnelled(&lab, Run::local(&args).by(method), |_| {
+        let before = asked();
+        for args in [&[][..], &["+tcp"]] {
+            resolves(&lab, &[&["@::1", "same.test"], args].concat(), "192.0.2.99")?;
+        }
+        ensure!(asked() == before + 2, "{} queries of 2", asked() - before);
+        Ok(())
+    })
 }
 
-/// One on the link to the server, which is not asked while shuttle runs, and is when it has ended.
-#[test]
-fn a_link_local_nameserver_is_captured() -> Result<()> {
+/// One on the link to the server, which is not asked while shuttle runs, and is when it has ended. Or, by a method that
+/// can't capture such queries, the user is told.
+fn a_link_local_nameserver_is_captured(method: Method) -> Result<()> {
     let (lab, _server, _conf) = lab(&["fe80::53%wire"], REMOTE)?;
     lab.server.script("ip addr add fe80::53/64 dev wire nodad")?;
     let shown = lab.server.output("ip", &["-o", "link", "show", "dev", "wire"])?;
@@ -154,10 +155,16 @@ fn a_link_local_nameserver_is_captured() -> Result<()> {
     let address = SocketAddrV6::new("fe80::53".parse()?, 53, 0, index);
     let real = Nameserver::dnsmasq(&lab, &lab.server, address.into(), STUB)?;
     let at = "@fe80::53%wire";
-    let own = ["--method=ebpf", "--ebpf-steering=lookup", "--dns", SUBNET];
-    let named = ["--method=ebpf", "--ebpf-steering=lookup", "--ns-hosts", "fe80::53%wire"];
+    let own = ["--dns", SUBNET];
+    if let Err(note) = method.row().link_local {
+        return tunnelled(&lab, Run::remote(&own).by(method), |shuttle| {
+            ensure!(shuttle.stderr().contains(note), "not said: {note}");
+            resolves(&lab, &[at, "same.test"], "192.0.2.99")
+        });
+    }
+    let named = ["--ns-hosts", "fe80::53%wire"];
     for (identity, args) in [(Identity::Sudo, &own[..]), (Identity::User, &own), (Identity::Sudo, &named)] {
-        tunnelled(&lab, Run { identity, ..Run::remote(args) }, |_| {
+        tunnelled(&lab, Run { identity, ..Run::remote(args) }.by(method), |_| {
             let before = real.asked("same.test");
             for args in [&[][..], &["+tcp"], &["+noedns"]] {
                 resolves(&lab, &[&[at, "same.test"], args].concat(), "192.0.2.8")?;
@@ -168,16 +175,10 @@ fn a_link_local_nameserver_is_captured() -> Result<()> {
         })?;
         resolves(&lab, &[at, "same.test"], "192.0.2.99")?;
     }
-    let rewrite = ["--method=ebpf", "--ebpf-steering=rewrite", "--dns", SUBNET];
-    tunnelled(&lab, Run::remote(&rewrite), |shuttle| {
-        let note = "queries to link-local nameservers are not captured";
-        ensure!(shuttle.stderr().contains(note), "not said: {note}");
-        resolves(&lab, &[at, "same.test"], "192.0.2.99")
-    })
+    Ok(())
 }
 
-#[test]
-fn nameservers_are_captured_as_named_and_asked_as_named() -> Result<()> {
+fn nameservers_are_captured_as_named_and_asked_as_named(method: Method) -> Result<()> {
     let (lab, server, _conf) = lab(&[NS], REMOTE)?;
     let others = Nameserver::dnsmasq(
         &lab,
@@ -185,7 +186,7 @@ fn nameservers_are_captured_as_named_and_asked_as_named() -> Result<()> {
         "10.78.0.2:5353".parse()?,
         &["--host-record=same.test,192.0.2.55", "--local=/test/"],
     )?;
-    tunnelled(&lab, Run::remote(&["--method=ebpf", "--ns-hosts", "10.99.0.1,fd99::1", SUBNET]), |_| {
+    tunnelled(&lab, Run::remote(&["--ns-hosts", "10.99.0.1,fd99::1", SUBNET]).by(method), |_| {
         resolves(&lab, &["@10.99.0.1", "same.test"], "192.0.2.8")?;
         resolves(&lab, &["@fd99::1", "same.test"], "192.0.2.8")?;
         // That of resolv.conf is not captured, and nobody is there.
@@ -194,51 +195,45 @@ fn nameservers_are_captured_as_named_and_asked_as_named() -> Result<()> {
         Ok(())
     })?;
     let asked = server.asked("same.test");
-    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", "--to-ns", "10.78.0.2:5353", SUBNET]), |_| {
+    tunnelled(&lab, Run::remote(&["--dns", "--to-ns", "10.78.0.2:5353", SUBNET]).by(method), |_| {
         resolves(&lab, &["same.test"], "192.0.2.55")?;
         resolves(&lab, &["+tcp", "same.test"], "192.0.2.55")?;
         ensure!(others.asked("same.test") == 2 && server.asked("same.test") == asked, "who was asked");
         Ok(())
     })?;
     // Without --dns a nameserver is like all else.
-    tunnelled(&lab, Run::remote(&["--method=ebpf", SUBNET]), |_| {
+    tunnelled(&lab, Run::remote(&[SUBNET]).by(method), |_| {
         let silent = dig(&lab, &["+time=1", "same.test"])?;
         ensure!(!silent.contains("status: NOERROR"), "{silent}");
         Ok(())
     })
 }
 
-#[test]
-fn of_500_queries_at_once_none_is_lost_or_swapped() -> Result<()> {
-    let lab = Lab::with(Options::default())?;
+fn of_500_queries_at_once_none_is_lost_or_swapped(method: Method) -> Result<()> {
+    let lab = Lab::with(Options { alone: true, ..Options::default() })?;
     let _server = Nameserver::of_manner(&lab, &lab.server, "127.0.0.1:53", "honest")?;
     let _stub = Nameserver::of_manner(&lab, &lab.client, "127.0.0.53:53", "mute")?;
     ResolvConf::new(&lab, &lab.client, &[NS, NS6, "127.0.0.53"])?;
     ResolvConf::new(&lab, &lab.server, &["127.0.0.1"])?;
-    for steering in ["--ebpf-steering=lookup", "--ebpf-steering=rewrite"] {
-        tunnelled(&lab, Run::remote(&["--method=ebpf", steering, "--dns", SUBNET]), |_| {
-            for server in ["10.99.9.9:53", "[fd77:9::9]:53", "127.0.0.53:53"] {
-                let answers: Answers = lab.measure(&["dns-at-once", server, "500"])?;
-                println!("{steering} {server}: {answers:?}");
-                ensure!(answers.right == 500 && answers.wrong == 0, "{server}: {answers:?}");
-                let answers: Answers =
-                    lab.measure(&["dns", server, "--programs", "8", "--seconds", "0.5"])?;
-                println!("{steering} {server}: {answers:?}");
-                ensure!(answers.right == answers.sent, "{server}: {answers:?}");
-            }
-            Ok(())
-        })?;
-    }
-    Ok(())
+    tunnelled(&lab, Run::remote(&["--dns", SUBNET]).by(method), |_| {
+        for server in ["10.99.9.9:53", "[fd77:9::9]:53", "127.0.0.53:53"] {
+            let answers: Answers = lab.measure(&["dns-at-once", server, "500"])?;
+            println!("{server}: {answers:?}");
+            ensure!(answers.right == 500 && answers.wrong == 0, "{server}: {answers:?}");
+            let answers: Answers = lab.measure(&["dns", server, "--programs", "8", "--seconds", "0.5"])?;
+            println!("{server}: {answers:?}");
+            ensure!(answers.right == answers.sent, "{server}: {answers:?}");
+        }
+        Ok(())
+    })
 }
 
-#[test]
-fn only_the_answer_to_the_question_comes_back() -> Result<()> {
+fn only_the_answer_to_the_question_comes_back(method: Method) -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let _server = Nameserver::of_manner(&lab, &lab.server, "127.0.0.1:53", "forged")?;
     ResolvConf::new(&lab, &lab.client, &[NS])?;
     ResolvConf::new(&lab, &lab.server, &["127.0.0.1"])?;
-    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", SUBNET]), |_| {
+    tunnelled(&lab, Run::remote(&["--dns", SUBNET]).by(method), |_| {
         let answers: Answers = lab.measure(&["dns-at-once", "10.99.9.9:53", "100"])?;
         ensure!(answers.right == 100 && answers.wrong == 0, "{answers:?}");
         Ok(())
@@ -255,7 +250,7 @@ fn the_next_server_is_asked() -> Result<()> {
     const SOON: u32 = 1_000;
     const LATER: u32 = 2_500;
     let _failing = Nameserver::of_manner(&lab, &lab.server, "127.0.0.3:53", "failing")?;
-    tunnelled(&lab, Run::remote(&["--method=ebpf", "--dns", SUBNET]), |_| {
+    tunnelled(&lab, Run::remote(&["--dns", SUBNET]), |_| {
         for (servers, first, tcp) in [
             // Nobody is at .9: it refuses.
             (&["127.0.0.9", "127.0.0.1"][..], SOON, true),

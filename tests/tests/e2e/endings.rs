@@ -10,15 +10,17 @@ use nix::sys::signal::Signal;
 use shuttle_tests::process::{self, Process};
 use shuttle_tests::shuttle::{CONNECTED, at_a_terminal, exit_code, send};
 use shuttle_tests::traffic::probe::{Outcome, Probe};
-use shuttle_tests::{Lab, Load, Options, Role, Run, Shuttle};
+use shuttle_tests::{Lab, Load, Method, Options, Role, Run, Shuttle, by_each_method};
 
-use crate::{END, TARGET, TARGET6, expect, nothing_stays, wait_until};
+use crate::{END, TARGET, TARGET6, connect, expect, nothing_stays, wait_until};
 
-const RUN: Run = Run {
-    identity: shuttle_tests::Identity::Sudo,
-    remote: true,
-    args: &["--method=ebpf", "10.78.0.0/24", "fd78::/64"],
-};
+by_each_method! {
+    every_ending_resets_what_stands,
+    every_ending_leaves_the_machine_as_it_was,
+    a_killed_helper_leaves_only_what_is_inert_and_is_removed,
+}
+
+const RUN: Run = Run::remote(&["10.78.0.0/24", "fd78::/64"]);
 
 /// As with `shuttle … 2>&1 | head`: what it has to say from then on is lost, and nothing else.
 #[test]
@@ -44,7 +46,7 @@ fn a_reader_that_leaves_ends_nothing() -> Result<()> {
 
 type End = fn(&Lab, &Shuttle) -> Result<()>;
 
-/// How a tunnel is ended, and the exit code that follows.
+/// How a tunnel is ended whose helper lives on to undo all, and the exit code that follows.
 const ENDINGS: [(&str, i32, End); 5] = [
     ("Ctrl-C", 0, |_, shuttle| shuttle.signal(Signal::SIGINT)),
     ("SIGTERM", 0, |_, shuttle| shuttle.signal(Signal::SIGTERM)),
@@ -53,11 +55,23 @@ const ENDINGS: [(&str, i32, End); 5] = [
     ("the agent killed", 1, |lab, _| kill_all(agents(lab))),
 ];
 
-/// What stands when a tunnel ends is reset: no program may wait for ever, nor take it for a clean end.
-#[test]
-fn every_ending_resets_what_stands() -> Result<()> {
-    for (how, _, end) in ENDINGS {
-        let (lab, mut shuttle) = tunnel()?;
+/// How one ends whose helper can't undo anything.
+const KILLED: [(&str, i32, End); 3] = [
+    ("the helper killed", 1, |_, shuttle| kill_all(shuttle.find(Role::Helper))),
+    ("the helper killed, then the client", 128 + 9, |_, shuttle| {
+        kill_all([shuttle.find(Role::Helper), vec![shuttle.process()]].concat())
+    }),
+    ("the client killed, then the helper", 128 + 9, |_, shuttle| {
+        kill_all([vec![shuttle.process()], shuttle.find(Role::Helper)].concat())
+    }),
+];
+
+/// What stands when a tunnel ends is reset: no program may wait for ever, nor take it for a clean end. Not every method
+/// can achieve that when its helper is killed.
+fn every_ending_resets_what_stands(method: Method) -> Result<()> {
+    let fates = ENDINGS.map(|ending| (ending, &["reset"][..])).into_iter();
+    for ((how, _, end), fates) in fates.chain(KILLED.map(|ending| (ending, method.row().fate_if_killed))) {
+        let (lab, mut shuttle) = tunnel(method)?;
         let mut standing = [TARGET, TARGET6].map(|target| Load::start(&lab, &["fate", target]));
         for connection in &mut standing {
             let connection = connection.as_mut().map_err(|error| anyhow::anyhow!("{how}: {error:#}"))?;
@@ -66,7 +80,7 @@ fn every_ending_resets_what_stands() -> Result<()> {
         end(&lab, &shuttle).context(how)?;
         for (connection, target) in standing.into_iter().zip([TARGET, TARGET6]) {
             let fate: String = connection?.answer()?;
-            ensure!(fate == "reset", "{how}: a connection met {fate}\n{}", shuttle.stderr());
+            ensure!(fates.contains(&fate.as_str()), "{how}: a connection met {fate}\n{}", shuttle.stderr());
             // Programs that come again at once may find shuttle still ending, and must not wait for what has ended.
             let again: Probe = lab.measure(&["probe", target])?;
             let outcomes = [Outcome::Direct, Outcome::Reset];
@@ -77,10 +91,9 @@ fn every_ending_resets_what_stands() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn every_ending_leaves_the_machine_as_it_was() -> Result<()> {
+fn every_ending_leaves_the_machine_as_it_was(method: Method) -> Result<()> {
     for (how, code, end) in ENDINGS {
-        let (lab, mut shuttle) = tunnel()?;
+        let (lab, mut shuttle) = tunnel(method)?;
         end(&lab, &shuttle).context(how)?;
         let got = exit_code(shuttle.wait(END).context(how)?);
         ensure!(got == code, "{how}: exit code {got}\n{}", shuttle.stderr());
@@ -94,7 +107,7 @@ fn every_ending_leaves_the_machine_as_it_was() -> Result<()> {
 fn what_ssh_leaves_running_holds_nothing_up() -> Result<()> {
     let ssh = "/bin/sh -c 'sleep 100 </dev/null >/dev/null & exec ssh \"$@\"' sh";
     let lab = Lab::with(Options::default())?;
-    let args = ["--method=ebpf", "10.78.0.0/24", "-e", ssh];
+    let args = ["10.78.0.0/24", "-e", ssh];
     let mut shuttle = Shuttle::connect(&lab, Run { args: &args, ..RUN })?;
     expect(&lab, TARGET, &[], Outcome::Captured)?;
     kill_all(shuttle.find(Role::Ssh))?;
@@ -111,7 +124,7 @@ fn ctrl_c_at_the_password_gives_the_terminal_back() -> Result<()> {
     let mut change = lab.client.command_as(&lab.users.local, "ssh-keygen");
     ensure!(change.args(["-q", "-p", "-P", "", "-N", "secret", "-f"]).arg(key).output()?.status.success());
     for _ in 0..5 {
-        let run = Run { args: &["--method=ebpf", "10.78.0.0/24"], ..RUN };
+        let run = Run { args: &["10.78.0.0/24"], ..RUN };
         let (says, code) = at_a_terminal(&lab, run, "passphrase", "\x03")?;
         ensure!(code == Some(0), "exit code {code:?}\n{says}");
         ensure!(says.contains(" echo ") && !says.contains("-echo "), "no echo on the terminal:\n{says}");
@@ -120,32 +133,48 @@ fn ctrl_c_at_the_password_gives_the_terminal_back() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_killed_helper_leaves_only_what_is_inert_and_cleanup_removes() -> Result<()> {
-    let (lab, mut shuttle) = tunnel()?;
-    kill_all(shuttle.find(Role::Helper))?;
-    let code = exit_code(shuttle.wait(END)?);
-    ensure!(code == 1, "exit code {code}\n{}", shuttle.stderr());
-    expect(&lab, TARGET, &[], Outcome::Direct)?;
-    let left = lab.wait_clean(Duration::from_secs(2))?;
-    let inert = |fact: &String| fact.starts_with("client rule") || fact.starts_with("client cgroup");
-    ensure!(left.iter().all(inert), "more than rules and an empty cgroup is left: {left:#?}");
-    let cleanup = Shuttle::command(&lab, Run { remote: false, args: &["cleanup"], ..RUN })?.output()?;
-    ensure!(cleanup.status.success(), "cleanup: {}", String::from_utf8_lossy(&cleanup.stderr));
-    nothing_stays(&lab)
+type Removal = fn(&Lab, Run) -> Result<()>;
+
+/// How one gets rid of what a killed tunnel has left.
+const REMOVALS: [(&str, Removal); 2] = [
+    ("cleanup", |lab, _| {
+        let cleanup = Shuttle::command(lab, Run::bare(&["cleanup"]))?.output()?;
+        ensure!(cleanup.status.success(), "cleanup: {}", String::from_utf8_lossy(&cleanup.stderr));
+        Ok(())
+    }),
+    ("the next start", |lab, run| {
+        let mut next = connect(lab, run)?;
+        expect(lab, TARGET, &[], Outcome::Captured)?;
+        next.signal(Signal::SIGTERM)?;
+        next.wait(END).map(drop)
+    }),
+];
+
+fn a_killed_helper_leaves_only_what_is_inert_and_is_removed(method: Method) -> Result<()> {
+    for (how, code, end) in KILLED {
+        for (by, remove) in REMOVALS {
+            let (lab, mut shuttle) = tunnel(method)?;
+            end(&lab, &shuttle).context(how)?;
+            let got = exit_code(shuttle.wait(END).context(how)?);
+            ensure!(got == code, "{how}: exit code {got}\n{}", shuttle.stderr());
+            for target in [TARGET, TARGET6] {
+                expect(&lab, target, &[], Outcome::Direct).context(how)?;
+            }
+            let left = lab.wait_clean(Duration::from_secs(2))?;
+            let inert = |fact: &String| {
+                let kinds = method.row().inert.iter().chain([&SOCKET]);
+                kinds.into_iter().any(|(kind, tag)| fact.starts_with(kind) && fact.contains(tag))
+            };
+            ensure!(left.iter().all(inert), "{how}: more is left than what is inert: {left:#?}");
+            remove(&lab, RUN.by(method)).with_context(|| format!("{how}, {by}"))?;
+            nothing_stays(&lab).with_context(|| format!("{how}, {by}"))?;
+        }
+    }
+    Ok(())
 }
 
-#[test]
-fn the_next_start_works_after_a_killed_one() -> Result<()> {
-    let (lab, mut shuttle) = tunnel()?;
-    kill_all([shuttle.find(Role::Helper), vec![shuttle.process()]].concat())?;
-    shuttle.wait(END)?;
-    let mut next = Shuttle::connect(&lab, RUN)?;
-    expect(&lab, TARGET, &[], Outcome::Captured)?;
-    next.signal(Signal::SIGTERM)?;
-    next.wait(END)?;
-    nothing_stays(&lab)
-}
+/// The control socket of a killed client and its folder, which remain by any method: how the facts begin, their tag.
+const SOCKET: (&str, &str) = ("client /run/user/", "/shuttle");
 
 #[test]
 fn ssh_killed_while_it_connects_leaves_no_file_behind() -> Result<()> {
@@ -164,9 +193,9 @@ fn ssh_killed_while_it_connects_leaves_no_file_behind() -> Result<()> {
     Ok(())
 }
 
-fn tunnel() -> Result<(Lab, Shuttle)> {
+fn tunnel(method: Method) -> Result<(Lab, Shuttle)> {
     let lab = Lab::with(Options::default())?;
-    let shuttle = Shuttle::connect(&lab, RUN)?;
+    let shuttle = connect(&lab, RUN.by(method))?;
     expect(&lab, TARGET, &[], Outcome::Captured)?;
     Ok((lab, shuttle))
 }

@@ -4,7 +4,7 @@ use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use shuttle_tests::shuttle::exit_code;
-use shuttle_tests::{Identity, Lab, Options, Run, Server, Shuttle};
+use shuttle_tests::{Lab, Options, Run, Server, Shuttle};
 
 use crate::nothing_stays;
 
@@ -15,12 +15,12 @@ struct Case {
     names: &'static [&'static str],
 }
 
-const TO_SERVER: &[&str] = &["--method=ebpf", "-r", "shut-remote@server", "10.78.0.0/24"];
+const TO_SERVER: &[&str] = &["-r", "shut-remote@server", "10.78.0.0/24"];
 
 const CASES: &[Case] = &[
     Case {
         server: Server::Plain,
-        args: &["--method=ebpf", "-r", "shut-remote@10.77.0.99", "10.78.0.0/24"],
+        args: &["-r", "shut-remote@10.77.0.99", "10.78.0.0/24"],
         names: &["10.77.0.99"],
     },
     Case { server: Server::NotListening, args: TO_SERVER, names: &["server"] },
@@ -29,7 +29,7 @@ const CASES: &[Case] = &[
     Case { server: Server::NoShell, args: TO_SERVER, names: &["server"] },
     Case {
         server: Server::UnknownMachine,
-        args: &["--method=ebpf", "-r", "shut-remote@server", "10.78.0.0/24"],
+        args: &["-r", "shut-remote@server", "10.78.0.0/24"],
         names: &["pdp11"],
     },
 ];
@@ -38,7 +38,7 @@ const CASES: &[Case] = &[
 fn a_failure_before_capture_is_one_line_and_changes_nothing() -> Result<()> {
     for case in CASES {
         let lab = Lab::with(Options { server: case.server, ..Options::default() })?;
-        let output = run(&lab, case.args)?;
+        let output = run(&lab, Run::local(case.args))?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         let what = format!("{:?} {:?}:\n{stderr}", case.server, case.args);
         ensure!(exit_code(output.status) == 1, "exit code {} for {what}", exit_code(output.status));
@@ -55,17 +55,16 @@ fn a_bad_argument_is_named() -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let bad = ["10.0.0.0/33", "host.invalid", "1.2.3.4:99999", "fd00::/129", "10.0.0.0/8:90-80", ""];
     for argument in bad {
-        let output = run(&lab, &["--method=ebpf", "-r", "shut-remote@server", argument])?;
+        let output = run(&lab, Run::remote(&[argument]))?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         ensure!(exit_code(output.status) == 2, "{argument:?}: {}\n{stderr}", output.status);
         ensure!(stderr.lines().any(|line| line.contains(argument)), "{argument:?} is not named:\n{stderr}");
     }
-    let output = run(&lab, &["--method=carrier-pigeon", "0/0"])?;
+    let output = run(&lab, Run::bare(&["--method=carrier-pigeon", "0/0"]))?;
     ensure!(exit_code(output.status) == 2, "{output:?}");
     nothing_stays(&lab)
 }
 
-fn run(lab: &Lab, args: &[&str]) -> Result<Output> {
-    let run = Run { identity: Identity::Sudo, remote: false, args };
+fn run(lab: &Lab, run: Run) -> Result<Output> {
     Shuttle::command(lab, run)?.stdin(Stdio::null()).output().context("run shuttle")
 }

@@ -41,7 +41,7 @@ fn lanes_carry_one_stream_together_unharmed() -> Result<()> {
         (&["--connections", "2", "--lanes", "3"], 3),
         (&["--lanes", "1"], 0),
     ] {
-        let args = [&["--method=ebpf", "-v", "10.78.0.0/24"][..], args].concat();
+        let args = [&["-v", "10.78.0.0/24"][..], args].concat();
         with_tunnel(Options::default(), Run::remote(&args), |lab, shuttle| {
             wait_for_lanes(shuttle, lanes)?;
             exchange(lab)
@@ -53,8 +53,8 @@ fn lanes_carry_one_stream_together_unharmed() -> Result<()> {
 #[test]
 fn lanes_are_opened_where_a_window_holds_the_tunnel_back_and_only_there() -> Result<()> {
     for (link, opens) in [(Link::Fat, true), (Link::Slow, false)] {
-        let options = Options { link, ..Options::default() };
-        with_tunnel(options, Run::remote(&["--method=ebpf", "-v", "10.78.0.0/24"]), |lab, shuttle| {
+        let options = Options { link, alone: true, ..Options::default() };
+        with_tunnel(options, Run::remote(&["-v", "10.78.0.0/24"]), |lab, shuttle| {
             lab.measure::<Rate>(&["bulk", "10.78.0.2", "down", "--seconds", "4"])?;
             let lanes = shuttle.stderr().matches("carries data").count();
             ensure!((lanes > 0) == opens, "{link:?}: {lanes} further lanes\n{}", shuttle.stderr());
@@ -66,7 +66,7 @@ fn lanes_are_opened_where_a_window_holds_the_tunnel_back_and_only_there() -> Res
 
 #[test]
 fn a_lost_lane_loses_nothing() -> Result<()> {
-    let run = Run::remote(&["--method=ebpf", "-v", "--lanes", "4", "10.78.0.0/24"]);
+    let run = Run::remote(&["-v", "--lanes", "4", "10.78.0.0/24"]);
     with_tunnel(Options::default(), run, |lab, shuttle| {
         wait_for_lanes(shuttle, 3)?;
         let mut load = Load::start(lab, &["exchange", "10.78.0.2:7003", "100663296"])?;
@@ -80,18 +80,38 @@ fn a_lost_lane_loses_nothing() -> Result<()> {
     })
 }
 
+/// Over two ssh connections, the one that the tunnel began with is killed.
+#[test]
+fn the_first_ssh_may_end_while_another_lives() -> Result<()> {
+    let run = Run::remote(&["--method=ebpf", "-v", "--connections", "2", "10.78.0.0/24"]);
+    with_tunnel(Options::default(), run, |lab, shuttle| {
+        wait_for_lanes(shuttle, 1)?;
+        let is_lane = |process: &Process| process.arguments().iter().any(|word| word.contains("--lane "));
+        let first: Vec<_> = shuttle.find(Role::Ssh).into_iter().filter(|process| !is_lane(process)).collect();
+        ensure!(first.len() == 1, "{} ssh processes are the first", first.len());
+        let mut load = Load::start(lab, &["exchange", "10.78.0.2:7003", "100663296"])?;
+        sleep(Duration::from_millis(300));
+        for process in first {
+            send(process, Signal::SIGKILL)?;
+        }
+        load.answer::<Exchanged>().context("the exchange broke")?;
+        ensure!(shuttle.stderr().contains("lane 0 has ended; the others carry on"), "{}", shuttle.stderr());
+        exchange(lab)
+    })
+}
+
 #[test]
 fn a_server_that_gives_one_session_costs_nothing_but_the_speed() -> Result<()> {
     // Nor does an ssh that isn't known to be OpenSSH's.
     for (server, ssh) in [(Server::OneSession, "ssh"), (Server::Plain, "env ssh")] {
-        let args = ["--method=ebpf", "--lanes", "4", "-e", ssh, "10.78.0.0/24"];
+        let args = ["--lanes", "4", "-e", ssh, "10.78.0.0/24"];
         with_tunnel(Options { server, ..Options::default() }, Run::remote(&args), |lab, shuttle| {
             wait_until("the user is told", || shuttle.stderr().contains("fewer lanes than asked for"))?;
             exchange(lab)
         })?;
     }
     let options = Options { link: Link::Fat, server: Server::OneSession, ..Options::default() };
-    with_tunnel(options, Run::remote(&["--method=ebpf", "10.78.0.0/24"]), |lab, shuttle| {
+    with_tunnel(options, Run::remote(&["10.78.0.0/24"]), |lab, shuttle| {
         lab.measure::<Rate>(&["bulk", "10.78.0.2", "down", "--seconds", "4"])?;
         ensure!(shuttle.stderr().lines().count() == 1, "it isn't silent");
         Ok(())
@@ -108,7 +128,7 @@ fn a_connection_that_the_user_shares_stays_the_users() -> Result<()> {
     let mut master = master.spawn()?;
     wait_until("ssh shares its connection", || shared.exists())?;
     let ssh = format!("ssh -S {}", shared.display());
-    let args = ["--method=ebpf", "-v", "--lanes", "3", "-e", &ssh, "10.78.0.0/24"];
+    let args = ["-v", "--lanes", "3", "-e", &ssh, "10.78.0.0/24"];
     let mut shuttle = Shuttle::connect(&lab, Run::remote(&args))?;
     let used = wait_for_lanes(&shuttle, 2).and_then(|()| exchange(&lab)).with_context(|| shuttle.stderr());
     shuttle.signal(Signal::SIGINT)?;

@@ -12,7 +12,6 @@ mod memory;
 mod privilege;
 mod quic;
 mod refusals;
-mod rewrite;
 mod router;
 mod transfer;
 mod udp;
@@ -25,7 +24,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use shuttle_tests::shuttle::exit_code;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
-use shuttle_tests::{Lab, Options, Run, Shuttle};
+use shuttle_tests::{Lab, Method, Options, Run, Shuttle};
 
 /// Long enough for a tunnel to end in any way, helper and remote side included.
 const END: Duration = Duration::from_secs(10);
@@ -35,7 +34,7 @@ const TARGET6: &str = "[fd78::2]:7004";
 /// Runs `check` while the tunnel stands in a lab of its own, ends it as Ctrl-C does, and sees that nothing stays.
 fn with_tunnel(options: Options, run: Run, check: impl FnOnce(&Lab, &Shuttle) -> Result<()>) -> Result<()> {
     let lab = Lab::with(options)?;
-    let mut shuttle = Shuttle::connect(&lab, run).with_context(|| format!("{run:?}"))?;
+    let mut shuttle = connect(&lab, run)?;
     let checked =
         check(&lab, &shuttle).with_context(|| format!("{run:?}\nshuttle says:\n{}", shuttle.stderr()));
     shuttle.signal(Signal::SIGINT)?;
@@ -46,15 +45,42 @@ fn with_tunnel(options: Options, run: Run, check: impl FnOnce(&Lab, &Shuttle) ->
 }
 
 /// Runs `check` while a tunnel stands in a lab that may have things of others, ends it, and sees that all is as before.
-fn in_a_tunnel(lab: &Lab, args: &[&str], check: impl FnOnce(&Shuttle) -> Result<()>) -> Result<()> {
+fn in_a_tunnel(lab: &Lab, run: Run, check: impl FnOnce(&Shuttle) -> Result<()>) -> Result<()> {
     let before = lab.leftovers()?;
-    let mut shuttle = Shuttle::connect(lab, Run::remote(args)).with_context(|| format!("{args:?}"))?;
+    let mut shuttle = connect(lab, run)?;
     let checked = check(&shuttle);
     shuttle.signal(Signal::SIGINT)?;
     shuttle.wait(END)?;
-    checked.with_context(|| format!("{args:?}\nshuttle says:\n{}", shuttle.stderr()))?;
+    checked.with_context(|| format!("{run:?}\nshuttle says:\n{}", shuttle.stderr()))?;
     wait_until("nothing stays", || lab.leftovers().is_ok_and(|left| left == before))
-        .with_context(|| format!("{:?}", lab.leftovers()))
+        .with_context(|| format!("{run:?}: {:?}, {before:?} before", lab.leftovers()))
+}
+
+/// Starts a tunnel, and sees that it captures by the method that was asked for.
+fn connect(lab: &Lab, run: Run) -> Result<Shuttle> {
+    let shuttle = Shuttle::connect(lab, run).with_context(|| format!("{run:?}"))?;
+    if let Some(method) = run.method {
+        let says = shuttle.stderr();
+        ensure!(says.contains(&format!("capturing by {}", method.row().called)), "{method:?}: {says}");
+    }
+    Ok(shuttle)
+}
+
+/// Sees that shuttle refuses, by one line with these words, and changes nothing.
+fn refuses(lab: &Lab, run: Run, words: &str) -> Result<()> {
+    let before = lab.leftovers()?;
+    let mut shuttle = Shuttle::start(lab, run)?;
+    let code = exit_code(shuttle.wait(END)?);
+    let said = shuttle.stderr();
+    let in_a_line = said.contains(words) && said.lines().count() == 1;
+    ensure!(code == 1 && in_a_line, "{run:?}: exit code {code}, not 1 and {words:?}:\n{said}");
+    wait_until("nothing stays", || lab.leftovers().is_ok_and(|left| left == before))
+        .with_context(|| format!("{run:?}: {:?}, {before:?} before", lab.leftovers()))
+}
+
+/// The arguments by which forwarded traffic is captured too, by a method that can.
+fn lan_if_possible(method: Method) -> &'static [&'static str] {
+    if method.row().forwarded.is_ok() { &["--lan", "lan"] } else { &[] }
 }
 
 /// Waits until `what` has come about.

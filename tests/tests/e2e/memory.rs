@@ -11,7 +11,7 @@ use shuttle_tests::{Host, Lab, Link, Load, Options, Run};
 
 use crate::with_tunnel;
 
-const NET: &[&str] = &["--method=ebpf", "10.78.0.0/24"];
+const NET: &[&str] = &["10.78.0.0/24"];
 const ECHO: &str = "10.78.0.2:7000";
 const SOURCE: &str = "10.78.0.2:7002";
 
@@ -37,7 +37,7 @@ struct Cost {
     processor: Duration,
 }
 
-/// The best of five tries: other tests run beside this one.
+/// The best of five tries: the machine may have other work.
 fn connect_and_echo(lab: &Lab) -> Result<Cost> {
     const COUNT: u32 = 200;
     let mut best = Cost { time: Duration::MAX, processor: Duration::MAX };
@@ -54,7 +54,7 @@ fn connect_and_echo(lab: &Lab) -> Result<Cost> {
 
 #[test]
 fn ten_thousand_idle_connections_live_on_and_cost_little() -> Result<()> {
-    with_tunnel(Options::default(), Run::remote(NET), |lab, _| {
+    with_tunnel(Options { alone: true, ..Options::default() }, Run::remote(NET), |lab, _| {
         let mut few = Load::start(lab, &["hold", ECHO, "100"])?;
         ensure!(few.answer::<Held>()?.count == 100);
         let (before, quick) = (memory(lab), connect_and_echo(lab)?);
@@ -67,6 +67,7 @@ fn ten_thousand_idle_connections_live_on_and_cost_little() -> Result<()> {
         ensure!(each.iter().all(|kib| *kib <= 8.0), "{each:?} KiB for each connection");
         let flat = still_quick.processor < 2 * quick.processor && still_quick.time < 4 * quick.time;
         ensure!(flat, "beside 100 connections {quick:?}, beside 10,000 {still_quick:?}");
+        lab.share();
         sleep(MINUTE.saturating_sub(stand.elapsed()));
         let alive = few.ask::<Held>()?.count + many.ask::<Held>()?.count;
         ensure!(alive == 10_000, "{alive} connections are alive");
@@ -77,7 +78,7 @@ fn ten_thousand_idle_connections_live_on_and_cost_little() -> Result<()> {
 /// Down, up, and both ways at once by an echo that nobody reads.
 #[test]
 fn a_reader_that_stops_costs_little_and_slows_no_other() -> Result<()> {
-    let options = Options { link: Link::Wan, ..Options::default() };
+    let options = Options { link: Link::Wan, alone: true, ..Options::default() };
     with_tunnel(options, Run::remote(NET), |lab, _| {
         let bulk = |direction| -> Result<f64> {
             let rate: Rate = lab.measure(&["bulk", "10.78.0.2", direction, "--seconds", "4"])?;

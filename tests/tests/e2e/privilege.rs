@@ -6,12 +6,14 @@ use anyhow::{Context, Result, ensure};
 use shuttle_tests::process::Process;
 use shuttle_tests::shuttle::at_a_terminal;
 use shuttle_tests::traffic::probe::Outcome;
-use shuttle_tests::{Identity, Lab, Options, Role, Run};
+use shuttle_tests::{Identity, Lab, Method, Options, Role, Run, by_each_method};
 
 use crate::{END, TARGET, expect, nothing_stays, with_tunnel};
 
+by_each_method!(no_descriptor_passes_to_another_process);
+
 const NONE: &str = "0000000000000000";
-const ARGS: &[&str] = &["--method=ebpf", "10.78.0.0/24"];
+const ARGS: &[&str] = &["10.78.0.0/24"];
 
 #[test]
 fn under_sudo_the_client_and_its_ssh_are_the_users() -> Result<()> {
@@ -53,7 +55,7 @@ fn as_plain_root_the_client_and_its_ssh_have_no_capability() -> Result<()> {
 
 #[test]
 fn a_local_agent_has_no_privilege_either() -> Result<()> {
-    with_tunnel(Options::default(), Run::local(&["--method=ebpf", "0/0"]), |_, shuttle| {
+    with_tunnel(Options::default(), Run::local(&["0/0"]), |_, shuttle| {
         let helpers = shuttle.find(Role::Helper);
         let others = shuttle.process().descendants().into_iter().filter(|process| !helpers.contains(process));
         others.into_iter().try_for_each(|process| expect_fields(process, &[("CapEff", NONE)]))
@@ -61,15 +63,14 @@ fn a_local_agent_has_no_privilege_either() -> Result<()> {
 }
 
 /// The socket to the helper gives root's services to whoever has it, and the listeners are for the client alone.
-#[test]
-fn no_descriptor_passes_to_another_process() -> Result<()> {
+fn no_descriptor_passes_to_another_process(method: Method) -> Result<()> {
     let sockets = |process: Process| -> Result<BTreeSet<String>> {
         let entries = std::fs::read_dir(format!("/proc/{}/fd", process.0))?;
         let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
         Ok(links.map(|link| link.display().to_string()).filter(|link| !is_shared(link)).collect())
     };
     for run in [Run::remote(ARGS), Run { identity: Identity::User, ..Run::remote(ARGS) }, Run::local(ARGS)] {
-        with_tunnel(Options::default(), run, |lab, shuttle| {
+        with_tunnel(Options::default(), run.by(method), |lab, shuttle| {
             expect(lab, TARGET, &[], Outcome::Captured)?;
             let all: Vec<_> = [vec![shuttle.process()], shuttle.process().descendants()].concat();
             ensure!(all.len() > 2, "{all:?}");

@@ -6,16 +6,22 @@ use anyhow::{Result, ensure};
 use shuttle_tests::traffic::connects::Connects;
 use shuttle_tests::traffic::exchange::Exchanged;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
-use shuttle_tests::{Link, Options, Run};
+use shuttle_tests::{Link, Method, Options, Run, by_each_method};
 
 use crate::with_tunnel;
 
-const BOTH: &[&str] = &["--method=ebpf", "10.78.0.0/24", "10.79.0.0/24", "fd78::/64"];
+by_each_method! {
+    bulk_goes_both_ways_at_once_unharmed_and_half_closes,
+    no_short_connection_is_lost,
+    a_refusal_is_a_reset_and_never_a_clean_end,
+    a_dead_target_is_an_error_in_bounded_time,
+}
 
-#[test]
-fn bulk_goes_both_ways_at_once_unharmed_and_half_closes() -> Result<()> {
+const BOTH: &[&str] = &["10.78.0.0/24", "10.79.0.0/24", "fd78::/64"];
+
+fn bulk_goes_both_ways_at_once_unharmed_and_half_closes(method: Method) -> Result<()> {
     for run in [Run::remote(BOTH), Run::local(BOTH)] {
-        with_tunnel(Options::default(), run, |lab, _| {
+        with_tunnel(Options::default(), run.by(method), |lab, _| {
             for address in ["10.78.0.2:7003", "[fd78::2]:7003"] {
                 let exchanged: Exchanged = lab.measure(&["exchange", address, "67108864"])?;
                 ensure!(exchanged.bytes == 64 << 20);
@@ -34,19 +40,17 @@ fn bulk_survives_a_line_that_loses_packets() -> Result<()> {
     })
 }
 
-#[test]
-fn no_short_connection_is_lost() -> Result<()> {
-    with_tunnel(Options::default(), Run::remote(BOTH), |lab, _| {
+fn no_short_connection_is_lost(method: Method) -> Result<()> {
+    with_tunnel(Options::default(), Run::remote(BOTH).by(method), |lab, _| {
         let connects: Connects = lab.measure(&["connects", "10.78.0.2:7000", "2000", "64"])?;
         ensure!(connects.lost == 0 && connects.time.count == 2_000, "{connects:?}");
         Ok(())
     })
 }
 
-#[test]
-fn a_refusal_is_a_reset_and_never_a_clean_end() -> Result<()> {
+fn a_refusal_is_a_reset_and_never_a_clean_end(method: Method) -> Result<()> {
     for run in [Run::remote(BOTH), Run::local(BOTH)] {
-        with_tunnel(Options::default(), run, |lab, _| {
+        with_tunnel(Options::default(), run.by(method), |lab, _| {
             for address in ["10.78.0.2:7099", "[fd78::2]:7099"] {
                 let probe: Probe = lab.measure(&["probe", address])?;
                 ensure!(probe.outcome == Outcome::Reset && probe.millis < 2_000, "{address}: {probe:?}");
@@ -57,9 +61,8 @@ fn a_refusal_is_a_reset_and_never_a_clean_end() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_dead_target_is_an_error_in_bounded_time() -> Result<()> {
-    with_tunnel(Options::default(), Run::remote(BOTH), |lab, _| {
+fn a_dead_target_is_an_error_in_bounded_time(method: Method) -> Result<()> {
+    with_tunnel(Options::default(), Run::remote(BOTH).by(method), |lab, _| {
         // The lab's server gives up a SYN after seven seconds, and an address nobody has after three.
         for (address, limit) in [("10.78.0.99:80", 6), ("10.79.0.1:80", 15)] {
             let probe: Probe = lab.measure(&["probe", address, "--limit-ms", "30000"])?;

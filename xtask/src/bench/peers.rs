@@ -28,7 +28,7 @@ pub(crate) enum Peer {
     SshGcm,
     /// The newest sshuttle from PyPI, with its nft method.
     Sshuttle,
-    /// shuttle with `--method=ebpf`.
+    /// shuttle with eBPF, and sockets looked up.
     Shuttle,
 }
 
@@ -86,7 +86,7 @@ impl Peer {
             Peer::Shuttle => {
                 // The target's nameserver, as that of this machine.
                 let dns = ["--ns-hosts=10.78.0.2", "--to-ns=10.78.0.2"];
-                let args = [&["--method=ebpf", "--lan", "lan", "10.78.0.0/24"], &dns[..]].concat();
+                let args = [&["--lan", "lan", "10.78.0.0/24"], &dns[..]].concat();
                 Running::Shuttle(Shuttle::connect(lab, Run::remote(&args))?)
             }
         };

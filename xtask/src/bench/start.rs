@@ -55,7 +55,7 @@ fn ssh(lab: &Lab, options: &[&str]) -> Result<Duration> {
 
 /// From exec to the line that says that it captures.
 fn shuttle(lab: &Lab) -> Result<Duration> {
-    let mut command = Shuttle::command(lab, Run::remote(&["--method=ebpf", "10.78.0.0/24"]))?;
+    let mut command = Shuttle::command(lab, Run::remote(&["10.78.0.0/24"]))?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let (mut shuttle, started) = spawn(&mut command)?;
     let mut lines = BufReader::new(shuttle.stderr.take().context("no stderr")?).lines();

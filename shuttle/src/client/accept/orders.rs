@@ -44,7 +44,7 @@ pub(in crate::client) enum Report {
     Door(Door),
     /// More lanes would carry more.
     Narrow,
-    /// A lane other than the first has ended.
+    /// A lane has ended, and others carry on.
     Lost(LaneId),
 }
 

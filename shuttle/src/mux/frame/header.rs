@@ -37,6 +37,8 @@ pub enum Kind {
     Door = 0x06,
     /// The sender's lanes hold it back.
     Narrow = 0x07,
+    /// A lane is over, and how many bytes of it have arrived.
+    Lost = 0x08,
     /// A new stream and its target.
     Open = 0x10,
     /// The target has answered.
@@ -69,6 +71,7 @@ impl Kind {
             0x05 => Self::Goaway,
             0x06 => Self::Door,
             0x07 => Self::Narrow,
+            0x08 => Self::Lost,
             0x10 => Self::Open,
             0x11 => Self::Opened,
             0x12 => Self::Data,
@@ -82,6 +85,25 @@ impl Kind {
             _ => return None,
         })
     }
+
+    /// Whether a frame that a lost lane had not brought is sent again by another. HELLO, ACK, PING and PONG concern their lane
+    /// alone. Datagrams, queries and what is said of them would come late, or twice.
+    pub(in crate::mux) fn outlives_its_lane(self) -> bool {
+        match self {
+            Self::Hello | Self::Ack | Self::Ping | Self::Pong => false,
+            // At once, not when the far side has said what it has: it may not say so before it has this.
+            Self::Lost => false,
+            Self::Datagram | Self::Query | Self::Unreachable => false,
+            Self::Goaway | Self::Door | Self::Narrow | Self::Close => true,
+            Self::Open | Self::Opened | Self::Data | Self::Fin | Self::Reset | Self::Credit => true,
+        }
+    }
+
+    /// Whether frames of this type, by its number, carry a program's bytes: DATA, DATAGRAM, QUERY.
+    pub(in crate::mux) fn carries_payload(number: u8) -> bool {
+        const PAYLOAD: [u8; 3] = [Kind::Data as u8, Kind::Datagram as u8, Kind::Query as u8];
+        PAYLOAD.contains(&number)
+    }
 }
 
 /// A type of this number or above may be skipped by who doesn't know it.
@@ -94,7 +116,7 @@ pub(in crate::mux) struct Header {
     pub(in crate::mux) kind: Option<Kind>,
     /// Length of the body, bytes.
     pub(in crate::mux) length: usize,
-    /// The stream, association, or for HELLO and ACK the lane; else 0.
+    /// The stream, association, or for HELLO, ACK and LOST the lane; else 0.
     pub(in crate::mux) id: u32,
 }
 

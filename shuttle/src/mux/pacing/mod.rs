@@ -18,21 +18,21 @@ use estimate::{Base, Bursts, Highest, Mean};
 use trial::{Trial, Verdict};
 
 /// Bytes in flight before anything is known of the path, and at the least: ten full TCP segments (RFC 6928).
-const LEAST_IN_FLIGHT: u64 = 16 * 1024;
+const MIN_IN_FLIGHT: u64 = 16 * 1024;
 /// Bytes in flight on one lane at the most: an ssh channel's window of 2 MiB and the pipes at both ends. More would only
 /// queue.
-const MOST_ON_LANE: u64 = 6 * 1024 * 1024;
+const MAX_ON_LANE: u64 = 6 * 1024 * 1024;
 /// Where the round trip is longer than [`SHORT`], the window alone (OpenSSH channels.h) without what the far ssh may have
 /// taken out and not yet told of: the pipes would be a standing queue.
-const MOST_IN_WINDOW: u64 = (2048 - 128) * 1024;
+const MAX_IN_WINDOW: u64 = (2048 - 128) * 1024;
 const SHORT: Duration = Duration::from_millis(5);
 /// What a stream that was idle may add beyond the limit, so that it never waits for an acknowledgement.
 const URGENT: u64 = 16 * 1024;
 
 /// The queue that is left standing, as a share of the round trip within bounds.
 const QUEUE_SHARE: u32 = 5;
-const LEAST_QUEUE: Duration = Duration::from_millis(2);
-const MOST_QUEUE: Duration = Duration::from_millis(3);
+const MIN_QUEUE: Duration = Duration::from_millis(2);
+const MAX_QUEUE: Duration = Duration::from_millis(3);
 
 /// What covers bursts is no longer than so many shortest round trips: TCP holds bytes back for one after each loss, on
 /// the way there and on the way of the acknowledgements.
@@ -45,7 +45,7 @@ const STARTUP_GAIN: f64 = 2.0;
 /// … and this many while that grows: 2/ln 2, since what is measured is a round trip old (BBR's, section 2.4).
 const GROWTH_GAIN: f64 = 2.885;
 /// … where what is needed is no more than so many shortest round trips: the bursts may be of its own making.
-const STARTUP_MOST: u32 = 2;
+const STARTUP_MAX: u32 = 2;
 /// It is used up within this part of that time: what goes more slowly is also measured as a lower rate.
 const STARTUP_HASTE: u32 = 4;
 /// Start-up ends after this many round trips in which the rate grew by less than …
@@ -58,7 +58,7 @@ const RECOVERY: f64 = 2.0;
 /// A measured rate counts for this many shortest round trips …
 const RATE_ROUNDS: u32 = 8;
 /// … but at least for this long.
-const LEAST_RATE_MEMORY: Duration = Duration::from_millis(300);
+const MIN_RATE_MEMORY: Duration = Duration::from_millis(300);
 /// … and for so many times as long again where the bursts are as long as a round trip, as samples then vary that much more.
 const RATE_NOISE: f64 = 1.0;
 /// How far the limit falls while the queue is drained …
@@ -71,7 +71,7 @@ const SHORT_RESERVE: f64 = 0.25;
 
 /// A payload takes the path at most about this long, so that nothing waits long behind it.
 const CHUNK_TIME: Duration = Duration::from_millis(2);
-const LEAST_CHUNK: usize = 4 * 1024;
+const MIN_CHUNK: usize = 4 * 1024;
 
 /// What was known when some bytes were written, to measure by when they are acknowledged.
 #[derive(Clone, Copy, Debug)]
@@ -155,10 +155,15 @@ impl Pacing {
             base: None,
             smoothed: None,
             phase: Phase::Startup { best: 0.0, flat_rounds: 0 },
-            limit: LEAST_IN_FLIGHT,
+            limit: MIN_IN_FLIGHT,
             drip: Drip::new(now),
             round_end: 0,
         }
+    }
+
+    /// The path may be another one: nothing is known of it. What departed before can still be acknowledged.
+    pub(super) fn forget_path(&mut self, now: Instant) {
+        *self = Self { delivered: self.delivered, round_end: self.delivered, ..Self::new(now) };
     }
 
     /// Bytes are written while `in_flight` others are on their way.
@@ -267,12 +272,12 @@ impl Pacing {
 
     /// The queue that is to be left standing.
     fn queue(&self) -> Duration {
-        (self.base_round_trip() / QUEUE_SHARE).clamp(LEAST_QUEUE, MOST_QUEUE)
+        (self.base_round_trip() / QUEUE_SHARE).clamp(MIN_QUEUE, MAX_QUEUE)
     }
 
     /// How long samples count.
     fn memory(&self) -> Duration {
-        (RATE_ROUNDS * self.base_round_trip()).max(LEAST_RATE_MEMORY)
+        (RATE_ROUNDS * self.base_round_trip()).max(MIN_RATE_MEMORY)
     }
 
     fn on_round(&mut self, starved: bool) {
@@ -325,7 +330,7 @@ impl Pacing {
     fn set_limit(&mut self, now: Instant) {
         let base = self.base_round_trip();
         let (short, full) = (base + self.queue(), base + self.reserve());
-        let sought = full.min(STARTUP_MOST * base + self.queue());
+        let sought = full.min(STARTUP_MAX * base + self.queue());
         let (time, within) = match self.phase {
             Phase::Startup { flat_rounds: 0, .. } => (sought.mul_f64(GROWTH_GAIN), sought / STARTUP_HASTE),
             Phase::Startup { .. } => (sought.mul_f64(STARTUP_GAIN), sought / STARTUP_HASTE),
@@ -334,15 +339,15 @@ impl Pacing {
             Phase::Drain { .. } => (base.mul_f64(DRAIN_GAIN), full),
         };
         let needed = (self.rate.get() * time.as_secs_f64()) as u64;
-        self.limit = needed.max(LEAST_IN_FLIGHT);
+        self.limit = needed.max(MIN_IN_FLIGHT);
         // All at once, what the drained queue has room for may be too much for it.
         let always = matches!(self.phase, Phase::Trial(_));
         self.drip.set(self.limit, within, always, now);
     }
 
     /// Bytes that any one lane may have in flight.
-    pub(super) fn most_on_lane(&self) -> u64 {
-        if self.base_round_trip() > SHORT { MOST_IN_WINDOW } else { MOST_ON_LANE }
+    pub(super) fn max_on_lane(&self) -> u64 {
+        if self.base_round_trip() > SHORT { MAX_IN_WINDOW } else { MAX_ON_LANE }
     }
 
     /// Whether `lanes` may be what holds the rate down: what a round trip without a queue carries is about all that their
@@ -350,7 +355,7 @@ impl Pacing {
     pub(super) fn is_narrow(&self, lanes: usize) -> bool {
         let base = self.base_round_trip();
         let carried = self.rate.get() * base.as_secs_f64();
-        base > SHORT && carried > 0.75 * (MOST_IN_WINDOW * lanes as u64) as f64
+        base > SHORT && carried > 0.75 * (MAX_IN_WINDOW * lanes as u64) as f64
     }
 
     /// The path may have become much wider: the rate is to be looked for anew.
@@ -394,6 +399,6 @@ impl Pacing {
     /// The longest payload of one DATA frame.
     pub(super) fn chunk(&self) -> usize {
         let bytes = self.rate.get() * CHUNK_TIME.as_secs_f64();
-        (bytes as usize).clamp(LEAST_CHUNK, MAX_DATA)
+        (bytes as usize).clamp(MIN_CHUNK, MAX_DATA)
     }
 }

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 /// A trial fails when it has brought less than this share of the rate, after so many shortest round trips that count: soon
 /// where it shows at once, and else when chance has evened out. A path that loses packets by itself brings half of its rate, one
 /// whose queue had spilt over somewhat more than before.
-const LEAST_SHARES: [(u32, f64); 2] = [(2, 0.6), (LENGTH, 0.93)];
+const MIN_SHARES: [(u32, f64); 2] = [(2, 0.6), (LENGTH, 0.93)];
 /// It ends after so many that count …
 const LENGTH: u32 = 5;
 /// … and after so many in all, with nothing shown: there was too little to send.
 const PATIENCE: u32 = 20;
 /// Round trips count for no less than this, so that a machine's own pauses don't decide.
-const LEAST_ROUND_TRIP: Duration = Duration::from_millis(10);
+const MIN_ROUND_TRIP: Duration = Duration::from_millis(10);
 
 /// Less is in flight for bursts than was believed to be needed.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,7 @@ pub(super) enum Verdict {
 
 impl Trial {
     pub(super) fn new(believed: f64, rate: f64, round_trip: Duration, now: Instant) -> Self {
-        let round_trip = round_trip.max(LEAST_ROUND_TRIP);
+        let round_trip = round_trip.max(MIN_ROUND_TRIP);
         let (ends, begins) = (now + PATIENCE * round_trip, now + round_trip);
         Self { believed, rate, round_trip, ends, begins, delivered: None }
     }
@@ -62,7 +62,7 @@ impl Trial {
         let took = now.saturating_duration_since(self.begins);
         let share = (delivered - before) as f64 / (self.rate * took.as_secs_f64()).max(1.0);
         let fails = |(after, least): &(u32, f64)| took >= *after * self.round_trip && share < *least;
-        if LEAST_SHARES.iter().any(fails) {
+        if MIN_SHARES.iter().any(fails) {
             return Some(Verdict::Needed);
         }
         (took >= LENGTH * self.round_trip).then_some(Verdict::Needless)

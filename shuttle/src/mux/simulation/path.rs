@@ -8,7 +8,7 @@ use super::super::LaneId;
 /// The longest of ssh's packets (CHAN_SES_PACKET_DEFAULT in OpenSSH's channels.h).
 const PACKET: usize = 32 * 1024;
 /// A segment on Ethernet.
-const LEAST_SEGMENT: usize = 1448;
+const MIN_SEGMENT: usize = 1448;
 /// Bytes on their way before the lane blocks: pipes, ssh's window and TCP's buffers.
 const DEPTH: u64 = 4 << 20;
 
@@ -153,7 +153,7 @@ impl Path {
 
     fn fresh(&mut self) -> Option<(u64, usize)> {
         // At the least a fifth of a millisecond, so that high rates don't take for ever to simulate.
-        let most = ((self.wire.rate / 5000.0) as usize).clamp(LEAST_SEGMENT, PACKET);
+        let most = ((self.wire.rate / 5000.0) as usize).clamp(MIN_SEGMENT, PACKET);
         let length = (self.written - self.sent).min(most as u64);
         let start = self.sent;
         self.sent += length;
@@ -162,7 +162,7 @@ impl Path {
 
     fn window(&self) -> usize {
         let product = self.wire.rate * 2.0 * self.wire.delay.as_secs_f64();
-        (2.0 * product) as usize + 10 * LEAST_SEGMENT
+        (2.0 * product) as usize + 10 * MIN_SEGMENT
     }
 
     /// Xorshift: the same segments are lost in every run.

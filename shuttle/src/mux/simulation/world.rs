@@ -1,6 +1,6 @@
 //! Two muxes over two paths, and what their programs do.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,10 @@ use super::path::{Packet, Path, Wire};
 pub(super) struct Simulated {
     pub(super) mux: Mux,
     lanes: u32,
+    /// Lanes that it found dead, and when.
+    pub(super) dead: Vec<(LaneId, Instant)>,
+    /// Bytes that wait for more to come before them, of a lane that is slow.
+    late: VecDeque<(Instant, Packet)>,
     /// Streams that always have bytes to send.
     pub(super) bulk: Vec<StreamId>,
     /// Bytes that its programs took, by stream.
@@ -30,11 +34,26 @@ impl Simulated {
         let (got, stalled) = (HashMap::new(), HashSet::new());
         let echoes = side == Side::Agent;
         let mux = Mux::new(side, now);
-        Self { mux, lanes: 1, bulk: Vec::new(), got, stalled, message: None, echoes, answered: None }
+        Self {
+            mux,
+            lanes: 1,
+            dead: Vec::new(),
+            late: VecDeque::new(),
+            bulk: Vec::new(),
+            got,
+            stalled,
+            message: None,
+            echoes,
+            answered: None,
+        }
     }
 
     fn transmit(&mut self, path: &mut Path, now: Instant) {
         self.mux.tick(now).unwrap();
+        while let Some(lane) = self.mux.dead_lane(now) {
+            self.dead.push((lane, now));
+            assert!(self.mux.lose(lane, now), "the last lane is dead");
+        }
         loop {
             self.mux.prepare(now);
             while let Some(grant) = self.mux.grant() {
@@ -76,7 +95,12 @@ impl Simulated {
                     self.mux.take(stream, bytes, taken, now);
                 }
                 Event::Arrived { stream } => self.drain(stream, now),
-                Event::Hello | Event::Joined | Event::Narrow | Event::Door(_) | Event::Opened { .. } => {}
+                Event::Hello
+                | Event::Joined
+                | Event::Lost { .. }
+                | Event::Narrow
+                | Event::Door(_)
+                | Event::Opened { .. } => {}
                 Event::Datagram { association, peer, bytes } => match self.echoes {
                     true => self.mux.datagram(association, peer, &bytes, now),
                     false => self.answered = Some(now),
@@ -103,12 +127,18 @@ impl Simulated {
 
 /// A client whose bulk streams send to an agent.
 pub(super) struct World {
-    now: Instant,
+    pub(super) now: Instant,
     pub(super) client: Simulated,
     pub(super) agent: Simulated,
     pub(super) up: Path,
     down: Path,
     step: Duration,
+    /// Lanes that take all, and bring nothing.
+    pub(super) holes: HashSet<LaneId>,
+    /// Nothing arrives for now, by any lane.
+    pub(super) stands_still: bool,
+    /// A lane that takes so much longer each way than the path does.
+    pub(super) slow: Option<(LaneId, Duration)>,
 }
 
 impl World {
@@ -125,7 +155,17 @@ impl World {
         let round_trip = 2 * wire.delay;
         let step = (round_trip / 50).clamp(Duration::from_micros(20), Duration::from_micros(500));
         let (client, agent) = (Simulated::new(Side::Client, now), Simulated::new(Side::Agent, now));
-        let mut world = Self { now, client, agent, up: path(), down: path(), step };
+        let mut world = Self {
+            now,
+            client,
+            agent,
+            up: path(),
+            down: path(),
+            step,
+            holes: HashSet::new(),
+            stands_still: false,
+            slow: None,
+        };
         world.run(2 * round_trip + Duration::from_millis(20));
         for lane in (1..lanes).map(LaneId) {
             for end in [&mut world.client, &mut world.agent] {
@@ -165,13 +205,49 @@ impl World {
         }
     }
 
+    /// Both ends have a further lane.
+    pub(super) fn join(&mut self, lane: LaneId) {
+        for end in [&mut self.client, &mut self.agent] {
+            end.mux.join(lane, self.now).unwrap();
+            end.lanes = lane.0 + 1;
+        }
+    }
+
+    /// All lanes are lost with what they carry, and nobody moves for `time`, but for what is due.
+    pub(super) fn black_out(&mut self, time: Duration) {
+        for end in [&mut self.client, &mut self.agent] {
+            (0..end.lanes).for_each(|lane| assert!(end.mux.lose(LaneId(lane), self.now)));
+        }
+        (self.up, self.down) = (Path::new(self.up.wire(), self.now), Path::new(self.up.wire(), self.now));
+        let end = self.now + time;
+        let mut turns = 0;
+        while self.now < end {
+            for side in [&mut self.client, &mut self.agent] {
+                side.transmit(&mut self.up, self.now);
+            }
+            let due = [&self.client, &self.agent].into_iter().filter_map(|side| side.mux.deadline()).min();
+            self.now = due.unwrap_or(end).clamp(self.now, end);
+            turns += 1;
+            assert!(turns < 10, "a session without lanes is busy");
+        }
+    }
+
     fn step(&mut self) {
         self.now += self.step;
-        for piece in self.up.advance(self.now) {
-            self.agent.receive(piece, self.now);
-        }
-        for piece in self.down.advance(self.now) {
-            self.client.receive(piece, self.now);
+        let arrived = match self.stands_still {
+            true => [Vec::new(), Vec::new()],
+            false => [self.up.advance(self.now), self.down.advance(self.now)],
+        };
+        for (end, pieces) in [&mut self.agent, &mut self.client].into_iter().zip(arrived) {
+            for piece in pieces.into_iter().filter(|(lane, _)| !self.holes.contains(lane)) {
+                match self.slow {
+                    Some((lane, by)) if lane == piece.0 => end.late.push_back((self.now + by, piece)),
+                    Some(_) | None => end.receive(piece, self.now),
+                }
+            }
+            while let Some((_, piece)) = end.late.pop_front_if(|(at, _)| *at <= self.now) {
+                end.receive(piece, self.now);
+            }
         }
         self.client.transmit(&mut self.up, self.now);
         self.agent.transmit(&mut self.down, self.now);

@@ -144,8 +144,7 @@ fn the_client_hears_of_unreachable_peers_and_the_agent_is_bounded() {
 
 #[test]
 fn numbers_out_of_range_end_the_session() {
-    for (id, fits) in
-        [(0, false), (1, true), (AssociationId::MOST.0, true), (AssociationId::MOST.0 + 1, false)]
+    for (id, fits) in [(0, false), (1, true), (AssociationId::MAX.0, true), (AssociationId::MAX.0 + 1, false)]
     {
         let hello = Frame::Hello { lane: 0, hello: Hello { version: VERSION, initial_credit: 0 } };
         let datagram = Found::Datagram(AssociationId(id), peer(1), vec![1]);
@@ -159,7 +158,7 @@ fn numbers_out_of_range_end_the_session() {
 }
 
 #[test]
-fn a_lost_lane_takes_its_datagrams_along() {
+fn a_lost_lane_takes_its_datagrams_and_queries_along() {
     let mut pair = Pair::new(vec![]);
     let lane = LaneId(1);
     let now = pair.now;
@@ -176,13 +175,16 @@ fn a_lost_lane_takes_its_datagrams_along() {
     carry(&mut pair.agent, &mut pair.client);
     // The first lane takes nothing, so they go by the other.
     pair.client.mux.writable(LaneId::FIRST, false);
-    let association = pair.client.mux.associate();
+    let (association, asks) = (pair.client.mux.associate(), pair.client.mux.associate());
     pair.client.mux.datagram(association, peer(1), b"lost", now);
+    pair.client.mux.query(asks, Target::Resolver, b"gone", now);
     pair.client.mux.prepare(now);
     assert_eq!(pair.client.mux.grant(), None);
-    assert!(pair.client.mux.unwritten(lane).windows(4).any(|bytes| bytes == b"lost"));
+    for payload in [b"lost", b"gone"] {
+        assert!(pair.client.mux.unwritten(lane).windows(4).any(|bytes| bytes == payload));
+    }
     pair.client.mux.writable(LaneId::FIRST, true);
-    pair.client.mux.lose(lane);
+    assert!(pair.client.mux.lose(lane, now) && pair.agent.mux.lose(lane, now));
     pair.exchange(usize::MAX);
-    assert_eq!(pair.agent.datagrams, []);
+    assert_eq!((pair.agent.datagrams, pair.agent.queries), (vec![], vec![]));
 }

@@ -31,6 +31,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         "[a-zäöü ]{0,300}".prop_map(|message| Frame::Goaway { message }),
         any::<(u32, u128)>().prop_map(|(process, token)| Frame::Door { door: Door { process, token } }),
         Just(Frame::Narrow),
+        any::<(u32, u64)>().prop_map(|(lane, received)| Frame::Lost { lane, received }),
         (stream.clone(), any_target(), any::<u64>()).prop_map(|(stream, target, credit)| Frame::Open {
             stream,
             target,

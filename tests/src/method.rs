@@ -1,0 +1,88 @@
+//! The capture methods, as the table of end-to-end cases has them: what each is asked for by, and what it can't do.
+
+/// A method of capture, by which cases run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// eBPF programs; sockets are looked up.
+    Lookup,
+    /// eBPF programs; destinations are rewritten.
+    Rewrite,
+}
+
+/// What differs by method. What a method can't do is here with the words that say so.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The arguments that ask for it, and for nothing else.
+    pub args: &'static [&'static str],
+    /// What the first line on standard error calls it.
+    pub called: &'static str,
+    /// The options that choose how forwarded traffic is captured, each to be tried; or the refusal of such traffic.
+    pub forwarded: Result<&'static [&'static str], &'static str>,
+    /// Whether programs hear of datagrams that nobody takes at the far side.
+    pub hears_refusals: bool,
+    /// Nothing, where queries to link-local nameservers are captured; or the warning that they aren't.
+    pub link_local: Result<(), &'static str>,
+    /// What a connection may meet that stands when the helper is killed.
+    pub fate_if_killed: &'static [&'static str],
+    /// How the lines begin that may be left of a helper that was killed, and how each of them is tagged.
+    pub inert: &'static [(&'static str, &'static str)],
+}
+
+/// The cgroup in which the client and its ssh were.
+const CGROUP: (&str, &str) = ("client cgroup", "/shuttle.");
+/// Policy rules for a mark that no packet has any more. The protocol is shuttle's.
+const RULES: [(&str, &str); 2] = [("client rule: ", "proto 219"), ("client rule6: ", "proto 219")];
+
+impl Method {
+    /// What differs.
+    pub fn row(self) -> Row {
+        match self {
+            Method::Lookup => Row {
+                args: &["--method=ebpf", "--ebpf-steering=lookup"],
+                called: "ebpf: lookup",
+                forwarded: Ok(&["--ebpf-ingress=tcx", "--ebpf-ingress=clsact"]),
+                hears_refusals: true,
+                link_local: Ok(()),
+                // Its own address goes with the helper's TUN device, and whatever is sent to it is lost from then on.
+                fate_if_killed: &["reset", "timeout"],
+                inert: &[CGROUP, RULES[0], RULES[1]],
+            },
+            Method::Rewrite => Row {
+                args: &["--method=ebpf", "--ebpf-steering=rewrite"],
+                called: "ebpf: rewrite",
+                forwarded: Err("forwarded traffic can't be captured by rewriting: leave out --lan, or use \
+                     --ebpf-steering=lookup (Linux 5.9)"),
+                hears_refusals: false,
+                link_local: Err("queries to link-local nameservers are not captured"),
+                fate_if_killed: &["reset"],
+                inert: &[CGROUP],
+            },
+        }
+    }
+}
+
+/// Makes of each `fn case(method: Method) -> Result<()>` one test for each method: `case::lookup` and so on.
+#[macro_export]
+macro_rules! by_each_method {
+    ($($case:ident),+ $(,)?) => {
+        $($crate::by_each_method! { $case by
+            Lookup as lookup,
+            Rewrite as rewrite,
+        })+
+    };
+    ($case:ident by $($method:ident as $test:ident),+ $(,)?) => {
+        mod $case {
+            use $crate::Method;
+
+            // A method that is not in the list above does not compile.
+            const _: fn(Method) = |method| match method {
+                $(Method::$method => {})+
+            };
+
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$case(Method::$method)
+            })+
+        }
+    };
+}
