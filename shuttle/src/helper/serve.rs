@@ -221,8 +221,7 @@ impl Helper {
         // Nothing is loaded after this, and what the loader knows is many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
         self.rules.clone_from(&plan.rules);
-        let kind = self.bypass.as_ref().map(Bypass::kind);
-        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, kind).await?);
+        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, self.bypass.as_ref()).await?);
         Ok(Response::Prepared)
     }
 

@@ -38,12 +38,8 @@ const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
 /// What can't be checked without root.
 const CHECKS: &str = "a trial capture in a network namespace and a cgroup of its own";
 
-/// What a candidate lacks to carry out the plan here; nothing, where it can.
+/// What a candidate lacks to carry out a plan here that it doesn't refuse; nothing, where it can.
 pub(super) fn missing(candidate: Candidate, plan: &Plan, mechanism: &Mechanism) -> Vec<Missing> {
-    let refusals = candidate.refusals(plan, mechanism);
-    if !refusals.is_empty() {
-        return refusals;
-    }
     if !nix::unistd::geteuid().is_root() {
         return vec![Missing::Unchecked(CHECKS.to_owned())];
     }

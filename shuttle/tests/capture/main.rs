@@ -42,6 +42,7 @@ type Case = (&'static str, &'static [Method], fn());
 pub(crate) enum Method {
     Lookup,
     Rewrite,
+    Nft,
 }
 
 impl Method {
@@ -55,6 +56,7 @@ impl Method {
         match self {
             Self::Lookup => (ebpf(Steering::Lookup), ""),
             Self::Rewrite => (ebpf(Steering::Rewrite), "_rewrite"),
+            Self::Nft => (by(MethodName::Nft), "_nft"),
         }
     }
 

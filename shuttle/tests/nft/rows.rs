@@ -1,4 +1,5 @@
-//! What a packet filter meets: programs of all kinds, and other tables. What goes in clear is counted at the only interface.
+//! What a packet filter meets: programs of all kinds, and other tables. What goes in clear is counted at the only
+//! interface.
 
 use std::{
     io,
@@ -107,7 +108,8 @@ impl Home {
     }
 }
 
-/// Counts what leaves by `d0` for other networks, after everybody else. (There are neighbour discovery and multicast too.)
+/// Counts what leaves by `d0` for other networks, after everybody else. (There are neighbour discovery and multicast
+/// too.)
 const COUNTER: &str = "table inet seen {
     counter clear { }
     chain q {

@@ -178,3 +178,25 @@ fn this_kernel_can_do_all_and_is_left_as_it_is() {
     assert_eq!(nft::check(&setup()).expect("all that is needed"), Owner::Socket);
     assert_eq!(listing(), "");
 }
+
+/// Each is a chain of its own.
+#[test]
+fn ten_thousand_lists_of_ports_are_soon_in_force() {
+    enter();
+    let rules: Vec<Rule> = (0..10_000_u32)
+        .map(|index| {
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 + index * 64);
+            rule(&format!("{address}/28#{}-{}", 1 + index, 20_000 + index))
+        })
+        .collect();
+    let setup = setup();
+    let entries = compile(&rules).expect("rules");
+    let start = used();
+    let mut table = Table::add(render(&setup, &entries)).expect("a table");
+    let added = used() - start;
+    let again = used();
+    table.replace(render_lookup(&setup, &entries, 1)).expect("replaced");
+    let replaced = used() - again;
+    println!("in force {added:?}; replaced {replaced:?}");
+    assert!(added < LIMIT && replaced < LIMIT, "{added:?}, {replaced:?}");
+}

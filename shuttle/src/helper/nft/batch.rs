@@ -1,5 +1,5 @@
-//! A transaction for the kernel: a message for each table, chain, set, piece of a set and rule. The kernel takes all of them or
-//! none. Numbers are those of linux/netfilter/nf_tables.h.
+//! A transaction for the kernel: a message for each table, chain, set, piece of a set and rule. The kernel takes all of
+//! them or none. Numbers are those of linux/netfilter/nf_tables.h.
 
 use std::net::IpAddr;
 
@@ -7,8 +7,8 @@ use super::{
     check::Kind as ExprKind,
     encode::{jump, push_rule},
     message::{APPEND, Attributes, CREATE, Kind, Messages, NEW},
-    render::{FLOW_LIMIT, FLOW_MINUTES},
-    ruleset::{Chain, Element, Expr, Family, Hook, Lookup, Map, Ruleset, Set},
+    render::FLOW_LIMIT,
+    ruleset::{Chain, Element, Expr, Family, Flows, Hook, Lookup, Map, Ruleset, Set},
 };
 
 /// Elements of a map in a message, two of the kernel's for each: their list must stay below 64 KiB.
@@ -189,7 +189,7 @@ impl<'a> Batch<'a> {
     fn add_set(&mut self, set: &Set) {
         match set {
             Set::Nameservers(family, addresses) => self.add_nameservers(*family, addresses),
-            Set::Flows(family) => self.add_flows(*family),
+            Set::Flows(flows) => self.add_flows(*flows),
         }
     }
 
@@ -211,9 +211,9 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn add_flows(&mut self, family: Family) {
-        let (name, id) = (family.flows(), self.next_id());
-        let (address, length) = address_type(family);
+    fn add_flows(&mut self, flows: Flows) {
+        let (name, id) = (flows.name(), self.next_id());
+        let (address, length) = address_type(flows.family());
         let parts = [address, TYPE_PORT, address, TYPE_PORT];
         let concatenation = parts.into_iter().fold(0, |all, part| all << TYPE_BITS | part);
         self.add(Kind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
@@ -222,7 +222,7 @@ impl<'a> Batch<'a> {
             message.nest(9, |description| {
                 description.u32(1, FLOW_LIMIT);
             });
-            message.u64(11, FLOW_MINUTES * 60 * 1000);
+            message.u64(11, u64::from(flows.timeout()) * 1000);
         });
     }
 

@@ -54,8 +54,8 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Has the kernel take the whole table, empty of rules, in a network namespace of its own. If it doesn't, says which parts it
-/// refuses. Needs root; without, the namespace is what can't be had.
+/// Has the kernel take the whole table, empty of rules, in a network namespace of its own. If it doesn't, says which
+/// parts it refuses. Needs root; without, the namespace is what can't be had.
 pub fn check(setup: &Setup) -> Result<Owner, Vec<Missing>> {
     let whole = || in_new_namespace(|| find_missing(&render(setup, &Entries::default()), add));
     thread::scope(|scope| scope.spawn(whole).join()).unwrap_or_else(|_| {
@@ -76,7 +76,8 @@ fn add(ruleset: Ruleset) -> Result<Owner, Error> {
     Table::add(ruleset).map(|table| table.owner())
 }
 
-/// Asks for the whole, and where that is refused for the table without rules, then with the rules of one kind after another.
+/// Asks for the whole, and where that is refused for the table without rules, then with the rules of one kind after
+/// another.
 fn find_missing(whole: &Ruleset, add: fn(Ruleset) -> Result<Owner, Error>) -> Result<Owner, Vec<Missing>> {
     let refused = match add(whole.clone()) {
         Ok(owner) => return Ok(owner),

@@ -1,5 +1,5 @@
-//! Expressions as the kernel runs them: loads into registers, comparisons, statements. The same as nft makes of the text.
-//! Numbers are those of linux/netfilter/nf_tables.h.
+//! Expressions as the kernel runs them: loads into registers, comparisons, statements. The same as nft makes of the
+//! text. Numbers are those of linux/netfilter/nf_tables.h.
 
 use std::net::IpAddr;
 
@@ -134,12 +134,12 @@ fn push(list: &mut List<'_, '_>, expr: &Expr) {
         Expr::DestinationAddress(IpAddr::V4(address)) => list.destination(Family::V4).is(&address.octets()),
         Expr::DestinationAddress(IpAddr::V6(address)) => list.destination(Family::V6).is(&address.octets()),
         Expr::ToNameserver(family) => list.destination(*family).lookup(family.nameservers(), None),
-        Expr::Known(family) => list.flow(*family).lookup(family.flows(), None),
+        Expr::Known(flows) => list.flow(flows.family()).lookup(flows.name(), None),
         Expr::Decide(family, map) => list.destination(*family).lookup(map, Some(VERDICT)),
         Expr::SetBits(bits) => list.change_mark(!bits, *bits),
         Expr::ClearBits(bits) => list.change_mark(!bits, 0),
-        Expr::Remember(family) => list.flow(*family).dynset(Dynset::Update, family.flows()),
-        Expr::Forget(family) => list.flow(*family).dynset(Dynset::Delete, family.flows()),
+        Expr::Remember(flows) => list.flow(flows.family()).dynset(Dynset::Update, flows.name()),
+        Expr::Forget(flows) => list.flow(flows.family()).dynset(Dynset::Delete, flows.name()),
         Expr::Tproxy(listener) => {
             match listener.ip() {
                 IpAddr::V4(address) => list.immediate(REGISTER, &address.octets()),
@@ -331,7 +331,8 @@ impl List<'_, '_> {
         });
     }
 
-    /// With a TCP reset (NFT_REJECT_TCP_RST), or ICMP (NFT_REJECT_ICMPX_UNREACH) with the code NFT_REJECT_ICMPX_NO_ROUTE.
+    /// With a TCP reset (NFT_REJECT_TCP_RST), or ICMP (NFT_REJECT_ICMPX_UNREACH) with the code
+    /// NFT_REJECT_ICMPX_NO_ROUTE.
     fn reject(&mut self, with: u32) {
         self.add("reject", |data| {
             data.u32(1, with).bytes(2, &[0]);

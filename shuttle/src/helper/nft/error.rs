@@ -5,6 +5,10 @@ use std::io;
 use shuttle_common::compile;
 
 use super::batch::Step;
+use crate::{
+    capture::{Failure, MethodName, Missing},
+    helper::parts::netlink,
+};
 
 /// Why the table is not there, or not as it should be. Each names operation, object and remedy.
 #[derive(Debug, thiserror::Error)]
@@ -56,5 +60,32 @@ impl Error {
         let source = io::Error::from_raw_os_error(code.wrapping_neg());
         let Step { operation, object, needs } = step.clone();
         Self::Refused { operation, object, table: table.to_owned(), source, needs }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (operation, source, needs) = match error {
+            Error::Rules(error) => return Self::Rules(error.to_string()),
+            Error::Unconfirmed(_) => return Self::system("changing nftables", &error),
+            Error::Namespace(source) => return Self::system("making a network namespace", &source),
+            Error::Socket { operation, source } => (
+                format!("{operation} for nf_tables"),
+                source,
+                "root and CONFIG_NF_TABLES: try `modprobe nf_tables`",
+            ),
+            Error::Refused { operation, object, table, source, needs } => {
+                (format!("{operation} {object} of the nftables table {table}"), source, needs)
+            }
+        };
+        let missing = Missing::Nftables { operation, reason: source.to_string(), needs: needs.to_owned() };
+        Self::Unable { method: MethodName::Nft, missing: vec![missing] }
+    }
+}
+
+/// Tables are undone beside routes and rules.
+impl From<Error> for netlink::Error {
+    fn from(error: Error) -> Self {
+        netlink::Error::system("removing an nftables table")(io::Error::other(error.to_string()))
     }
 }

@@ -14,7 +14,8 @@ pub(super) struct Interval {
     pub(super) ports: PortSet,
 }
 
-/// The intervals of one family in which some port is captured: ascending and disjoint; neighbours differ in their ports.
+/// The intervals of one family in which some port is captured: ascending and disjoint; neighbours differ in their
+/// ports.
 pub(super) fn intervals(entries: &Entries, family: Family) -> Vec<Interval> {
     let mut sweep = Sweep::default();
     match family {

@@ -1,7 +1,8 @@
 //! Netlink messages for nf_tables: framing and attributes. Numbers are those of linux/netfilter/nf_tables.h.
 //!
-//! By hand, since the bindings that are generated from the kernel's own description (Documentation/netlink/specs/nftables.yaml)
-//! have wrong numbers where that has: the attributes of `lookup`, the results of `fib`, the byte order of timeouts.
+//! By hand, since the bindings that are generated from the kernel's own description
+//! (Documentation/netlink/specs/nftables.yaml) have wrong numbers where that has: the attributes of `lookup`, the
+//! results of `fib`, the byte order of timeouts.
 
 /// Bytes of struct nlmsghdr.
 pub(super) const HEADER: usize = 16;
@@ -38,6 +39,8 @@ pub(super) enum Kind {
 pub(super) struct Messages {
     bytes: Vec<u8>,
     next: u32,
+    /// Where the last one begins.
+    last: usize,
 }
 
 impl Messages {
@@ -45,22 +48,29 @@ impl Messages {
     pub(super) fn new(first: u32) -> Self {
         /// NFNL_MSG_BATCH_BEGIN.
         const BEGIN: u16 = 16;
-        let mut messages = Self { bytes: Vec::new(), next: first };
+        let mut messages = Self { bytes: Vec::new(), next: first, last: 0 };
         messages.frame(BEGIN, 0, [0, 0], SUBSYSTEM, |_| ());
         messages
     }
 
-    /// Ends the transaction.
+    /// Ends the transaction. The kernel answers the last message, and those before that it refuses: an answer to each
+    /// would be more than a socket holds.
     pub(super) fn finish(mut self) -> Vec<u8> {
+        if let Some(header) = self.bytes.get(self.last..).and_then(<[u8]>::first_chunk::<HEADER>) {
+            let [_, _, _, _, _, _, f0, f1, ..] = *header;
+            let flags = u16::from_ne_bytes([f0, f1]) | NLM_F_ACK;
+            put_at(&mut self.bytes, self.last + 6, &flags.to_ne_bytes());
+        }
         /// NFNL_MSG_BATCH_END.
         const END: u16 = 17;
         self.frame(END, 0, [0, 0], SUBSYSTEM, |_| ());
         self.bytes
     }
 
-    /// Adds a message, which the kernel is to answer.
+    /// Adds a message.
     pub(super) fn add(&mut self, kind: Kind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
-        self.frame(SUBSYSTEM << 8 | kind as u16, flags | NLM_F_ACK, [INET, 0], 0, fill);
+        self.last = self.bytes.len();
+        self.frame(SUBSYSTEM << 8 | kind as u16, flags, [INET, 0], 0, fill);
     }
 
     fn frame(
@@ -134,7 +144,7 @@ fn put_at(buffer: &mut [u8], at: usize, value: &[u8]) {
 
 /// The question for a table, numbered `sequence`.
 pub(super) fn question(name: &str, sequence: u32) -> Vec<u8> {
-    let mut messages = Messages { bytes: Vec::new(), next: sequence };
+    let mut messages = Messages { bytes: Vec::new(), next: sequence, last: 0 };
     messages.frame(SUBSYSTEM << 8 | Kind::GetTable as u16, 0, [INET, 0], 0, |message| {
         message.text(1, name);
     });

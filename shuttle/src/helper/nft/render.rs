@@ -1,9 +1,9 @@
 //! From what is to be captured to the ruleset: pure.
 //!
-//! `output` decides about all that this host sends, after every other table: a captured packet gets the capture bit, by which
-//! it is routed to the loopback interface, where `back` gives it to the listener. Of TCP, `rules` decides the SYN alone; the
-//! connection's other packets are known by their addresses and ports. So no conntrack is needed, and what others do to
-//! marks and to conntrack entries on the way makes no difference.
+//! `output` decides about all that this host sends, after every other table: a captured packet gets the capture bit, by
+//! which it is routed to the loopback interface, where `back` gives it to the listener. Of TCP, `rules` decides the SYN
+//! alone; the connection's other packets are known by their addresses and ports. So no conntrack is needed, and what
+//! others do to marks and to conntrack entries on the way makes no difference.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,8 +18,8 @@ use shuttle_common::{
 use super::{
     intervals::intervals,
     ruleset::{
-        Base, Bits, Cgroup, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Rule, Ruleset,
-        Set,
+        Base, Bits, Cgroup, Chain, Element, Expr, Family, Flows, Hook, Kind, Lookup, Map, Protocol, Rule,
+        Ruleset, Set,
     },
 };
 use crate::policy::Nameserver;
@@ -30,8 +30,6 @@ pub(super) const CAPTURED: &str = "captured";
 const RULES: &str = "rules";
 /// The most connections of a family at once; beyond, new ones are refused.
 pub(super) const FLOW_LIMIT: u32 = 262_144;
-/// A connection is known for so long after its last packet. The listener's keepalive comes five times as often.
-pub(super) const FLOW_MINUTES: u64 = 5;
 const DNS: u16 = 53;
 
 /// After all others, so that nobody changes the mark after us.
@@ -40,7 +38,8 @@ const DECIDING: i32 = LAST - 2;
 const DECIDED: i32 = LAST - 1;
 /// The guard's.
 pub(super) const LAST: i32 = i32::MAX;
-/// Before connection tracking and `raw` (-300), so that nobody changes the mark before us; after defragmentation (-400).
+/// Before connection tracking and `raw` (-300), so that nobody changes the mark before us; after defragmentation
+/// (-400).
 pub(super) const FIRST: i32 = -310;
 /// After `mangle` (-150), where others restore marks; before destinations are translated (-100).
 pub(super) const AFTER_MANGLE: i32 = -140;
@@ -97,7 +96,9 @@ pub fn render(setup: &Setup, entries: &Entries) -> Ruleset {
         addresses.dedup();
         Set::Nameservers(family, addresses)
     });
-    let sets = nameservers.into_iter().chain(Family::BOTH.map(Set::Flows)).collect();
+    let opening = Family::BOTH.map(Flows::Opening).into_iter().filter(|_| !setup.lans.is_empty());
+    let flows = Family::BOTH.map(Flows::Captured).into_iter().chain(opening);
+    let sets = nameservers.into_iter().chain(flows.map(Set::Flows)).collect();
     Ruleset { table: setup.table.clone(), sets, chains, lookup: Some(render_lookup(setup, entries, 0)) }
 }
 
@@ -180,9 +181,13 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
         vec![Expr::PacketMark(none(capture)), goto("passed")],
         vec![tcp.clone(), goto("opened")],
     ]);
-    let mut opened: Vec<_> = of_connections(Expr::Remember, Some(Expr::Accept)).into();
+    let mut opened: Vec<_> = of_connections(Flows::Captured, Expr::Remember, Some(Expr::Accept)).into();
     opened.push(vec![goto("refuse")]);
-    let kept = [vec![Expr::SetBits(capture)]].into_iter().chain(of_connections(Expr::Remember, None));
+    let kept = [vec![Expr::SetBits(capture)]].into_iter().chain(of_connections(
+        Flows::Captured,
+        Expr::Remember,
+        None,
+    ));
     // Where there was no route but our fallback, and no instance captures the packet.
     let unrouted = vec![
         Expr::OutputInterface(setup.tun.clone()),
@@ -197,8 +202,8 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
         chain("decide", decide),
         chain("opened", opened),
         // Of an earlier connection between the same ports.
-        chain("passed", of_connections(Expr::Forget, None)),
-        chain("known", of_connections(Expr::Known, Some(goto("kept")))),
+        chain("passed", of_connections(Flows::Captured, Expr::Forget, None)),
+        chain("known", of_connections(Flows::Captured, Expr::Known, Some(goto("kept")))),
         chain("kept", kept),
         base("unrouted", Hook::Output, DECIDED, [unrouted]),
         chain("refuse", refuse),
@@ -225,11 +230,16 @@ pub(super) fn captured_here(setup: &Setup) -> [Expr; 2] {
 fn incoming(setup: &Setup) -> Vec<Chain> {
     let [from_here, ours] = captured_here(setup);
     let back = vec![from_here, ours, goto("arrive")];
-    let arrive = [
-        vec![Expr::Protocol(Protocol::Tcp), Expr::Opens(false), Expr::Accept],
-        vec![Expr::Destination(Kind::Local, true), goto("arrive_own")],
-        vec![goto("take")],
+    // The socket of a connection to a link-local nameserver is bound to the link, and `tproxy` looks for one by `lo`.
+    let linked = vec![
+        Expr::Family(Family::V6),
+        Expr::Protocol(Protocol::Tcp),
+        Expr::Opens(false),
+        Expr::ToNameserver(Family::V6),
+        Expr::Accept,
     ];
+    let own = vec![Expr::Destination(Kind::Local, true), goto("arrive_own")];
+    let arrive = [linked, own, vec![goto("take")]];
     let take = Family::BOTH.into_iter().flat_map(|family| {
         let to = listeners(setup, family).into_iter();
         to.flat_map(move |to| [(Protocol::Tcp, to.tcp), (Protocol::Udp, to.udp)]).map(
@@ -260,13 +270,16 @@ fn forwarded(setup: &Setup) -> Vec<Chain> {
         .chain([
             vec![Expr::PacketMark(none(setup.capture)), Expr::Return],
             vec![Expr::SetBits(setup.forwarded)],
-            vec![goto("take")],
-        ]);
-    let known = vec![Expr::SocketTransparent, Expr::SetBits(setup.capture | setup.forwarded)];
+        ])
+        .chain(of_connections(Flows::Opening, Expr::Remember, None))
+        .chain([vec![goto("take")]]);
+    let mark = Expr::SetBits(setup.capture | setup.forwarded);
+    let known = [vec![Expr::SocketTransparent, mark.clone(), Expr::Return]].into_iter();
+    let known = known.chain(of_connections(Flows::Opening, Expr::Known, [mark, goto("take")]));
     vec![
         base("lan", Hook::Prerouting, AFTER_MANGLE, lans),
         chain("forwarded", rules),
-        chain("forwarded_known", [known]),
+        chain("forwarded_known", known),
     ]
 }
 
@@ -286,9 +299,13 @@ fn to_nameservers(then: &str) -> Vec<Rule> {
 }
 
 /// A rule for the set of connections of each family.
-pub(super) fn of_connections(what: fn(Family) -> Expr, then: Option<Expr>) -> [Rule; 2] {
+pub(super) fn of_connections(
+    set: fn(Family) -> Flows,
+    what: fn(Flows) -> Expr,
+    then: impl IntoIterator<Item = Expr> + Clone,
+) -> [Rule; 2] {
     Family::BOTH.map(|family| {
-        let about = [Expr::Family(family), Expr::Protocol(Protocol::Tcp), what(family)];
+        let about = [Expr::Family(family), Expr::Protocol(Protocol::Tcp), what(set(family))];
         about.into_iter().chain(then.clone()).collect()
     })
 }

@@ -1,7 +1,7 @@
 //! The ruleset as a value: the kinds of tables, sets, rules and expressions that this method needs, and no others.
 //!
-//! `Display` (in `text`) writes it in nft's own language; `encode` turns it into netlink messages. Tests compare what the
-//! kernel makes of both.
+//! `Display` (in `text`) writes it in nft's own language; `encode` turns it into netlink messages. Tests compare what
+//! the kernel makes of both.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -30,12 +30,40 @@ impl Family {
             Self::V6 => "ns6",
         }
     }
+}
 
-    /// The set of its captured TCP connections.
-    pub(super) fn flows(self) -> &'static str {
+/// A set of TCP connections of a family: source address and port, destination address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flows {
+    /// `flowsN`: those that are captured, for five minutes after their last packet. The listener's keepalive comes five
+    /// times as often.
+    Captured(Family),
+    /// `openingN`: those that a machine behind a LAN interface opens and that may have no socket yet, where the kernel
+    /// answers with SYN cookies.
+    Opening(Family),
+}
+
+impl Flows {
+    pub(super) fn family(self) -> Family {
         match self {
-            Self::V4 => "flows4",
-            Self::V6 => "flows6",
+            Self::Captured(family) | Self::Opening(family) => family,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Captured(Family::V4) => "flows4",
+            Self::Captured(Family::V6) => "flows6",
+            Self::Opening(Family::V4) => "opening4",
+            Self::Opening(Family::V6) => "opening6",
+        }
+    }
+
+    /// In seconds, after the last packet that put it there.
+    pub(super) fn timeout(self) -> u32 {
+        match self {
+            Self::Captured(_) => 300,
+            Self::Opening(_) => 10,
         }
     }
 }
@@ -53,11 +81,12 @@ pub struct Ruleset {
     pub lookup: Option<Lookup>,
 }
 
-/// Which destinations are captured: one map for each family, the chains that its elements jump to, and the chain that asks
-/// the maps.
+/// Which destinations are captured: one map for each family, the chains that its elements jump to, and the chain that
+/// asks the maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
-    /// Distinguishes the names of maps and chains from those of the lookup before, beside which they stand for a moment.
+    /// Distinguishes the names of maps and chains from those of the lookup before, beside which they stand for a
+    /// moment.
     pub generation: u32,
     /// IPv4 and IPv6.
     pub maps: [Map; 2],
@@ -102,8 +131,8 @@ pub struct Element {
 pub enum Set {
     /// Addresses of nameservers, `nsN`.
     Nameservers(Family, Vec<IpAddr>),
-    /// TCP connections, `flowsN`: source address and port, destination address and port.
-    Flows(Family),
+    /// TCP connections.
+    Flows(Flows),
 }
 
 /// A chain.
@@ -147,13 +176,15 @@ pub enum Expr {
     Family(Family),
     /// The packet's transport protocol.
     Protocol(Protocol),
-    /// The mark of the socket that sends the packet, which no other table can change. No match for packets without a socket.
+    /// The mark of the socket that sends the packet, which no other table can change. No match for packets without a
+    /// socket.
     SocketMark(Bits),
     /// The socket that sends the packet is of a process in this cgroup or below it (Linux 5.13).
     SocketCgroup(Cgroup),
     /// The packet's mark.
     PacketMark(Bits),
-    /// The packet belongs to a socket of this host with IP_TRANSPARENT: one that listens, or a connection that it accepted.
+    /// The packet belongs to a socket of this host with IP_TRANSPARENT: one that listens, or a connection that it
+    /// accepted.
     SocketTransparent,
     /// Whether the TCP packet opens a connection: SYN without ACK, FIN and RST.
     Opens(bool),
@@ -174,18 +205,18 @@ pub enum Expr {
     /// The destination is in the set of nameservers.
     ToNameserver(Family),
     /// The packet's addresses and ports are in the set of connections.
-    Known(Family),
+    Known(Flows),
     /// Jumps to the chain that the map has for the destination; goes on with the next rule after it.
     Decide(Family, String),
     /// Sets these bits of the packet's mark.
     SetBits(u32),
     /// Clears these bits of the packet's mark.
     ClearBits(u32),
-    /// Puts the packet's addresses and ports into the set of connections, or has them stay there for the full time again. No
-    /// match if the set is full.
-    Remember(Family),
+    /// Puts the packet's addresses and ports into the set of connections, or has them stay there for the full time
+    /// again. No match if the set is full.
+    Remember(Flows),
     /// Takes the packet's addresses and ports from the set of connections, if they are there.
-    Forget(Family),
+    Forget(Flows),
     /// Gives the packet to this listener; no match if that is gone.
     Tproxy(SocketAddr),
     /// Drops the packet, and answers it with a TCP reset.

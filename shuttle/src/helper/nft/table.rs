@@ -19,7 +19,7 @@ use super::{
 };
 use crate::sys::capture::wait_for_programs;
 
-/// Holds the kernel's answers to a transaction, one for each message.
+/// Holds the kernel's answers to a transaction: one, or the refusals.
 const ANSWERS: usize = 4 << 20;
 /// Beyond the messages, what the kernel counts as part of them.
 const SPARE: usize = 4096;
@@ -34,8 +34,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Puts the ruleset in force in this thread's network namespace, all of it or nothing. It goes when the value is dropped
-    /// and, where the kernel knows owners (Linux 5.12), when the process ends in whatever way.
+    /// Puts the ruleset in force in this thread's network namespace, all of it or nothing. It goes when the value is
+    /// dropped and, where the kernel knows owners (Linux 5.12), when the process ends in whatever way.
     pub fn add(ruleset: Ruleset) -> Result<Self, Error> {
         match Self::add_as(ruleset.clone(), Owner::Socket) {
             Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -55,8 +55,9 @@ impl Table {
 
     /// Replaces the rules: each packet meets all of the old ones or all of the new ones. On an error the old ones stay.
     ///
-    /// In three transactions, since the kernel switches rules at once for each packet, but maps before or after that: new maps
-    /// may still be empty when new rules ask them, and old ones be empty already for a packet that is among the old rules.
+    /// In three transactions, since the kernel switches rules at once for each packet, but maps before or after that:
+    /// new maps may still be empty when new rules ask them, and old ones be empty already for a packet that is among
+    /// the old rules.
     pub fn replace(&mut self, lookup: Lookup) -> Result<(), Error> {
         self.socket.transact(&self.name, |batch| batch.add_lookup(&lookup))?;
         let lookup = lookup.without_elements();
@@ -169,7 +170,8 @@ impl Nfnetlink {
             let received = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => continue,
+                // Of a thousand refusals, the first is there.
+                Err(Errno::EINTR | Errno::ENOBUFS) => continue,
                 Err(errno) => return Err(Error::socket("reading the answer")(errno)),
             };
             for (sequence, code) in answers(buffer.get(..received).unwrap_or_default()) {

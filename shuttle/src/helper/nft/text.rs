@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    render::{CAPTURED, FLOW_LIMIT, FLOW_MINUTES},
+    render::{CAPTURED, FLOW_LIMIT},
     ruleset::{Bits, Cgroup, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Ruleset, Set},
 };
 
@@ -84,11 +84,15 @@ impl Display for Set {
                     writeln!(f, "\t\telements = {{ {} }}", list.join(", "))?;
                 }
             }
-            Self::Flows(family) => {
-                let key = address_type(*family);
+            Self::Flows(flows) => {
+                let key = address_type(flows.family());
                 let key = format!("{key} . inet_service . {key} . inet_service");
-                writeln!(f, "\tset {} {{\n\t\ttype {key}\n\t\tsize {FLOW_LIMIT}", family.flows())?;
-                writeln!(f, "\t\tflags dynamic,timeout\n\t\ttimeout {FLOW_MINUTES}m")?;
+                writeln!(f, "\tset {} {{\n\t\ttype {key}\n\t\tsize {FLOW_LIMIT}", flows.name())?;
+                let timeout = match flows.timeout() {
+                    seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+                    seconds => format!("{seconds}s"),
+                };
+                writeln!(f, "\t\tflags dynamic,timeout\n\t\ttimeout {timeout}")?;
             }
         }
         writeln!(f, "\t}}")
@@ -141,12 +145,12 @@ impl Display for Expr {
             Self::DestinationPorts(first, last) => write!(f, "th dport {first}-{last}"),
             Self::DestinationAddress(address) => write!(f, "{} daddr {address}", ip(Family::of(*address))),
             Self::ToNameserver(family) => write!(f, "{} daddr @{}", ip(*family), family.nameservers()),
-            Self::Known(family) => write!(f, "{} @{}", flow(*family), family.flows()),
+            Self::Known(flows) => write!(f, "{} @{}", flow(flows.family()), flows.name()),
             Self::Decide(family, map) => write!(f, "{} daddr vmap @{map}", ip(*family)),
             Self::SetBits(bits) => write!(f, "meta mark set meta mark or {bits:#010x}"),
             Self::ClearBits(bits) => write!(f, "meta mark set meta mark and {:#010x}", !bits),
-            Self::Remember(family) => write!(f, "update @{} {{ {} }}", family.flows(), flow(*family)),
-            Self::Forget(family) => write!(f, "delete @{} {{ {} }}", family.flows(), flow(*family)),
+            Self::Remember(flows) => write!(f, "update @{} {{ {} }}", flows.name(), flow(flows.family())),
+            Self::Forget(flows) => write!(f, "delete @{} {{ {} }}", flows.name(), flow(flows.family())),
             Self::Tproxy(listener) => {
                 let ip = ip(Family::of(listener.ip()));
                 // Not opened yet.

@@ -20,6 +20,8 @@ use crate::{capture::LanFault, policy::Lans};
 pub(crate) struct Lan {
     pub(crate) index: u32,
     pub(crate) name: String,
+    /// Whether it is a bridge, and its packets come in by the ports first.
+    pub(crate) bridge: bool,
 }
 
 /// Why no LAN interface is found.
@@ -61,7 +63,7 @@ struct Link {
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
         let mut link = Self {
-            lan: Lan { index: message.header.index, name: String::new() },
+            lan: Lan { index: message.header.index, name: String::new(), bridge: false },
             up: message.header.flags.contains(LinkFlags::Up),
             layer: message.header.link_layer_type,
             kind: None,
@@ -80,6 +82,7 @@ impl From<LinkMessage> for Link {
                 _ => {}
             }
         }
+        link.lan.bridge = link.kind == Some(InfoKind::Bridge);
         link
     }
 }
@@ -134,7 +137,8 @@ fn is_ours(name: &str) -> bool {
 
 /// The interfaces of a default route. Those of our own tables lead here.
 fn leads_everywhere(route: &RouteMessage) -> Vec<u32> {
-    let ours = SLOTS.iter().any(|slot| route.attributes.contains(&RouteAttribute::Table(slot.table())));
+    let ours = |table: u32| route.attributes.contains(&RouteAttribute::Table(table));
+    let ours = SLOTS.iter().any(|slot| ours(slot.table()) || ours(slot.fallback_table()));
     if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast || ours {
         return Vec::new();
     }
@@ -153,7 +157,7 @@ mod tests {
 
     fn links() -> Vec<Link> {
         let link = |index, name: &str, layer, kind, controller| Link {
-            lan: Lan { index, name: name.into() },
+            lan: Lan { index, name: name.into(), bridge: kind == Some(InfoKind::Bridge) },
             up: name != "off",
             layer,
             kind,
