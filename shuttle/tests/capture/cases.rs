@@ -18,13 +18,14 @@ use crate::{
     app::{How, ask, connect},
     bypass, kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, resolvers, rewrite,
+    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite,
     rewrite::our_cgroups,
     router, swaps, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
 const REWRITE: &[Method] = &[Method::Rewrite];
+const NFT: &[Method] = &[Method::Nft];
 /// Those that route captured packets back to this host.
 const ROUTING: &[Method] = &[Method::Lookup, Method::Nft];
 const BESIDE: &[Method] = &[Method::Rewrite, Method::Nft];
@@ -81,6 +82,11 @@ pub(crate) const ALL: &[Case] = &[
     ("endings", REWRITE, rewrite::however_it_ends_nothing_stays),
     ("getpeername", EVERY, rewrite::getpeername_is_truthful),
     ("not_an_open_proxy", REWRITE, rewrite::the_listeners_serve_nobody_else),
+    ("without_a_route", EVERY, packet_filter::without_a_route),
+    ("two_without_a_route", NFT, packet_filter::two_without_a_route),
+    ("forwarded_beside_others", NFT, packet_filter::forwarded_beside_others),
+    ("removed_policy_rules", NFT, packet_filter::removed_policy_rules),
+    ("accepted_connections_are_kept", NFT, packet_filter::accepted_connections_are_kept),
     ("beside_lookup", BESIDE, rewrite::beside_lookup),
 ];
 

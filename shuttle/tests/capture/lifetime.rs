@@ -57,7 +57,7 @@ pub(crate) fn termination_leaves_nothing() {
 }
 
 /// Every packet of this namespace from now on.
-fn wire() -> Socket {
+pub(crate) fn wire() -> Socket {
     let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(all)).expect("a packet socket");
     socket.set_nonblocking(true).expect("a socket");

@@ -10,6 +10,7 @@ mod lab;
 mod lifetime;
 mod neighbours;
 mod notices;
+mod packet_filter;
 mod resolvers;
 mod rewrite;
 mod router;
