@@ -7,6 +7,8 @@ pub enum Method {
     Lookup,
     /// eBPF programs; destinations are rewritten.
     Rewrite,
+    /// nftables.
+    Nft,
 }
 
 /// What differs by method. What a method can't do is here with the words that say so.
@@ -18,6 +20,13 @@ pub struct Row {
     pub called: &'static str,
     /// The options that choose how forwarded traffic is captured, each to be tried; or the refusal of such traffic.
     pub forwarded: Result<&'static [&'static str], &'static str>,
+    /// Nothing, where a bridge's packets are captured whether or not br_netfilter is on; or the refusal while it is.
+    pub filtered_bridges: Result<(), &'static str>,
+    /// Whether fragments of forwarded datagrams that aren't captured pass as they are; else the kernel puts all
+    /// together.
+    pub passes_fragments: bool,
+    /// Whether it warns where a firewall drops forwarded connections that it has captured.
+    pub names_firewalls: bool,
     /// Whether programs hear of datagrams that nobody takes at the far side.
     pub hears_refusals: bool,
     /// Nothing, where queries to link-local nameservers are captured; or the warning that they aren't.
@@ -33,6 +42,9 @@ const CGROUP: (&str, &str) = ("client cgroup", "/shuttle.");
 /// Policy rules for a mark that no packet has any more. The protocol is shuttle's.
 const RULES: [(&str, &str); 2] = [("client rule: ", "proto 219"), ("client rule6: ", "proto 219")];
 
+/// What holds back the packets of connections that were captured.
+const GUARD: (&str, &str) = ("client nft: table inet shuttle_0_guard", "");
+
 impl Method {
     /// What differs.
     pub fn row(self) -> Row {
@@ -41,6 +53,9 @@ impl Method {
                 args: &["--method=ebpf", "--ebpf-steering=lookup"],
                 called: "ebpf: lookup",
                 forwarded: Ok(&["--ebpf-ingress=tcx", "--ebpf-ingress=clsact"]),
+                filtered_bridges: Ok(()),
+                passes_fragments: true,
+                names_firewalls: true,
                 hears_refusals: true,
                 link_local: Ok(()),
                 // Its own address goes with the helper's TUN device, and whatever is sent to it is lost from then on.
@@ -52,10 +67,25 @@ impl Method {
                 called: "ebpf: rewrite",
                 forwarded: Err("forwarded traffic can't be captured by rewriting: leave out --lan, or use \
                      --ebpf-steering=lookup (Linux 5.9)"),
+                filtered_bridges: Ok(()),
+                passes_fragments: true,
+                names_firewalls: true,
                 hears_refusals: false,
                 link_local: Err("queries to link-local nameservers are not captured"),
                 fate_if_killed: &["reset"],
                 inert: &[CGROUP],
+            },
+            Method::Nft => Row {
+                args: &["--method=nft"],
+                called: "nft: table shuttle_",
+                forwarded: Ok(&[]),
+                filtered_bridges: Err("while net.bridge.bridge-nf-call-iptables is 1: use --method=ebpf"),
+                passes_fragments: false,
+                names_firewalls: false,
+                hears_refusals: true,
+                link_local: Ok(()),
+                fate_if_killed: &["reset"],
+                inert: &[CGROUP, RULES[0], RULES[1], GUARD],
             },
         }
     }
@@ -68,6 +98,7 @@ macro_rules! by_each_method {
         $($crate::by_each_method! { $case by
             Lookup as lookup,
             Rewrite as rewrite,
+            Nft as nft,
         })+
     };
     ($case:ident by $($method:ident as $test:ident),+ $(,)?) => {

@@ -6,7 +6,7 @@ use shuttle_tests::traffic::connects::Connects;
 use shuttle_tests::traffic::exchange::Exchanged;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::traffic::{Spread, port};
-use shuttle_tests::{Lab, Link, Run, Shuttle};
+use shuttle_tests::{Lab, Link, Method, Run, Shuttle};
 use std::time::Duration;
 
 use crate::bench::peers::Peer;
@@ -23,7 +23,7 @@ pub(crate) fn run() -> Result<()> {
     println!("\n$ sudo shuttle --method=ebpf -r shut-remote@server 0/0 ::/0");
     let mut shuttle = Shuttle::connect(&lab, Run::remote(&["0/0", "::/0"]))?;
     show_both_families(&lab).with_context(|| shuttle.stderr())?;
-    let ours = Speed::of(&lab, Peer::Shuttle)?;
+    let ours = Speed::of(&lab, Peer::Shuttle(Method::Lookup))?;
     shuttle.signal(nix::sys::signal::Signal::SIGINT)?;
     shuttle.wait(Duration::from_secs(10))?;
     let left = lab.wait_clean(Duration::from_secs(10))?;

@@ -80,6 +80,29 @@ pub enum Missing {
         /// The kernel's error.
         reason: String,
     },
+    /// The kernel refuses a part of an nftables table.
+    #[error("{operation}: {reason} (needs {needs})")]
+    Nftables {
+        /// The operation and its object.
+        operation: String,
+        /// What the kernel says.
+        reason: String,
+        /// What it takes.
+        needs: String,
+    },
+    /// The IP hooks see a bridge's packets at its ports, where none can be handed to a listener.
+    #[error(
+        "--method={method} can't capture what comes in by the bridge {lan} while {setting} is 1: use --method=ebpf, or \
+         set it to 0 if no firewall relies on it"
+    )]
+    FilteredBridge {
+        /// The method.
+        method: MethodName,
+        /// The bridge.
+        lan: String,
+        /// The kernel's setting.
+        setting: String,
+    },
     /// A cgroup can't be had.
     #[error("{0}")]
     Cgroup(String),

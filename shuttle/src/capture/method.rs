@@ -9,17 +9,20 @@ use serde::{Deserialize, Serialize};
 pub enum MethodName {
     /// eBPF programs, and no packet filter. Linux 5.7.
     Ebpf,
+    /// nftables. Linux 5.4.
+    Nft,
 }
 
 impl MethodName {
     /// All of them, in the order of preference.
-    pub const ALL: [Self; 1] = [Self::Ebpf];
+    pub const ALL: [Self; 2] = [Self::Ebpf, Self::Nft];
 }
 
 impl fmt::Display for MethodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ebpf => "ebpf",
+            Self::Nft => "nft",
         })
     }
 }

@@ -102,6 +102,8 @@ pub enum MethodArgument {
     Auto,
     /// eBPF programs, without iptables (Linux 5.7)
     Ebpf,
+    /// nftables, without the program nft (Linux 5.4)
+    Nft,
 }
 
 /// Where forwarded traffic is inspected, as typed.

@@ -132,6 +132,7 @@ fn mechanism(arguments: &Tunnel, verbosity: Verbosity) -> Mechanism {
     let method = match arguments.method {
         None | Some(MethodArgument::Auto) => MethodChoice::Auto,
         Some(MethodArgument::Ebpf) => MethodChoice::Only(MethodName::Ebpf),
+        Some(MethodArgument::Nft) => MethodChoice::Only(MethodName::Nft),
     };
     let steering = match arguments.ebpf_steering {
         None | Some(SteeringArgument::Auto) => None,

@@ -5,6 +5,7 @@ use std::{os::fd::OwnedFd, sync::Arc};
 use shuttle_common::{compile::compile, rule::Rule};
 
 use super::{
+    bypass::{Bypass, Place},
     method::{Candidate, Loader, Method},
     parts::{
         Parts,
@@ -41,6 +42,7 @@ struct Order {
     plan: Plan,
     mechanism: Mechanism,
     bypass: Option<BypassKind>,
+    place: Option<Place>,
     candidates: Vec<Candidate>,
     passed_over: Vec<(Candidate, Vec<Missing>)>,
 }
@@ -79,11 +81,13 @@ impl Prepared {
         loader: &mut Loader,
         plan: Plan,
         mechanism: Mechanism,
-        bypass: Option<BypassKind>,
+        bypass: Option<&Bypass>,
     ) -> Result<Self, Failure> {
         undo::leftovers(&Netlink::open()?).await?;
         let candidates = Candidate::of(&mechanism);
-        Order { plan, mechanism, bypass, candidates, passed_over: Vec::new() }.prepare(loader).await
+        let place = bypass.and_then(Bypass::place).cloned();
+        let bypass = bypass.map(Bypass::kind);
+        Order { plan, mechanism, bypass, place, candidates, passed_over: Vec::new() }.prepare(loader).await
     }
 
     /// Replaces the rules of the plan, before the start.
@@ -141,7 +145,7 @@ impl Order {
                 missing.push(Missing::Bypass { method: candidate.method(), kind });
             }
             let prepared = if missing.is_empty() {
-                try_one(candidate, &self.plan, &self.mechanism, loader).await
+                self.try_one(candidate, loader).await
             } else {
                 Err(Failure::Unable { method: candidate.method(), missing })
             };
@@ -150,6 +154,24 @@ impl Order {
                     return Ok(Prepared { method, parts, listeners, note, order: self });
                 }
                 Err(failure) => self.pass_over(failure)?,
+            }
+        }
+    }
+
+    async fn try_one(
+        &self,
+        candidate: Candidate,
+        loader: &mut Loader,
+    ) -> Result<(Method, Parts, Listeners, String), Failure> {
+        let Self { plan, mechanism, .. } = self;
+        let entries = compile(&plan.rules).map_err(|error| Failure::Rules(error.to_string()))?;
+        let mut parts = Parts::find(Netlink::open()?, plan, Arc::new(entries)).await?;
+        parts.bypass.clone_from(&self.place);
+        match fill(candidate, plan, mechanism, loader, &mut parts).await {
+            Ok((method, listeners, note)) => Ok((method, parts, listeners, note)),
+            Err(failure) => {
+                undo::all(parts.ledger, &parts.netlink).await;
+                Err(failure)
             }
         }
     }
@@ -200,23 +222,6 @@ impl Order {
     }
 }
 
-async fn try_one(
-    candidate: Candidate,
-    plan: &Plan,
-    mechanism: &Mechanism,
-    loader: &mut Loader,
-) -> Result<(Method, Parts, Listeners, String), Failure> {
-    let entries = compile(&plan.rules).map_err(|error| Failure::Rules(error.to_string()))?;
-    let mut parts = Parts::find(Netlink::open()?, plan, Arc::new(entries)).await?;
-    match fill(candidate, plan, mechanism, loader, &mut parts).await {
-        Ok((method, listeners, note)) => Ok((method, parts, listeners, note)),
-        Err(failure) => {
-            undo::all(parts.ledger, &parts.netlink).await;
-            Err(failure)
-        }
-    }
-}
-
 async fn fill(
     candidate: Candidate,
     plan: &Plan,
@@ -224,6 +229,10 @@ async fn fill(
     loader: &mut Loader,
     parts: &mut Parts,
 ) -> Result<(Method, Listeners, String), Failure> {
+    let missing = candidate.hindrances(parts);
+    if !missing.is_empty() {
+        return Err(Failure::Unable { method: candidate.method(), missing });
+    }
     let (mut method, listeners) = Method::prepare(candidate, mechanism, loader, parts).await?;
     let entries =
         method.entries_for(parts, &plan.rules).map_err(|error| Failure::Rules(error.to_string()))?;
@@ -235,12 +244,12 @@ async fn fill(
 
 impl Capture {
     /// Replaces all rules atomically; on an error the old ones stay. Says what of them this host can't do.
-    pub(super) fn replace_rules(&mut self, rules: &[Rule]) -> Result<String, Failure> {
+    pub(super) async fn replace_rules(&mut self, rules: &[Rule]) -> Result<String, Failure> {
         let entries = self.method.entries_for(&self.parts, rules);
         let entries = entries.map_err(|error| Failure::Rules(error.to_string()))?;
         let before = self.parts.entries.clone();
         let note = self.parts.enforce(entries);
-        match self.method.replace(self.parts.entries.clone()) {
+        match self.method.replace(&self.parts).await {
             Ok(()) => Ok(note),
             Err(failure) => {
                 self.parts.entries = before;

@@ -7,7 +7,7 @@ use shuttle_common::compile::compile;
 
 use super::{
     method::Candidate,
-    parts::{Facts, Parts, claim::Claim, netlink::Netlink},
+    parts::{Parts, claim::Claim, netlink::Netlink},
     trial,
 };
 use crate::{
@@ -20,9 +20,9 @@ pub(super) async fn text(plan: &Plan, mechanism: &Mechanism) -> Result<String, F
     let mut remarks = String::new();
     let mut tried = Vec::new();
     for candidate in Candidate::of(mechanism) {
-        let (unchecked, missing): (Vec<_>, Vec<_>) = trial::missing(candidate, plan, mechanism)
-            .into_iter()
-            .partition(|missing| matches!(missing, Missing::Unchecked(_)));
+        let all = missing(candidate, plan, mechanism).await?;
+        let (unchecked, missing): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|missing| matches!(missing, Missing::Unchecked(_)));
         if missing.is_empty() {
             if !unchecked.is_empty() {
                 line(&mut remarks, &joined(&unchecked));
@@ -32,12 +32,28 @@ pub(super) async fn text(plan: &Plan, mechanism: &Mechanism) -> Result<String, F
         line(&mut remarks, &format!("not by {candidate}: {}", joined(&missing)));
         tried.push((candidate.method(), missing));
     }
-    Err(match (mechanism.method, tried.into_iter().next()) {
-        (MethodChoice::Only(method), Some((_, missing))) => Failure::Unable { method, missing },
-        (MethodChoice::Auto | MethodChoice::Only(_), first) => {
-            Failure::NoMethod { tried: first.into_iter().collect() }
+    // Of each method, the first way says what the kernel lacks.
+    tried.dedup_by_key(|(method, _)| *method);
+    Err(match (mechanism.method, tried) {
+        (MethodChoice::Only(method), mut tried) if !tried.is_empty() => {
+            Failure::Unable { method, missing: tried.swap_remove(0).1 }
         }
+        (MethodChoice::Auto | MethodChoice::Only(_), tried) => Failure::NoMethod { tried },
     })
+}
+
+/// What a candidate lacks, the cheapest checks first.
+async fn missing(candidate: Candidate, plan: &Plan, mechanism: &Mechanism) -> Result<Vec<Missing>, Failure> {
+    let refusals = candidate.refusals(plan, mechanism);
+    if !refusals.is_empty() {
+        return Ok(refusals);
+    }
+    let parts = Parts::find(Netlink::open()?, plan, Arc::default()).await?;
+    let hindrances = candidate.hindrances(&parts);
+    if !hindrances.is_empty() {
+        return Ok(hindrances);
+    }
+    Ok(trial::missing(candidate, plan, mechanism))
 }
 
 async fn render(
@@ -50,8 +66,7 @@ async fn render(
     let mut parts = Parts::find(Netlink::open()?, plan, Arc::new(entries.clone())).await?;
     parts.enforce(entries);
     let slot = Claim::foresee(&parts.netlink, parts.families).await?;
-    let (families, lans, entries) = (parts.families, &parts.lans[..], &*parts.entries);
-    let steps = candidate.render(mechanism, Facts { slot, families, lans, entries });
+    let steps = candidate.render(mechanism, parts.facts(slot));
     Ok(format!("# by {candidate}\n{remarks}{steps}"))
 }
 

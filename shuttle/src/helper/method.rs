@@ -10,6 +10,7 @@ use shuttle_common::{
 use super::{
     bypass::Cgroup,
     ebpf::{self, Ebpf},
+    nft::{self, Nft},
     parts::{
         Facts, Parts,
         answer::{Sender, SenderError},
@@ -30,12 +31,14 @@ pub(super) type Loader = ebpf::Loader;
 #[derive(Debug)]
 pub(super) enum Method {
     Ebpf(Box<Ebpf>),
+    Nft(Box<Nft>),
 }
 
 /// One way to carry out a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Candidate {
     Ebpf(Steering),
+    Nft,
 }
 
 impl Candidate {
@@ -46,6 +49,7 @@ impl Candidate {
                 Some(steering) => vec![Self::Ebpf(steering)],
                 None => vec![Self::Ebpf(Steering::Lookup), Self::Ebpf(Steering::Rewrite)],
             },
+            MethodName::Nft => vec![Self::Nft],
         };
         match mechanism.method {
             MethodChoice::Auto => MethodName::ALL.into_iter().flat_map(of).collect(),
@@ -59,6 +63,7 @@ impl Candidate {
         match self {
             Self::Ebpf(Steering::Lookup) => "ebpf-lookup",
             Self::Ebpf(Steering::Rewrite) => "ebpf-rewrite",
+            Self::Nft => "nft",
         }
     }
 
@@ -66,6 +71,7 @@ impl Candidate {
     pub(super) fn method(self) -> MethodName {
         match self {
             Self::Ebpf(_) => MethodName::Ebpf,
+            Self::Nft => MethodName::Nft,
         }
     }
 
@@ -75,6 +81,7 @@ impl Candidate {
             (_, BypassKind::Mark | BypassKind::Address) => true,
             // It uses no packet filter.
             (Self::Ebpf(_), BypassKind::Cgroup) => false,
+            (Self::Nft, BypassKind::Cgroup) => true,
         }
     }
 
@@ -89,7 +96,7 @@ impl Candidate {
         }
         match self {
             Self::Ebpf(Steering::Rewrite) if plan.lans != Lans::None => missing.push(Missing::Forwarding),
-            Self::Ebpf(_) => {}
+            Self::Ebpf(_) | Self::Nft => {}
         }
         if method != MethodName::Ebpf {
             let mut for_ebpf = |option: &str| {
@@ -107,10 +114,19 @@ impl Candidate {
 }
 
 impl Candidate {
+    /// What keeps it from carrying out a plan on this host, whatever the kernel can do.
+    pub(super) fn hindrances(self, parts: &Parts) -> Vec<Missing> {
+        match self {
+            Self::Ebpf(_) => Vec::new(),
+            Self::Nft => nft::filtered_bridges(parts),
+        }
+    }
+
     /// What would be set up, one step per line.
     pub(super) fn render(self, mechanism: &Mechanism, facts: Facts<'_>) -> String {
         match self {
             Self::Ebpf(steering) => ebpf::render(steering, mechanism.ebpf.ingress, facts),
+            Self::Nft => nft::commands(facts),
         }
     }
 }
@@ -120,6 +136,7 @@ impl fmt::Display for Candidate {
         f.write_str(match self {
             Self::Ebpf(Steering::Lookup) => "ebpf, by socket lookup",
             Self::Ebpf(Steering::Rewrite) => "ebpf, by rewriting destinations",
+            Self::Nft => "nft",
         })
     }
 }
@@ -139,6 +156,10 @@ impl Method {
                 let (ebpf, listeners) = prepared?;
                 Ok((Self::Ebpf(Box::new(ebpf)), listeners))
             }
+            Candidate::Nft => {
+                let (nft, listeners) = Nft::prepare(parts).await?;
+                Ok((Self::Nft(Box::new(nft)), listeners))
+            }
         }
     }
 
@@ -147,6 +168,8 @@ impl Method {
         match (self, trial) {
             (Self::Ebpf(ebpf), None) => ebpf.start(parts).await?,
             (Self::Ebpf(ebpf), Some(cgroup)) => ebpf.start_in(cgroup, parts).await?,
+            // In a trial, all programs of its network namespace are in the cgroup.
+            (Self::Nft(nft), None | Some(_)) => nft.start(parts).await?,
         }
         Ok(())
     }
@@ -155,6 +178,7 @@ impl Method {
     pub(super) fn entries_for(&self, parts: &Parts, rules: &[Rule]) -> Result<Entries, compile::Error> {
         match self {
             Self::Ebpf(ebpf) => ebpf.entries_for(parts, rules),
+            Self::Nft(_) => compile::compile(rules),
         }
     }
 
@@ -162,13 +186,16 @@ impl Method {
     pub(super) fn set_entries(&mut self, entries: Arc<Entries>) -> Result<(), Failure> {
         match self {
             Self::Ebpf(ebpf) => Ok(ebpf.set_entries(entries)?),
+            // It takes the parts' at the start.
+            Self::Nft(_) => Ok(()),
         }
     }
 
-    /// Replaces all entries of the running capture atomically; on an error the old ones stay.
-    pub(super) fn replace(&mut self, entries: Arc<Entries>) -> Result<(), Failure> {
+    /// Has the running capture go by the parts' entries, all of them at once; on an error it goes by the old ones.
+    pub(super) async fn replace(&mut self, parts: &Parts) -> Result<(), Failure> {
         match self {
-            Self::Ebpf(ebpf) => Ok(ebpf.replace(entries)?),
+            Self::Ebpf(ebpf) => Ok(ebpf.replace(parts.entries.clone())?),
+            Self::Nft(nft) => Ok(nft.replace(parts).await?),
         }
     }
 
@@ -181,6 +208,7 @@ impl Method {
     ) -> Result<Sender, SenderError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.sender(parts, source, peer),
+            Self::Nft(nft) => Ok(nft.sender(source)),
         }
     }
 
@@ -188,6 +216,7 @@ impl Method {
     pub(super) async fn look_at_own(&mut self, parts: &mut Parts) -> Result<(), Failure> {
         match self {
             Self::Ebpf(ebpf) => Ok(ebpf.look_at_own(parts).await?),
+            Self::Nft(nft) => Ok(nft.look_at_own(parts).await?),
         }
     }
 
@@ -195,6 +224,8 @@ impl Method {
     pub(super) async fn watch(&mut self) {
         match self {
             Self::Ebpf(ebpf) => ebpf.watch().await,
+            // The kernel lets nobody else change its table.
+            Self::Nft(_) => std::future::pending().await,
         }
     }
 
@@ -202,6 +233,7 @@ impl Method {
     pub(super) fn arrival(&self) -> Arrival {
         match self {
             Self::Ebpf(ebpf) => ebpf.arrival(),
+            Self::Nft(_) => nft::ARRIVAL,
         }
     }
 
@@ -209,6 +241,7 @@ impl Method {
     pub(super) fn description(&self, parts: &Parts) -> String {
         match self {
             Self::Ebpf(ebpf) => ebpf.description(parts),
+            Self::Nft(nft) => nft.description(parts),
         }
     }
 }

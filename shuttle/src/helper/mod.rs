@@ -8,6 +8,7 @@ mod dry_run;
 mod ebpf;
 mod failure;
 mod method;
+pub mod nft;
 mod parts;
 mod serve;
 #[cfg(test)]

@@ -98,7 +98,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
             },
             _ = terminate.recv() => break Ok(()),
             () = local_changed(&mut helper.capture) => helper.refresh().await,
-            _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass(),
+            _ = seconds.tick(), if helper.looks_for_servers() => helper.refresh_bypass().await,
             request = next_reply_request(&mut helper.reply_requests) => match request {
                 ReplyRequest::Path(request) => helper.reply(request).await,
                 ReplyRequest::Unreachable(notice) => helper.notify(notice).await,
@@ -192,7 +192,7 @@ impl Helper {
                     captured(started.insert(it), self.bypass.as_ref().map(Bypass::kind))
                 })
             }
-            Request::Replace { rules } => self.replace(rules),
+            Request::Replace { rules } => self.replace(rules).await,
         };
         let response = answer.unwrap_or_else(|failure| Response::Failed { failure });
         let listeners = started.iter().flat_map(|started| started.listeners.iter());
@@ -221,8 +221,7 @@ impl Helper {
         // Nothing is loaded after this, and the loader's types take many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
         self.rules.clone_from(&plan.rules);
-        let kind = self.bypass.as_ref().map(Bypass::kind);
-        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, kind).await?);
+        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, self.bypass.as_ref()).await?);
         Ok(Response::Prepared)
     }
 
@@ -269,12 +268,12 @@ impl Helper {
         }
     }
 
-    fn replace(&mut self, rules: Vec<Rule>) -> Result<Response, Failure> {
+    async fn replace(&mut self, rules: Vec<Rule>) -> Result<Response, Failure> {
         let capture = self.capture.as_mut();
         let capture = capture.ok_or_else(|| Failure::OutOfOrder("it is not capturing".to_owned()))?;
         let note = match &self.bypass {
-            Some(bypass) => capture.replace_rules(&bypass.rules(&rules))?,
-            None => capture.replace_rules(&rules)?,
+            Some(bypass) => capture.replace_rules(&bypass.rules(&rules)).await?,
+            None => capture.replace_rules(&rules).await?,
         };
         self.rules = rules;
         Ok(Response::Replaced { note })
@@ -285,11 +284,11 @@ impl Helper {
     }
 
     /// Leaves alone what ssh is newly connected to.
-    fn refresh_bypass(&mut self) {
+    async fn refresh_bypass(&mut self) {
         let (Some(capture), Some(bypass)) = (&mut self.capture, &mut self.bypass) else { return };
         match bypass.refresh() {
             Ok(true) => {
-                if let Err(failure) = capture.replace_rules(&bypass.rules(&self.rules)) {
+                if let Err(failure) = capture.replace_rules(&bypass.rules(&self.rules)).await {
                     tracing::warn!(%failure, "ssh's new server is captured");
                 }
             }

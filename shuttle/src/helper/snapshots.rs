@@ -29,12 +29,16 @@ fn set_ups_are_as_they_were() {
     let mechanism = Mechanism::default();
     for (name, rules, families, lans) in PLANS {
         let entries = compile(&rules.split(' ').map(rule).collect::<Vec<_>>()).expect("rules");
-        let lan = |(index, name): (usize, &&str)| Lan { index: 2 + index as u32, name: (*name).to_owned() };
+        let lan = |(index, name): (usize, &&str)| Lan {
+            index: 2 + index as u32,
+            name: (*name).to_owned(),
+            bridge: false,
+        };
         let lans: Vec<_> = lans.iter().enumerate().map(lan).collect();
         let forwards =
             |candidate: &Candidate| lans.is_empty() || *candidate != Candidate::Ebpf(Steering::Rewrite);
         for candidate in Candidate::of(&mechanism).into_iter().filter(forwards) {
-            let facts = Facts { slot: SLOTS[0], families, lans: &lans, entries: &entries };
+            let facts = Facts { slot: SLOTS[0], families, lans: &lans, nameservers: &[], entries: &entries };
             let setup = candidate.render(&mechanism, facts);
             insta::assert_snapshot!(format!("{name}-{}", candidate.key()), setup);
         }

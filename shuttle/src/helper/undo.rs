@@ -2,6 +2,7 @@
 
 use super::{
     ebpf::hook,
+    nft,
     parts::{
         ledger::{Entry, Ledger},
         link_local,
@@ -30,7 +31,10 @@ pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
 pub(super) async fn leftovers(netlink: &Netlink) -> Result<Vec<String>, Error> {
     // Routes first: without them an instance counts as dead.
     let mut removed = each(link_local::leftovers(netlink).await?, netlink).await?;
-    removed.extend(each(policy_rules::leftovers(netlink).await?, netlink).await?);
+    // Then tables, which are looked for by the slots of the rules.
+    let (rules, slots) = policy_rules::leftovers(netlink).await?;
+    removed.extend(each(nft::leftovers(&slots)?, netlink).await?);
+    removed.extend(each(rules, netlink).await?);
     removed.extend(each(hook::leftovers(netlink).await?, netlink).await?);
     Ok(removed)
 }
@@ -53,6 +57,7 @@ async fn one(entry: Entry, netlink: &Netlink) -> Result<(), Error> {
         }
         Entry::Rule { rule, .. } => netlink.delete_rule(rule).await,
         Entry::Route { route, .. } => netlink.delete_route(route).await,
+        Entry::Table(name) => Ok(nft::delete(&name).map(drop)?),
         Entry::Qdisc(lan) => hook::delete_unused(netlink, lan.index).await,
         Entry::Filter { lan, slot } => hook::delete_filter(netlink, &lan, slot).await,
     }
@@ -62,6 +67,7 @@ fn words(entry: &Entry) -> String {
     match entry {
         Entry::Tun(_) => "TUN device".to_owned(),
         Entry::Rule { words, .. } | Entry::Route { words, .. } => words.clone(),
+        Entry::Table(name) => format!("nftables table {name}"),
         Entry::Qdisc(lan) => format!("clsact qdisc of {}", lan.name),
         Entry::Filter { lan, .. } => format!("clsact filter {} of {}", hook::PROGRAM, lan.name),
     }

@@ -27,9 +27,11 @@ use shuttle::{
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    Method,
     app::{How, ask, connect},
     cases::{assert_eventually, capture, everything},
     lab::{World, address, listen, network_state, proxy, say, serve},
+    method,
     udp::BYPASS_BIT,
 };
 
@@ -290,10 +292,35 @@ pub(crate) fn by_cgroup() {
     }
     cgroup.leave();
     assert_eq!(ask(How::Plain, address(PROBE)), "home", "others are captured");
-    let error = capture(&mut handle, &everything()).expect_err("no packet filter");
-    assert!(error.to_string().contains("by cgroup match: the method can't"), "{error}");
+    let mut remove = Command::new("nft");
+    assert!(remove.args(["delete", "table", "inet", "test"]).status().expect("nft").success());
+    match method() {
+        Method::Nft => captures_all_but_what_is_in(&cgroup, &mut handle),
+        Method::Lookup | Method::Rewrite => {
+            let error = capture(&mut handle, &everything()).expect_err("no packet filter");
+            assert!(error.to_string().contains("by cgroup match: the method can't"), "{error}");
+        }
+    }
     drop(handle);
     assert_eq!(cgroup.children(), [""; 0]);
+}
+
+/// The client's processes are in the cgroup that the helper has made; this one has left it.
+fn captures_all_but_what_is_in(cgroup: &Throwaway, handle: &mut Handle) {
+    let enclosed = cgroup.path().join(cgroup.children().first().expect("the helper's"));
+    let captured = start(handle);
+    assert_eq!(captured.bypass, Some(BypassKind::Cgroup));
+    for to in [PROBE, "[fd99::1]:7"].map(address) {
+        assert_eq!(ask(How::Plain, to), format!("proxy {to}"), "others are captured");
+    }
+    cgroup.move_to(&enclosed);
+    for descent in DESCENTS {
+        for to in [PROBE, "[fd99::1]:7"].map(address) {
+            let output = script(descent, &format!("{}; cat <&3", connection(to))).output().expect("bash");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "world", "{} to {to}", descent.0);
+        }
+    }
+    cgroup.leave();
 }
 
 /// Where the kernel refuses the program, since somebody wants no other in a cgroup above (as `ip vrf exec` does).
@@ -321,14 +348,25 @@ pub(crate) fn falls_back() {
     let mut handle = enclosed(BypassOptions::default());
     let _ssh = Connected::new(DESCENTS[0], address(PROBE));
     let captured = start(&mut handle);
-    assert_eq!(captured.bypass, Some(BypassKind::Address), "eBPF can't match a cgroup");
+    let (kind, others) = match method() {
+        Method::Nft => (BypassKind::Cgroup, "world"),
+        Method::Lookup | Method::Rewrite => (BypassKind::Address, "proxy [fd99::1]:7"),
+    };
+    assert_eq!(captured.bypass, Some(kind), "eBPF can't match a cgroup");
     assert_eq!(ask(How::Plain, address(PROBE)), "world");
-    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), others, "this process is in the cgroup");
     drop(handle);
 
     let mut handle = enclosed(BypassOptions { whose: Bypassed::LocalAgent, ..BypassOptions::default() });
-    let error = capture(&mut handle, &everything()).expect_err("neither a mark nor an address");
-    assert!(error.to_string().contains("no other kind is left"), "{error}");
+    match (method(), capture(&mut handle, &everything())) {
+        (Method::Nft, captured) => {
+            assert_eq!(captured.expect("by the cgroup").bypass, Some(BypassKind::Cgroup));
+        }
+        (Method::Lookup | Method::Rewrite, captured) => {
+            let error = captured.expect_err("neither a mark nor an address");
+            assert!(error.to_string().contains("no other kind is left"), "{error}");
+        }
+    }
     drop(handle);
     assert_eq!(cgroup.children(), [""; 0]);
 }

@@ -18,67 +18,76 @@ use crate::{
     app::{How, ask, connect},
     bypass, kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, resolvers, rewrite,
+    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite,
     rewrite::our_cgroups,
     router, swaps, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
 const REWRITE: &[Method] = &[Method::Rewrite];
-const EITHER: &[Method] = &[Method::Lookup, Method::Rewrite];
+const NFT: &[Method] = &[Method::Nft];
+/// Those that route captured packets back to this host.
+const ROUTING: &[Method] = &[Method::Lookup, Method::Nft];
+const BESIDE: &[Method] = &[Method::Rewrite, Method::Nft];
+const EVERY: &[Method] = &[Method::Lookup, Method::Rewrite, Method::Nft];
 
 pub(crate) const ALL: &[Case] = &[
-    ("steering", EITHER, steering),
-    ("existing_connections_stay", EITHER, existing_connections_stay),
-    ("bypass_once", EITHER, bypass::once),
-    ("bypass_by_mark", EITHER, bypass::by_mark),
-    ("bypass_by_address", EITHER, bypass::by_address),
-    ("bypass_by_address_later", LOOKUP, bypass::by_address_later),
-    ("bypass_by_cgroup", LOOKUP, bypass::by_cgroup),
-    ("bypass_falls_back", EITHER, bypass::falls_back),
+    ("steering", EVERY, steering),
+    ("existing_connections_stay", EVERY, existing_connections_stay),
+    ("bypass_once", EVERY, bypass::once),
+    ("bypass_by_mark", EVERY, bypass::by_mark),
+    ("bypass_by_address", EVERY, bypass::by_address),
+    ("bypass_by_address_later", ROUTING, bypass::by_address_later),
+    ("bypass_by_cgroup", ROUTING, bypass::by_cgroup),
+    ("bypass_falls_back", EVERY, bypass::falls_back),
     ("bypass_attached", LOOKUP, bypass::an_attached_program_ends_with_its_cgroup),
     ("bypass_killed", LOOKUP, bypass::killed),
-    ("other_namespaces", EITHER, other_namespaces),
-    ("other_programs", EITHER, neighbours::other_programs),
-    ("container_with_programs", LOOKUP, neighbours::container_with_programs),
-    ("closed_listeners", LOOKUP, closed_listeners),
-    ("drop_leaves_nothing", EITHER, lifetime::drop_leaves_nothing),
-    ("termination_leaves_nothing", EITHER, lifetime::termination_leaves_nothing),
-    ("killed_helper", LOOKUP, lifetime::killed_helper),
-    ("two_instances", EITHER, lifetime::two_instances),
-    ("new_addresses_are_ours", EITHER, new_addresses_are_ours),
-    ("replaced_rules", EITHER, replaced_rules),
-    ("forwarded_while_rules_change", LOOKUP, router::while_rules_change),
-    ("many_rules", EITHER, many_rules),
-    ("none_goes_the_wrong_way", EITHER, swaps::none_goes_the_wrong_way),
-    ("logging_programs", EITHER, logging_programs),
-    ("without_ipv6", EITHER, without_ipv6),
-    ("without_capturing_ipv6", EITHER, without_capturing_ipv6),
-    ("errors_are_named", EITHER, errors_are_named),
-    ("dry_run", EITHER, dry_run),
-    ("one_step", EITHER, lifetime::one_step),
-    ("failing_steps", EITHER, lifetime::each_failing_step_leaves_nothing),
-    ("udp_steering", EITHER, udp::steering),
-    ("udp_of_the_link", EITHER, udp::what_is_for_the_link_stays),
-    ("udp_one_socket", EITHER, udp::one_socket),
-    ("udp_port_ranges", EITHER, udp::port_ranges),
-    ("udp_long_datagrams", EITHER, udp::long_datagrams),
-    ("udp_segmented", EITHER, udp::segmented),
-    ("udp_replies_are_confined", LOOKUP, udp::replies_are_confined),
-    ("udp_notices_are_confined", LOOKUP, notices::are_confined),
-    ("udp_killed_helper", LOOKUP, udp::killed_helper),
-    ("udp_bypass", EITHER, udp::bypass),
-    ("resolvers_udp", EITHER, resolvers::by_udp),
-    ("resolvers_tcp", EITHER, resolvers::by_tcp),
-    ("resolvers_link", LOOKUP, resolvers::on_a_link),
-    ("resolvers_link_killed", LOOKUP, resolvers::on_a_link_of_a_killed_helper),
+    ("other_namespaces", EVERY, other_namespaces),
+    ("other_programs", EVERY, neighbours::other_programs),
+    ("container_with_programs", ROUTING, neighbours::container_with_programs),
+    ("closed_listeners", ROUTING, closed_listeners),
+    ("drop_leaves_nothing", EVERY, lifetime::drop_leaves_nothing),
+    ("termination_leaves_nothing", EVERY, lifetime::termination_leaves_nothing),
+    ("killed_helper", ROUTING, lifetime::killed_helper),
+    ("two_instances", EVERY, lifetime::two_instances),
+    ("new_addresses_are_ours", EVERY, new_addresses_are_ours),
+    ("replaced_rules", EVERY, replaced_rules),
+    ("forwarded_while_rules_change", ROUTING, router::while_rules_change),
+    ("many_rules", EVERY, many_rules),
+    ("none_goes_the_wrong_way", EVERY, swaps::none_goes_the_wrong_way),
+    ("logging_programs", EVERY, logging_programs),
+    ("without_ipv6", EVERY, without_ipv6),
+    ("without_capturing_ipv6", EVERY, without_capturing_ipv6),
+    ("errors_are_named", EVERY, errors_are_named),
+    ("dry_run", EVERY, dry_run),
+    ("one_step", EVERY, lifetime::one_step),
+    ("failing_steps", EVERY, lifetime::each_failing_step_leaves_nothing),
+    ("udp_steering", EVERY, udp::steering),
+    ("udp_of_the_link", EVERY, udp::what_is_for_the_link_stays),
+    ("udp_one_socket", EVERY, udp::one_socket),
+    ("udp_port_ranges", EVERY, udp::port_ranges),
+    ("udp_long_datagrams", EVERY, udp::long_datagrams),
+    ("udp_segmented", EVERY, udp::segmented),
+    ("udp_replies_are_confined", ROUTING, udp::replies_are_confined),
+    ("udp_notices_are_confined", ROUTING, notices::are_confined),
+    ("udp_killed_helper", ROUTING, udp::killed_helper),
+    ("udp_bypass", EVERY, udp::bypass),
+    ("resolvers_udp", EVERY, resolvers::by_udp),
+    ("resolvers_tcp", EVERY, resolvers::by_tcp),
+    ("resolvers_link", ROUTING, resolvers::on_a_link),
+    ("resolvers_link_killed", ROUTING, resolvers::on_a_link_of_a_killed_helper),
     ("resolvers_link_left_out", REWRITE, resolvers::on_a_link_by_rewriting),
-    ("kernel_rules", LOOKUP, kernel_rules::equal_the_reference),
+    ("kernel_rules", ROUTING, kernel_rules::equal_the_reference),
     ("kernel_rules_ports", LOOKUP, kernel_rules::every_kind_of_socket),
     ("endings", REWRITE, rewrite::however_it_ends_nothing_stays),
-    ("getpeername", REWRITE, rewrite::getpeername_is_truthful),
+    ("getpeername", EVERY, rewrite::getpeername_is_truthful),
     ("not_an_open_proxy", REWRITE, rewrite::the_listeners_serve_nobody_else),
-    ("beside_lookup", REWRITE, rewrite::beside_lookup),
+    ("without_a_route", EVERY, packet_filter::without_a_route),
+    ("two_without_a_route", NFT, packet_filter::two_without_a_route),
+    ("forwarded_beside_others", NFT, packet_filter::forwarded_beside_others),
+    ("removed_policy_rules", NFT, packet_filter::removed_policy_rules),
+    ("accepted_connections_are_kept", NFT, packet_filter::accepted_connections_are_kept),
+    ("beside_lookup", BESIDE, rewrite::beside_lookup),
 ];
 
 pub(crate) const BOTH: Families = Families { v4: true, v6: true };
@@ -119,7 +128,7 @@ fn steering() {
     let own_listener = format!("127.0.0.1:{port}");
     let nobody = match method() {
         // Here the listener itself answers.
-        Method::Lookup => format!("proxy {own_listener}"),
+        Method::Lookup | Method::Nft => format!("proxy {own_listener}"),
         Method::Rewrite => "nobody".to_owned(),
     };
     let rows: &[(How, &str, &str)] = &[
@@ -161,7 +170,7 @@ fn steering() {
     for (how, destination, want) in rows {
         assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
     }
-    if let Method::Lookup = method() {
+    if method() != Method::Rewrite {
         // The host itself, asked from the address that captured connections come from.
         for (from, destination) in [
             ("198.19.219.1", "127.0.0.1:7"),
@@ -170,6 +179,8 @@ fn steering() {
         ] {
             assert_eq!(ask(How::From(from), address(destination)), "home", "{from} {destination}");
         }
+    }
+    if method() == Method::Lookup {
         a_reused_socket_loses_the_bit();
     }
     for (destination, want) in [("10.77.0.1:7", "home"), ("[fd77::1]:7", "home")] {
@@ -225,9 +236,19 @@ fn closed_listeners() {
     drop(capture(&mut handle, &everything()).expect("capture"));
     // The helper closes its copies just after it has sent them.
     let refused = || ask(How::Plain, address("[fd99::1]:7")) == "ConnectionRefused";
-    assert_eventually("an IPv6 connection is refused", refused);
-    // The kernel finds no route for an IPv4 reset from an address that is not this host's.
-    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "TimedOut");
+    match method() {
+        // Dropped, where nobody takes it.
+        Method::Nft => {
+            let lost = |to: &str| ask(How::Plain, address(to)) == "TimedOut";
+            assert_eventually("IPv6 connections are lost", || lost("[fd99::1]:7"));
+            assert!(lost("10.99.0.1:7"));
+        }
+        Method::Lookup | Method::Rewrite => {
+            assert_eventually("an IPv6 connection is refused", refused);
+            // The kernel finds no route for an IPv4 reset from an address that is not this host's.
+            assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "TimedOut");
+        }
+    }
 }
 
 fn new_addresses_are_ours() {
@@ -361,6 +382,13 @@ fn dry_run() {
             "attach connect4 to the root cgroup",
             "map RULES4: 0.0.0.0/0 captures all ports",
             "map RULES6: fd88::/16 captures no port",
+        ],
+        Method::Nft => &[
+            "# by nft",
+            "ip -4 rule add priority 300 fwmark 0x10000000/0x90000000 lookup 2190000 protocol 219",
+            "ip -6 rule add priority 32768 iif lo lookup 2190100 protocol 219",
+            "table inet shuttle_0 {",
+            "\t\tiifname \"v0\" goto forwarded",
         ],
         Method::Rewrite => {
             &["# by ebpf, by rewriting destinations", "attach rewrite_connect6 to the root cgroup"]

@@ -1,16 +1,23 @@
 //! The matcher in the kernel equals the reference.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener},
+    thread,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use shuttle::{capture::handle::Handle, policy::Plan};
 use shuttle_common::rule::{Ports, Rule, Verdict, decide};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{
+    Method,
     cases::{capture, everything, rule},
     lab::ip,
+    method,
 };
 
 /// How many random sets of rules; each starts a helper.
@@ -31,7 +38,11 @@ pub(crate) fn equal_the_reference() {
         let rules: Vec<_> = (0..random.below(24)).map(|_| random.rule()).collect();
         let mut handle = Handle::spawn().expect("a helper");
         let plan = Plan { rules: rules.clone(), ..everything() };
-        drop(capture(&mut handle, &plan).unwrap_or_else(|error| panic!("seed {seed}: {error}: {rules:?}")));
+        let captured = capture(&mut handle, &plan);
+        let captured = captured.unwrap_or_else(|error| panic!("seed {seed}: {error}: {rules:?}"));
+        if method() == Method::Nft {
+            captured.listeners.by_protocol().0.into_iter().for_each(accept_all);
+        }
         for address in edges(&rules) {
             for port in [1, 79, 80, 81, 83, 65535] {
                 let want = decide(&rules, address, port);
@@ -95,9 +106,37 @@ fn in_kernel(address: IpAddr, port: u16, mapped: bool) -> Verdict {
     };
     let domain = Domain::for_address(destination);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+    if method() == Method::Nft {
+        return by_listener(&socket, destination);
+    }
     socket.set_nonblocking(true).expect("a socket");
     drop(socket.connect(&destination.into()));
     if socket.mark().expect("a mark") == 0 { Verdict::Pass } else { Verdict::Capture }
+}
+
+/// It marks packets: so whether somebody accepts the connection. Without a route, what is not captured is refused.
+fn by_listener(socket: &Socket, destination: SocketAddr) -> Verdict {
+    match socket.connect_timeout(&destination.into(), Duration::from_secs(5)) {
+        Ok(()) => Verdict::Capture,
+        // Accepted and reset already.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Verdict::Capture,
+        Err(error) => {
+            // Of a family of which nothing is captured, there is no fallback route.
+            let refused = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NetworkUnreachable];
+            assert!(refused.contains(&error.kind()), "{destination}: {error}");
+            Verdict::Pass
+        }
+    }
+}
+
+fn accept_all(listener: TcpListener) {
+    listener.set_nonblocking(false).expect("a listener");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // Closed by a reset, so that none stays.
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket");
+        }
+    });
 }
 
 fn edges(rules: &[Rule]) -> Vec<IpAddr> {
@@ -119,6 +158,10 @@ fn edges(rules: &[Rule]) -> Vec<IpAddr> {
     }
     // To the kernel these are other addresses: this host, several hosts, or IPv4.
     all.retain(|address| !address.is_unspecified() && !address.is_multicast() && is_plain(*address));
+    if method() == Method::Nft {
+        // It leaves this host's own alone. (With eBPF their marks lead nowhere.)
+        all.retain(|address| !address.is_loopback());
+    }
     all.sort();
     all.dedup();
     all

@@ -94,7 +94,7 @@ pub(crate) fn proxy(stream: TcpStream) {
     let own = stream.local_addr().expect("an accepted socket");
     let destination = match method() {
         // The listener's own address is for the client to refuse.
-        Method::Lookup => Some(own),
+        Method::Lookup | Method::Nft => Some(own),
         Method::Rewrite => {
             StreamArrival::OriginalDst.original_destination(stream.as_fd(), own).expect("an answer")
         }
@@ -136,7 +136,9 @@ fn run_ip(arguments: &str) {
 pub(crate) fn network_state() -> String {
     let parts =
         ["rule", "-6 rule", "route show table all", "-6 route show table all", "-br link", "-br address"];
-    parts.map(ip).concat()
+    let tables = Command::new("nft").args(["list", "ruleset"]).output().expect("nft is installed");
+    assert!(tables.status.success(), "{}", String::from_utf8_lossy(&tables.stderr));
+    parts.map(ip).concat() + &String::from_utf8_lossy(&tables.stdout)
 }
 
 pub(crate) fn address(text: &str) -> SocketAddr {

@@ -10,6 +10,7 @@ mod lab;
 mod lifetime;
 mod neighbours;
 mod notices;
+mod packet_filter;
 mod resolvers;
 mod rewrite;
 mod router;
@@ -42,6 +43,7 @@ type Case = (&'static str, &'static [Method], fn());
 pub(crate) enum Method {
     Lookup,
     Rewrite,
+    Nft,
 }
 
 impl Method {
@@ -55,6 +57,7 @@ impl Method {
         match self {
             Self::Lookup => (ebpf(Steering::Lookup), ""),
             Self::Rewrite => (ebpf(Steering::Rewrite), "_rewrite"),
+            Self::Nft => (by(MethodName::Nft), "_nft"),
         }
     }
 

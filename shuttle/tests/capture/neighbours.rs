@@ -99,6 +99,8 @@ pub(crate) fn other_programs() {
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
     let seen = match method() {
         Method::Lookup => 0x1000_0000 | BITS[0] | BITS[1] | BITS[2],
+        // It marks packets, not sockets.
+        Method::Nft => BITS[0] | BITS[1] | BITS[2],
         // Whoever comes after us sees a destination that its rules don't know.
         Method::Rewrite => BITS[0] | BITS[1],
     };

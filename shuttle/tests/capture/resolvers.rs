@@ -21,8 +21,10 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    Method,
     cases::{assert_eventually, capture, everything},
     lab::{World, address, ip, network_state, proxy, say, serve},
+    method,
     udp::{BYPASS_BIT, How, answer_at, answer_by, answer_captured, ask},
 };
 
@@ -204,11 +206,16 @@ pub(crate) fn on_a_link() {
         // Our own processes want the real one.
         (How::Exempt, server),
         (How::ExemptUnconnected, server),
-        // As anywhere.
-        (How::Device("v0"), server),
     ] {
         assert_eq!(ask(how, destination), "world", "{how:?} {destination}");
     }
+    let by_device = match method() {
+        // All sockets are bound to the link that are connected there.
+        Method::Nft => &by_proxy,
+        // As anywhere.
+        Method::Lookup | Method::Rewrite => "world",
+    };
+    assert_eq!(ask(How::Device("v0"), server), by_device);
     assert_eq!(connect(BYPASS_BIT, None, server), "world");
     assert_eq!(connect(0, None, on("fe80::54", link, 53)), "world");
     nobody_on_the_link_is_taken_for_a_program(&world, nobody);

@@ -8,7 +8,7 @@ use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::traffic::udp::Echoes;
 use shuttle_tests::{Host, Lab, Load, Method, Network, Options, Run, addr, by_each_method};
 
-use crate::{TARGET, TARGET6, in_a_tunnel, refuses, wait_until};
+use crate::{TARGET, TARGET6, in_a_tunnel, refuses, wait_until, without_bridge_filter};
 
 by_each_method! {
     containers_behind_a_bridge_are_captured_if_it_is_named,
@@ -119,6 +119,7 @@ fn containers_behind_a_bridge_are_captured_if_it_is_named(method: Method) -> Res
             among_themselves()
         })?;
         let named = Run::remote(&WITH_BRIDGE).by(method);
+        without_bridge_filter(&lab, named)?;
         match method.row().forwarded {
             Ok(_) => in_a_tunnel(&lab, named, |_| {
                 expect(&lab, &one, Route::Captured).context("named")?;

@@ -78,6 +78,20 @@ fn refuses(lab: &Lab, run: Run, words: &str) -> Result<()> {
         .with_context(|| format!("{run:?}: {:?}, {before:?} before", lab.leftovers()))
 }
 
+/// Turns br_netfilter off for the client, where it is on and the method refuses that.
+fn without_bridge_filter(lab: &Lab, run: Run) -> Result<()> {
+    const OFF: &str = "for file in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo 0 > $file; done\n";
+    const IS_ON: &str = "cat /proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || true";
+    let refusal = run.method.and_then(|method| method.row().filtered_bridges.err());
+    match refusal {
+        Some(words) if lab.client.output("sh", &["-c", IS_ON])?.trim() == "1" => {
+            refuses(lab, run, words)?;
+            lab.client.script(OFF)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// The arguments by which forwarded traffic is captured too, by a method that can.
 fn lan_if_possible(method: Method) -> &'static [&'static str] {
     if method.row().forwarded.is_ok() { &["--lan", "lan"] } else { &[] }

@@ -14,7 +14,9 @@ use shuttle_tests::traffic::udp::Echoes;
 use shuttle_tests::wire::{self, Kind};
 use shuttle_tests::{Host, Lab, Load, Method, Options, Role, Run, Shuttle, addr, by_each_method};
 
-use crate::{END, TARGET, TARGET6, connect, in_a_tunnel, nothing_stays, refuses, wait_until};
+use crate::{
+    END, TARGET, TARGET6, connect, in_a_tunnel, nothing_stays, refuses, wait_until, without_bridge_filter,
+};
 
 by_each_method! {
     forwarded_connections_are_captured,
@@ -199,6 +201,8 @@ fn packets_of_every_shape_are_captured(method: Method) -> Result<()> {
         "ip link add name br0 type bridge\nip addr flush dev lan\nip link set lan master br0\nip link set br0 up\n\
          ip addr add 10.76.0.1/24 dev br0\nip -6 addr add fd76::1/64 dev br0 nodad\n",
     )?;
+    let args = [&ALL[..], &["--lan", "br0"]].concat();
+    without_bridge_filter(&bridged, Run::remote(&args).by(method))?;
     with_router(method, bridged, &["--lan", "br0"], |lab, _| expect_both(lab, lab.lan()?, Outcome::Captured))
 }
 
@@ -273,7 +277,8 @@ fn fragments_go_the_way_of_the_first(method: Method) -> Result<()> {
         // What is captured is put together here; what is not is passed on as it is.
         let name = if to.starts_with('[') { "Ip6ReasmOKs" } else { "IpReasmOKs" };
         let grown = count(&after, name) - count(&before, name);
-        ensure!((grown >= echoes.received as f64) == captured, "{to}: {grown} put together, {echoes:?}");
+        let as_it_should = (grown >= echoes.received as f64) == captured;
+        ensure!(as_it_should || !method.row().passes_fragments, "{to}: {grown} put together, {echoes:?}");
     }
     shuttle.signal(Signal::SIGINT)?;
     shuttle.wait(END).map(drop)
@@ -388,6 +393,9 @@ fn a_firewall_that_drops_is_named(method: Method) -> Result<()> {
             let probe: Probe = lab.measure_on(lab.lan()?, &["probe", TARGET, "--limit-ms", "4500"])?;
             ensure!(probe.outcome == Outcome::Timeout, "{probe:?}");
             let warning = "IPv4 connections that come in by lan are captured, but do not arrive";
+            if !method.row().names_firewalls {
+                return Ok(());
+            }
             wait_until("it is named", || shuttle.stderr().contains(warning))?;
             sleep(Duration::from_millis(2500));
             let said = shuttle.stderr();

@@ -24,8 +24,8 @@ pub(crate) struct Bench {
     /// The links, of lan, wan, fat, slow and lossy.
     #[arg(long, value_delimiter = ',', default_value = "lan,wan,fat,slow,lossy")]
     links: Vec<Link>,
-    /// The peers, of direct, ssh, ssh-gcm, sshuttle and shuttle.
-    #[arg(long, value_delimiter = ',', default_value = "direct,ssh,ssh-gcm,sshuttle,shuttle")]
+    /// The peers, of direct, ssh, ssh-gcm, sshuttle, shuttle, shuttle-nft and shuttle-rewrite.
+    #[arg(long, value_delimiter = ',', default_value = "direct,ssh,ssh-gcm,sshuttle,shuttle,shuttle-nft")]
     peers: Vec<Peer>,
     /// Shorter measurements, once.
     #[arg(long)]

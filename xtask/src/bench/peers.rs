@@ -13,7 +13,7 @@ use shuttle_tests::process::Process;
 use shuttle_tests::shuttle::send;
 use shuttle_tests::traffic::port;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
-use shuttle_tests::{Lab, Run, Shuttle, addr};
+use shuttle_tests::{Lab, Method, Run, Shuttle, addr};
 
 use crate::run::root;
 
@@ -28,8 +28,8 @@ pub(crate) enum Peer {
     SshGcm,
     /// The newest sshuttle from PyPI, with its nft method.
     Sshuttle,
-    /// shuttle with eBPF, and sockets looked up.
-    Shuttle,
+    /// shuttle, by a method.
+    Shuttle(Method),
 }
 
 /// A peer that is ready.
@@ -40,7 +40,15 @@ pub(crate) enum Running {
 }
 
 impl Peer {
-    const ALL: [Peer; 5] = [Peer::Direct, Peer::Ssh, Peer::SshGcm, Peer::Sshuttle, Peer::Shuttle];
+    const ALL: [Peer; 7] = [
+        Peer::Direct,
+        Peer::Ssh,
+        Peer::SshGcm,
+        Peer::Sshuttle,
+        Peer::Shuttle(Method::Lookup),
+        Peer::Shuttle(Method::Rewrite),
+        Peer::Shuttle(Method::Nft),
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -48,14 +56,16 @@ impl Peer {
             Peer::Ssh => "ssh",
             Peer::SshGcm => "ssh-gcm",
             Peer::Sshuttle => "sshuttle",
-            Peer::Shuttle => "shuttle",
+            Peer::Shuttle(Method::Lookup) => "shuttle",
+            Peer::Shuttle(Method::Rewrite) => "shuttle-rewrite",
+            Peer::Shuttle(Method::Nft) => "shuttle-nft",
         }
     }
 
     /// Whether it carries UDP in this bench.
     pub(crate) fn carries_datagrams(self) -> bool {
         match self {
-            Peer::Direct | Peer::Shuttle => true,
+            Peer::Direct | Peer::Shuttle(_) => true,
             Peer::Ssh | Peer::SshGcm | Peer::Sshuttle => false,
         }
     }
@@ -64,15 +74,15 @@ impl Peer {
     pub(crate) fn address(self) -> IpAddr {
         match self {
             Peer::Ssh | Peer::SshGcm => Ipv4Addr::LOCALHOST.into(),
-            Peer::Direct | Peer::Sshuttle | Peer::Shuttle => addr::TARGET.into(),
+            Peer::Direct | Peer::Sshuttle | Peer::Shuttle(_) => addr::TARGET.into(),
         }
     }
 
     /// Whether it also carries traffic that the client forwards for others.
     pub(crate) fn forwards(self) -> bool {
         match self {
-            Peer::Ssh | Peer::SshGcm => false,
-            Peer::Direct | Peer::Sshuttle | Peer::Shuttle => true,
+            Peer::Ssh | Peer::SshGcm | Peer::Shuttle(Method::Rewrite) => false,
+            Peer::Direct | Peer::Sshuttle | Peer::Shuttle(Method::Lookup | Method::Nft) => true,
         }
     }
 
@@ -83,11 +93,12 @@ impl Peer {
             Peer::Ssh => Running::Program(start_ssh(lab, &[])?),
             Peer::SshGcm => Running::Program(start_ssh(lab, &["-c", "aes128-gcm@openssh.com"])?),
             Peer::Sshuttle => Running::Program(start_sshuttle(lab)?),
-            Peer::Shuttle => {
+            Peer::Shuttle(method) => {
                 // Makes the target's nameserver this machine's.
                 let dns = ["--ns-hosts=10.78.0.2", "--to-ns=10.78.0.2"];
-                let args = [&["--lan", "lan", "10.78.0.0/24"], &dns[..]].concat();
-                Running::Shuttle(Shuttle::connect(lab, Run::remote(&args))?)
+                let lan: &[&str] = if self.forwards() { &["--lan", "lan"] } else { &[] };
+                let args = [&["10.78.0.0/24"], lan, &dns[..]].concat();
+                Running::Shuttle(Shuttle::connect(lab, Run::remote(&args).by(method))?)
             }
         };
         self.wait_until_ready(lab)?;

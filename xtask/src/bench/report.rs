@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use shuttle_tests::Link;
+use shuttle_tests::{Link, Method};
 
 use super::measure::{START, metrics};
 use super::peers::Peer;
@@ -39,7 +39,7 @@ pub(crate) fn markdown(link: Link, columns: &[Column]) -> String {
 /// Whether shuttle's start meets its goal.
 fn start_goal(link: Link, columns: &[&Column]) -> Option<String> {
     let median = |peer| columns.iter().find(|column| column.peer == peer)?.median(START);
-    let (ssh, shuttle) = (median(Peer::Ssh)?, median(Peer::Shuttle)?);
+    let (ssh, shuttle) = (median(Peer::Ssh)?, median(Peer::Shuttle(Method::Lookup))?);
     let goal = start::goal(link, ssh)?;
     let word = if shuttle <= goal { "kept" } else { "MISSED" };
     Some(format!(

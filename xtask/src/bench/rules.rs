@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use shuttle_tests::traffic::connects::Connects;
 use shuttle_tests::traffic::port;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
-use shuttle_tests::{Lab, Link, Run, Shuttle, addr};
+use shuttle_tests::{Lab, Link, Method, Run, Shuttle, addr};
 
-use super::{lab, peers};
+use super::lab;
+use super::peers::{self, Peer};
 
 const COUNTS: [u32; 3] = [10, 10_000, 100_000];
 /// How long a peer may take to load its rules.
@@ -21,16 +22,21 @@ const CONNECTS: &str = "2000";
 /// The peers that load rules.
 #[derive(Clone, Copy)]
 enum Loader {
-    Shuttle,
+    Shuttle(Method),
     Sshuttle(&'static str),
 }
 
-const LOADERS: [Loader; 3] = [Loader::Shuttle, Loader::Sshuttle("nft"), Loader::Sshuttle("nat")];
+const LOADERS: [Loader; 4] = [
+    Loader::Shuttle(Method::Lookup),
+    Loader::Shuttle(Method::Nft),
+    Loader::Sshuttle("nft"),
+    Loader::Sshuttle("nat"),
+];
 
 impl Loader {
     fn name(self) -> String {
         match self {
-            Loader::Shuttle => "shuttle".into(),
+            Loader::Shuttle(method) => Peer::Shuttle(method).name().into(),
             Loader::Sshuttle(method) => format!("sshuttle, {method}"),
         }
     }
@@ -39,7 +45,7 @@ impl Loader {
     fn command(self, lab: &Lab, file: &str) -> Result<Command> {
         let run = ["10.78.0.0/24", "-X", file];
         match self {
-            Loader::Shuttle => Shuttle::command(lab, Run::remote(&run)),
+            Loader::Shuttle(method) => Shuttle::command(lab, Run::remote(&run).by(method)),
             Loader::Sshuttle(method) => {
                 let program = peers::sshuttle_venv().join("bin/sshuttle");
                 ensure!(program.exists(), "no sshuttle in {}", program.display());
@@ -80,7 +86,7 @@ fn measure(loader: Loader, count: u32) -> Result<String> {
         let connects: Connects = lab.measure(&["connects", &target, CONNECTS, "1"])?;
         ensure!(connects.lost == 0, "{} connections lost: {:?}", connects.lost, connects.first_error);
         let change = match loader {
-            Loader::Shuttle => format!("{:.0}", exclude_one_more(&lab)?.as_secs_f64() * 1e3),
+            Loader::Shuttle(_) => format!("{:.0}", exclude_one_more(&lab)?.as_secs_f64() * 1e3),
             Loader::Sshuttle(_) => "-".into(),
         };
         let millis = |micros: u64| format!("{:.2}", micros as f64 / 1e3);

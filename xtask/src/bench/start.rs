@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use shuttle_tests::process::Process;
 use shuttle_tests::shuttle::{CONNECTED, send};
-use shuttle_tests::{Lab, Link, Run, Shuttle};
+use shuttle_tests::{Lab, Link, Method, Run, Shuttle};
 
 use super::peers::Peer;
 
@@ -19,13 +19,13 @@ const MAX_ROUND_TRIPS: u32 = 3;
 
 /// The median of `starts` starts; `None` for peers whose start is not compared.
 pub(crate) fn measure(lab: &Lab, peer: Peer, starts: usize) -> Result<Option<f64>> {
-    let start: fn(&Lab) -> Result<Duration> = match peer {
-        Peer::Ssh => |lab| ssh(lab, &[]),
-        Peer::SshGcm => |lab| ssh(lab, &["-c", "aes128-gcm@openssh.com"]),
-        Peer::Shuttle => shuttle,
-        Peer::Direct | Peer::Sshuttle => return Ok(None),
+    let start = || match peer {
+        Peer::Ssh => ssh(lab, &[]).map(Some),
+        Peer::SshGcm => ssh(lab, &["-c", "aes128-gcm@openssh.com"]).map(Some),
+        Peer::Shuttle(method) => shuttle(lab, method).map(Some),
+        Peer::Direct | Peer::Sshuttle => Ok(None),
     };
-    let mut times = (0..starts).map(|_| start(lab)).collect::<Result<Vec<_>>>()?;
+    let mut times = (0..starts).filter_map(|_| start().transpose()).collect::<Result<Vec<_>>>()?;
     times.sort();
     Ok(times.get(times.len() / 2).map(|time| time.as_secs_f64() * 1e3))
 }
@@ -53,8 +53,8 @@ fn ssh(lab: &Lab, options: &[&str]) -> Result<Duration> {
 }
 
 /// From exec to the line that says that shuttle captures.
-fn shuttle(lab: &Lab) -> Result<Duration> {
-    let mut command = Shuttle::command(lab, Run::remote(&["10.78.0.0/24"]))?;
+fn shuttle(lab: &Lab, method: Method) -> Result<Duration> {
+    let mut command = Shuttle::command(lab, Run::remote(&["10.78.0.0/24"]).by(method))?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let (mut shuttle, started) = spawn(&mut command)?;
     let mut lines = BufReader::new(shuttle.stderr.take().context("no stderr")?).lines();

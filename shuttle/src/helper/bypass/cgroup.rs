@@ -75,7 +75,7 @@ impl Cgroup {
     }
 
     /// A descendant by its path from here.
-    pub(super) fn open_path(&self, path: &str) -> Result<Self, Error> {
+    pub(crate) fn open_path(&self, path: &str) -> Result<Self, Error> {
         let opened = self.open(if path.is_empty() { "." } else { path });
         opened.map_err(Error::step("opening the cgroup", format!("/{path}"), NEEDS))
     }
@@ -119,6 +119,19 @@ impl Cgroup {
     }
 
     /// The processes in it.
+    /// Does this with this process in the cgroup, and moves it back.
+    pub(crate) fn visit<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        let this = nix::unistd::getpid().as_raw();
+        let home = Self::root()?.of_process(this)?;
+        let moving = |to: &Self| {
+            Error::step("moving the helper into", to.to_string(), "run shuttle outside a container")
+        };
+        self.add(this).map_err(moving(self))?;
+        let done = work();
+        home.add(this).map_err(moving(&home))?;
+        Ok(done)
+    }
+
     pub(crate) fn members(&self) -> io::Result<Vec<i32>> {
         let mut text = String::new();
         self.processes(OFlag::O_RDONLY)?.read_to_string(&mut text)?;

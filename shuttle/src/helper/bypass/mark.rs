@@ -31,10 +31,6 @@ impl Mark {
         Ok(Self { attachment, enclosure })
     }
 
-    pub(super) fn enclosure(&self) -> &Enclosure {
-        &self.enclosure
-    }
-
     /// Takes the program away.
     pub(super) fn into_enclosure(self) -> Enclosure {
         drop(self.attachment);
@@ -83,15 +79,7 @@ impl Drop for Attachment {
 
 /// Makes sockets in the cgroup and checks their marks. This process is in the cgroup meanwhile.
 fn prove(cgroup: &Cgroup) -> Result<(), Error> {
-    let this = nix::unistd::getpid().as_raw();
-    let home = Cgroup::root()?.of_process(this)?;
-    let moving = |to: &Cgroup| {
-        Error::step("moving the helper into", to.to_string(), "run shuttle outside a container")
-    };
-    cgroup.add(this).map_err(moving(cgroup))?;
-    let proved = SOCKETS.into_iter().try_for_each(check);
-    home.add(this).map_err(moving(&home))?;
-    proved
+    cgroup.visit(|| SOCKETS.into_iter().try_for_each(check))?
 }
 
 type Kind = (&'static str, Domain, Type, Protocol);

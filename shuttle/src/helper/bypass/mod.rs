@@ -117,13 +117,11 @@ impl Bypass {
         Ok(bypass)
     }
 
-    /// The cgroup that a packet filter matches. None where the bypass is by address.
-    #[expect(dead_code, reason = "for the packet filters' methods")]
+    /// The cgroup that a packet filter is to match, where the bypass is by that.
     pub(crate) fn place(&self) -> Option<&Place> {
         match &self.means {
-            Means::Mark(mark) => Some(mark.enclosure().place()),
             Means::Cgroup(enclosure) => Some(enclosure.place()),
-            Means::Address(_) => None,
+            Means::Mark(_) | Means::Address(_) => None,
         }
     }
 

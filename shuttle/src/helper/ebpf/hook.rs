@@ -86,7 +86,7 @@ pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>
         for filter in filters(netlink, index, Parent::MIN_INGRESS).await? {
             let Some(slot) = slot_of(&filter) else { continue };
             if !is_alive(netlink, slot).await? {
-                let lan = Lan { index, name: netlink.name_of(index).await? };
+                let lan = Lan { index, name: netlink.name_of(index).await?, bridge: false };
                 found.push(Entry::Filter { lan, slot });
             }
         }

@@ -70,7 +70,7 @@ enum State {
 
 /// What would be set up, one step per line.
 pub(super) fn render(steering: Steering, hook: IngressHook, facts: Facts<'_>) -> String {
-    let Facts { slot, families, lans, entries } = facts;
+    let Facts { slot, families, lans, entries, .. } = facts;
     let setup = match steering {
         Steering::Lookup => render::lookup(Claim::unclaimed(slot, families), families, lans, hook),
         Steering::Rewrite => render::rewrite(families.v6.then_some(slot)),
@@ -202,8 +202,8 @@ impl Ebpf {
     /// One line for the user.
     pub(super) fn description(&self, parts: &Parts) -> String {
         match &self.steering {
-            State::Lookup { slot, router } => {
-                let (bit, table, forwarded) = (slot.bit(), slot.table(), router.description());
+            State::Lookup { slot, .. } => {
+                let (bit, table, forwarded) = (slot.bit(), slot.table(), parts.forwarded_words());
                 format!("ebpf: lookup, mark bit {bit:#x}, routing table {table}{forwarded}")
             }
             State::Rewrite(rewriting) => {

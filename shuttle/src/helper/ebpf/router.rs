@@ -64,12 +64,6 @@ impl Router {
         !self.lans.is_empty()
     }
 
-    /// For the user: whose traffic is captured.
-    pub(super) fn description(&self) -> String {
-        let names: Vec<_> = self.lans.iter().map(|lan| &lan.name[..]).collect();
-        if names.is_empty() { String::new() } else { format!(", and forwarded by {}", names.join(", ")) }
-    }
-
     /// Has the kernel check the program, and tells all programs which interfaces there are.
     pub(super) fn load(&self, object: &mut Ebpf) -> Result<(), Error> {
         if !self.is_on() {

@@ -32,7 +32,8 @@ pub(crate) struct Claim {
     pub(crate) slot: Slot,
     /// The index of the TUN device.
     pub(crate) tun: u32,
-    families: Families,
+    /// Those that it has addresses and routes of.
+    pub(crate) families: Families,
 }
 
 impl Claim {

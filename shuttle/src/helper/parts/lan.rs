@@ -20,6 +20,8 @@ use crate::{capture::LanFault, policy::Lans};
 pub(crate) struct Lan {
     pub(crate) index: u32,
     pub(crate) name: String,
+    /// Whether it is a bridge, and its packets come in by the ports first.
+    pub(crate) bridge: bool,
 }
 
 /// Why the LAN interfaces can't be found.
@@ -61,7 +63,7 @@ struct Interface {
 impl From<LinkMessage> for Interface {
     fn from(message: LinkMessage) -> Self {
         let mut interface = Self {
-            lan: Lan { index: message.header.index, name: String::new() },
+            lan: Lan { index: message.header.index, name: String::new(), bridge: false },
             up: message.header.flags.contains(LinkFlags::Up),
             layer: message.header.link_layer_type,
             kind: None,
@@ -80,6 +82,7 @@ impl From<LinkMessage> for Interface {
                 _ => {}
             }
         }
+        interface.lan.bridge = interface.kind == Some(InfoKind::Bridge);
         interface
     }
 }
@@ -136,7 +139,8 @@ fn is_ours(name: &str) -> bool {
 
 /// The interfaces of a default route. Those in our own tables lead to this host, and don't count.
 fn leads_everywhere(route: &RouteMessage) -> Vec<u32> {
-    let ours = SLOTS.iter().any(|slot| route.attributes.contains(&RouteAttribute::Table(slot.table())));
+    let ours = |table: u32| route.attributes.contains(&RouteAttribute::Table(table));
+    let ours = SLOTS.iter().any(|slot| ours(slot.table()) || ours(slot.fallback_table()));
     if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast || ours {
         return Vec::new();
     }
@@ -155,7 +159,7 @@ mod tests {
 
     fn interfaces() -> Vec<Interface> {
         let interface = |index, name: &str, layer, kind, controller| Interface {
-            lan: Lan { index, name: name.into() },
+            lan: Lan { index, name: name.into(), bridge: kind == Some(InfoKind::Bridge) },
             up: name != "off",
             layer,
             kind,

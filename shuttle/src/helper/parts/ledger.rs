@@ -27,6 +27,8 @@ pub(crate) enum Entry {
         /// A description for the user.
         words: String,
     },
+    /// An nftables table, where the kernel doesn't remove it with its owner.
+    Table(String),
     /// The clsact qdisc of an interface, which goes unless somebody else has a filter in it.
     Qdisc(Lan),
     /// Our filter in a clsact qdisc, left by a dead instance: it outlives its process.

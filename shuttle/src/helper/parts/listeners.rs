@@ -4,14 +4,16 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
+    time::Duration,
 };
 
 use nix::sys::socket::{
     setsockopt,
     sockopt::{Ipv4OrigDstAddr, Ipv4PacketInfo, Ipv6OrigDstAddr, Ipv6RecvPacketInfo, RcvBufForce},
 };
-use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
+use super::slot::Slot;
 use crate::{
     capture::{Arrival, DatagramArrival, Listener, Listeners, StreamArrival},
     policy::Families,
@@ -19,6 +21,9 @@ use crate::{
 
 /// The kernel reduces it to net.core.somaxconn, 4096 by default since Linux 5.4.
 const BACKLOG: i32 = 4096;
+
+/// How often an idle connection that was accepted sends something, for [packet filters](suit_packet_filter).
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Bytes of datagrams that wait to be read, those of all programs together.
 const DATAGRAM_QUEUE: usize = 4 << 20;
@@ -68,6 +73,26 @@ pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Fam
 /// A socket of this network namespace.
 pub(crate) fn any(listeners: &Listeners) -> Option<BorrowedFd<'_>> {
     listeners.iter().next().map(|listener| listener.tcp.as_fd())
+}
+
+/// Makes them fit for a packet filter that hands over packets and knows a connection by its packets.
+///
+/// Such a filter hands a datagram to a transparent socket only. That could send from any address, so it gets a mark,
+/// which the filter lets through nowhere, and which only root can change. Idle connections send something each minute;
+/// what is accepted takes this over from the listener.
+pub(crate) fn suit_packet_filter(listeners: &Listeners, slot: Slot) -> Result<(), Error> {
+    let each = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+    let suit = |listener: &Listener| {
+        SockRef::from(&listener.tcp).set_tcp_keepalive(&each)?;
+        let udp = SockRef::from(&listener.udp);
+        udp.set_mark(slot.mute())?;
+        if listener.udp.local_addr()?.is_ipv4() {
+            udp.set_ip_transparent_v4(true)
+        } else {
+            udp.set_ip_transparent_v6(true)
+        }
+    };
+    listeners.iter().try_for_each(suit).map_err(Error::open("transparent"))
 }
 
 fn listen_v4(arrival: Arrival) -> io::Result<Listener> {

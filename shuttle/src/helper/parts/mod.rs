@@ -2,6 +2,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod claim;
+pub(crate) mod fallback;
 pub(crate) mod icmp;
 pub(crate) mod lan;
 pub(crate) mod ledger;
@@ -27,6 +28,7 @@ use self::{
     reply_sockets::Relays,
     slot::Slot,
 };
+use super::bypass::Place;
 use crate::policy::{Families, Nameserver, Plan};
 
 /// The parts of one capture.
@@ -50,6 +52,8 @@ pub(crate) struct Parts {
     pub(crate) own: OwnAddresses,
     /// The threads that relay replies.
     pub(crate) relays: Relays,
+    /// The cgroup of our own connections, where the packet filter is to leave alone what is in it.
+    pub(crate) bypass: Option<Place>,
     /// What was set up so far.
     pub(crate) ledger: Ledger,
 }
@@ -63,6 +67,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) families: Families,
     /// The interfaces whose forwarded traffic is captured.
     pub(crate) lans: &'a [Lan],
+    /// The plan's nameservers.
+    pub(crate) nameservers: &'a [Nameserver],
     /// The rules in force.
     pub(crate) entries: &'a Entries,
 }
@@ -102,6 +108,7 @@ impl Parts {
             lans: lan::find(&netlink, &plan.lans).await?,
             own: OwnAddresses::default(),
             relays: Relays::default(),
+            bypass: None,
             ledger: Ledger::default(),
             netlink,
         })
@@ -127,6 +134,12 @@ impl Parts {
         if missed { self.no_v6.clone() } else { String::new() }
     }
 
+    /// What a set-up in this slot depends on.
+    pub(crate) fn facts(&self, slot: Slot) -> Facts<'_> {
+        let Self { families, lans, nameservers, entries, .. } = self;
+        Facts { slot, families: *families, lans, nameservers, entries }
+    }
+
     /// Looks again which addresses are this host's own.
     pub(crate) async fn look_at_own(&mut self) -> Result<(), netlink::Error> {
         self.own = OwnAddresses::look(&self.netlink, self.families).await?;
@@ -139,6 +152,12 @@ impl Parts {
             && self.nameservers.iter().any(|it| it.address == destination.ip());
         self.entries.captures(destination.ip(), destination.port())
             && (resolver || !self.own.has(destination.ip()))
+    }
+
+    /// For the user: whose traffic is captured beside this host's.
+    pub(crate) fn forwarded_words(&self) -> String {
+        let names: Vec<_> = self.lans.iter().map(|lan| &lan.name[..]).collect();
+        if names.is_empty() { String::new() } else { format!(", and forwarded by {}", names.join(", ")) }
     }
 
     /// The LAN interface by which this host sends to an address, if it is one.

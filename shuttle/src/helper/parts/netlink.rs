@@ -176,21 +176,23 @@ impl Netlink {
         slot: Slot,
         source: IpAddr,
     ) -> Result<bool, Error> {
-        let mut route = RouteMessage::default();
-        route.header.address_family = Family::of_address(source).number();
-        route.header.protocol = PROTOCOL;
+        let mut route = default_route(slot.table(), tun, source);
         route.header.scope = RouteScope::Host;
         route.header.kind = RouteType::Local;
-        route.attributes = vec![
-            RouteAttribute::Table(slot.table()),
-            RouteAttribute::Oif(tun),
-            RouteAttribute::PrefSource(source.into()),
-        ];
         match self.0.route().add(route).execute().await {
             Ok(()) => Ok(true),
             Err(error) if io_error(&error).raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(failed(format!("adding the default route of table {}", slot.table()))(error)),
         }
+    }
+
+    /// `default dev TUN src SOURCE` in the slot's table of fallback routes.
+    pub(crate) async fn add_fallback(&self, tun: u32, slot: Slot, source: IpAddr) -> Result<(), Error> {
+        let mut route = default_route(slot.fallback_table(), tun, source);
+        route.header.scope = RouteScope::Link;
+        route.header.kind = RouteType::Unicast;
+        let what = || format!("adding the default route of table {}", slot.fallback_table());
+        self.0.route().add(route).execute().await.map_err(failed(what()))
     }
 
     /// `local TOKENS/96 dev TUN src SOURCE`: makes all IPv6 tokens of the slot this host's; false when another has
@@ -282,6 +284,18 @@ impl Netlink {
             .filter_map(|route| Some((destination(route)?, route.header.destination_prefix_length)))
             .collect())
     }
+}
+
+fn default_route(table: u32, tun: u32, source: IpAddr) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = Family::of_address(source).number();
+    route.header.protocol = PROTOCOL;
+    route.attributes = vec![
+        RouteAttribute::Table(table),
+        RouteAttribute::Oif(tun),
+        RouteAttribute::PrefSource(source.into()),
+    ];
+    route
 }
 
 /// The prefix length that holds one address alone.

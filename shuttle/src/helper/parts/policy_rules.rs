@@ -15,6 +15,8 @@ use super::{
 /// After `local` (0), so that this host keeps its own addresses; before the user's rules and `main` (32766). The guard
 /// has the next number.
 const PRIORITY: u32 = 300;
+/// After `main` and `default` (32766, 32767), so that it is for destinations that neither has a route to.
+const FALLBACK_PRIORITY: u32 = 32_768;
 /// The loopback interface has this name in every namespace.
 const LOOPBACK_NAME: &str = "lo";
 
@@ -37,6 +39,8 @@ enum Selector {
     /// Those that came in by this interface and were marked there. The rule names the interface so that it doesn't
     /// match the lookup by which the kernel checks a packet's source (rp_filter, src_valid_mark).
     Forwarded { mark: u32, interface: String },
+    /// Those that this host sends.
+    Local,
 }
 
 /// What happens to the packets.
@@ -53,12 +57,24 @@ impl PolicyRule {
     /// they find no route there, they are rejected: once the table is gone, so is the proxy, and what captured
     /// connections still send must not leave this host. The rules don't match the bit of forwarded packets.
     pub(crate) fn of_slot(family: Family, slot: Slot) -> [Self; 4] {
-        let mark = || Selector::Mark { value: slot.bit(), mask: slot.forwarded() };
+        let mark = Selector::Mark { value: slot.bit(), mask: slot.forwarded() };
         let source = || Selector::Source(slot.source(family));
         let guard = |selector| Self { family, priority: PRIORITY + 1, selector, action: Action::Unreachable };
-        let lookup =
-            |selector| Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) };
-        [guard(mark()), guard(source()), lookup(mark()), lookup(source())]
+        let to_table = Action::Table(slot.table());
+        let by_source = Self { family, priority: PRIORITY, selector: source(), action: to_table };
+        [guard(mark), guard(source()), Self::of_mark(family, slot), by_source]
+    }
+
+    /// Sends packets with the slot's bit to its table; those that find no route there are routed as if they had no bit.
+    pub(crate) fn of_mark(family: Family, slot: Slot) -> Self {
+        let selector = Selector::Mark { value: slot.bit(), mask: slot.forwarded() };
+        Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) }
+    }
+
+    /// Sends what this host sends, and no other rule has a route for, to the slot's table of fallback routes.
+    pub(crate) fn fallback(family: Family, slot: Slot) -> Self {
+        let action = Action::Table(slot.fallback_table());
+        Self { family, priority: FALLBACK_PRIORITY, selector: Selector::Local, action }
     }
 
     /// The rule that sends packets to the slot's table that came in by `interface` and were marked there.
@@ -85,6 +101,7 @@ impl PolicyRule {
                 rule.attributes.extend([RuleAttribute::FwMark(*mark), RuleAttribute::FwMask(*mark)]);
                 rule.attributes.push(RuleAttribute::Iifname(interface.clone()));
             }
+            Selector::Local => rule.attributes.push(RuleAttribute::Iifname(LOOPBACK_NAME.to_owned())),
         }
         match self.action {
             Action::Table(table) => {
@@ -107,6 +124,7 @@ impl fmt::Display for PolicyRule {
             Selector::Forwarded { mark, interface } => {
                 write!(f, " fwmark {mark:#x}/{mark:#x} iif {interface}")?;
             }
+            Selector::Local => write!(f, " iif {LOOPBACK_NAME}")?,
         }
         match self.action {
             Action::Table(table) => write!(f, " lookup {table}")?,
@@ -155,22 +173,29 @@ impl Netlink {
     }
 }
 
-/// The policy rules of dead instances: those whose table is empty.
-pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
-    let mut found = Vec::new();
+/// The policy rules of dead instances, which are those whose table is empty; and the slots of these instances.
+pub(crate) async fn leftovers(netlink: &Netlink) -> Result<(Vec<Entry>, Vec<Slot>), Error> {
+    let (mut found, mut slots) = (Vec::new(), Vec::new());
     for family in Family::BOTH {
         for rule in netlink.rules(family).await? {
             let Some(slot) = slot_of(&rule) else { continue };
             if !netlink.routes(family, slot.table()).await?.is_empty() {
                 continue;
             }
-            let by = if rule.header.src_len == 0 { "mark" } else { "source of mark" };
+            let by = match (rule.header.src_len, fallback_of(&rule)) {
+                (0, None) => "mark",
+                (_, None) => "source of mark",
+                (_, Some(_)) => "destinations without a route, of mark",
+            };
             let words =
                 format!("{family:?} policy rule for {by} {:#x}, {:?}", slot.bit(), rule.header.action);
             found.push(Entry::Rule { rule, words });
+            if !slots.contains(&slot) {
+                slots.push(slot);
+            }
         }
     }
-    Ok(found)
+    Ok((found, slots))
 }
 
 fn slot_of(rule: &RuleMessage) -> Option<Slot> {
@@ -180,7 +205,14 @@ fn slot_of(rule: &RuleMessage) -> Option<Slot> {
         RuleAttribute::Source(source) => Slot::of_source(*source),
         _ => None,
     });
-    slot.filter(|_| ours)
+    slot.or_else(|| fallback_of(rule)).filter(|_| ours)
+}
+
+fn fallback_of(rule: &RuleMessage) -> Option<Slot> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Slot::of_fallback_table(*table),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -193,7 +225,8 @@ mod tests {
         let [slot, ..] = SLOTS;
         let all = Family::BOTH.into_iter().flat_map(|family| {
             let forwarded = PolicyRule::forwarded(family, slot, "br0");
-            PolicyRule::of_slot(family, slot).into_iter().chain([forwarded])
+            let fallback = PolicyRule::fallback(family, slot);
+            PolicyRule::of_slot(family, slot).into_iter().chain([forwarded, fallback])
         });
         let lines: Vec<_> = all.map(|rule| rule.to_string()).collect();
         let want = "\
@@ -202,11 +235,13 @@ ip -4 rule add priority 301 from 198.19.219.1 iif lo type unreachable protocol 2
 ip -4 rule add priority 300 fwmark 0x10000000/0x90000000 lookup 2190000 protocol 219
 ip -4 rule add priority 300 from 198.19.219.1 iif lo lookup 2190000 protocol 219
 ip -4 rule add priority 300 fwmark 0x90000000/0x90000000 iif br0 lookup 2190000 protocol 219
+ip -4 rule add priority 32768 iif lo lookup 2190100 protocol 219
 ip -6 rule add priority 301 fwmark 0x10000000/0x90000000 type unreachable protocol 219
 ip -6 rule add priority 301 from fd73:6875:7474:6c65::1 iif lo type unreachable protocol 219
 ip -6 rule add priority 300 fwmark 0x10000000/0x90000000 lookup 2190000 protocol 219
 ip -6 rule add priority 300 from fd73:6875:7474:6c65::1 iif lo lookup 2190000 protocol 219
-ip -6 rule add priority 300 fwmark 0x90000000/0x90000000 iif br0 lookup 2190000 protocol 219";
+ip -6 rule add priority 300 fwmark 0x90000000/0x90000000 iif br0 lookup 2190000 protocol 219
+ip -6 rule add priority 32768 iif lo lookup 2190100 protocol 219";
         assert_eq!(lines.join("\n"), want);
     }
 }

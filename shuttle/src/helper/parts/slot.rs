@@ -27,6 +27,8 @@ pub(crate) const FORWARDED_BIT: u32 = 0x8000_0000;
 
 /// Above the 255 that old tools support, and not a round number that people may choose.
 const FIRST_TABLE: u32 = 2_190_000;
+/// The tables of fallback routes, apart from those.
+const FIRST_FALLBACK_TABLE: u32 = 2_190_100;
 
 impl Slot {
     /// The bit of the socket mark.
@@ -39,6 +41,11 @@ impl Slot {
         self.bit() | FORWARDED_BIT
     }
 
+    /// The mark of sockets that a packet filter lets send nothing.
+    pub(crate) fn mute(self) -> u32 {
+        self.bit() | BYPASS_BIT | FORWARDED_BIT
+    }
+
     /// Which of the slots it is, from 0.
     pub(crate) fn number(self) -> u8 {
         self.0
@@ -47,6 +54,11 @@ impl Slot {
     /// The routing table.
     pub(crate) fn table(self) -> u32 {
         FIRST_TABLE + u32::from(self.0)
+    }
+
+    /// The routing table for destinations to which this host has no route.
+    pub(crate) fn fallback_table(self) -> u32 {
+        FIRST_FALLBACK_TABLE + u32::from(self.0)
     }
 
     /// The source address of captured connections. Not one of the host's real addresses, so that they survive its
@@ -78,6 +90,11 @@ impl Slot {
         SLOTS.into_iter().find(is_of)
     }
 
+    /// The slot of a table of fallback routes, if it is one of ours.
+    pub(crate) fn of_fallback_table(table: u32) -> Option<Self> {
+        SLOTS.into_iter().find(|slot| slot.fallback_table() == table)
+    }
+
     /// The slot of a mark, if it is one of our bits.
     pub(crate) fn of_bit(bit: u32) -> Option<Self> {
         SLOTS.into_iter().find(|slot| slot.bit() == bit)
@@ -97,6 +114,8 @@ mod tests {
             assert_eq!(bit & (seen | 0x00ff_0000 | 0xc000 | 0x0f00 | 0x1_bd00 | 0x0800_0000), 0, "{bit:#x}");
             seen |= bit;
             assert_eq!(Slot::of_bit(bit), Some(slot));
+            assert_eq!(Slot::of_fallback_table(slot.fallback_table()), Some(slot));
+            assert_eq!(Slot::of_fallback_table(slot.table()), None);
             for family in [Family::V4, Family::V6] {
                 assert_eq!(Slot::of_source(slot.source(family)), Some(slot));
             }

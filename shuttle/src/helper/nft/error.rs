@@ -1,0 +1,91 @@
+//! What can fail, in words for the user.
+
+use std::io;
+
+use shuttle_common::compile;
+
+use super::batch::Step;
+use crate::{
+    capture::{Failure, MethodName, Missing},
+    helper::parts::netlink,
+};
+
+/// Why the table is not there, or not as it should be. Each names operation, object and remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rules can't be looked up by one match.
+    #[error(transparent)]
+    Rules(#[from] compile::Error),
+    /// No socket to the kernel's nf_tables.
+    #[error(
+        "{operation} for nf_tables: {source} (needs root and CONFIG_NF_TABLES: try `modprobe nf_tables`)"
+    )]
+    Socket {
+        /// What was tried with the socket.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// No network namespace to try things in.
+    #[error("making a network namespace to try nftables in: {0} (needs root and CONFIG_NET_NS)")]
+    Namespace(io::Error),
+    /// The kernel refuses a part of the ruleset; then it has taken none of it.
+    #[error("{operation} {object} of the nftables table {table}: {source} (needs {needs})")]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// With which part.
+        object: String,
+        /// The table.
+        table: String,
+        /// Why it failed.
+        source: io::Error,
+        /// What that takes.
+        needs: &'static str,
+    },
+    /// The kernel didn't say that it has taken the ruleset.
+    #[error(
+        "the kernel has not confirmed the change of the nftables table {0}: run `shuttle cleanup`, then start again"
+    )]
+    Unconfirmed(String),
+}
+
+impl Error {
+    pub(super) fn socket(operation: &'static str) -> impl FnOnce(nix::Error) -> Self {
+        move |errno| Self::Socket { operation, source: errno.into() }
+    }
+
+    /// The code is the kernel's: a negative errno.
+    pub(super) fn refused(table: &str, step: &Step, code: i32) -> Self {
+        let source = io::Error::from_raw_os_error(code.wrapping_neg());
+        let Step { operation, object, needs } = step.clone();
+        Self::Refused { operation, object, table: table.to_owned(), source, needs }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (operation, source, needs) = match error {
+            Error::Rules(error) => return Self::Rules(error.to_string()),
+            Error::Unconfirmed(_) => return Self::system("changing nftables", &error),
+            Error::Namespace(source) => return Self::system("making a network namespace", &source),
+            Error::Socket { operation, source } => (
+                format!("{operation} for nf_tables"),
+                source,
+                "root and CONFIG_NF_TABLES: try `modprobe nf_tables`",
+            ),
+            Error::Refused { operation, object, table, source, needs } => {
+                (format!("{operation} {object} of the nftables table {table}"), source, needs)
+            }
+        };
+        let missing = Missing::Nftables { operation, reason: source.to_string(), needs: needs.to_owned() };
+        Self::Unable { method: MethodName::Nft, missing: vec![missing] }
+    }
+}
+
+/// Tables are undone beside routes and rules.
+impl From<Error> for netlink::Error {
+    fn from(error: Error) -> Self {
+        netlink::Error::system("removing an nftables table")(io::Error::other(error.to_string()))
+    }
+}

@@ -1,0 +1,61 @@
+//! A second table, which outlives this process: what captured connections still have to say when nothing captures any
+//! more must not leave this host.
+//!
+//! It remembers the connections that have arrived at a listener. A packet of theirs that leaves by a real device is
+//! dropped: somebody has removed our policy rule or the TUN device. One that nobody has marked is answered by a reset:
+//! the table that captures is gone, and this process with it. Sockets that the client holds send nothing elsewhere. It
+//! has no owner, so that it stays; without the connections, which it forgets after five minutes, it does nothing, and
+//! the next start removes it.
+
+use super::{
+    render::{
+        AFTER_MANGLE, FIRST, LAST, Setup, all, base, captured_here, chain, exempt, goto, none,
+        of_connections, some,
+    },
+    ruleset::{Expr, Family, Flows, Hook, Protocol, Ruleset, Set},
+};
+
+/// `lo` has this index in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// The table that stays.
+pub fn render_guard(setup: &Setup) -> Ruleset {
+    let Setup { capture, bypass, forwarded, .. } = *setup;
+    let tcp = |opens| [Expr::Protocol(Protocol::Tcp), Expr::Opens(opens)];
+    let here = captured_here(setup).into_iter().chain([goto("remember")]).collect();
+    let lans = setup.lans.iter().map(|lan| {
+        let captured = Expr::PacketMark(all(capture | forwarded));
+        vec![Expr::InputInterface(lan.clone()), captured, goto("remember")]
+    });
+    let [protocol, not_opening] = tcp(false);
+    let [_, opening] = tcp(true);
+    let unmarked = Expr::PacketMark(none(capture));
+    let output = [
+        vec![Expr::SocketMark(some(bypass)), goto("exempt")],
+        // Of an earlier connection between the same ports.
+        vec![protocol.clone(), opening, unmarked.clone(), goto("forget")],
+        vec![protocol.clone(), not_opening.clone(), unmarked, goto("unmarked")],
+    ];
+    let leave = vec![Expr::OtherOutput(LOOPBACK), protocol, not_opening, goto("leaving")];
+    let mut chains = vec![
+        base("here", Hook::Prerouting, FIRST + 1, [here]),
+        chain("remember", of_connections(Flows::Captured, Expr::Remember, None)),
+        base("output", Hook::Output, LAST, output),
+        chain("exempt", exempt(setup)),
+        chain("forget", of_connections(Flows::Captured, Expr::Forget, None)),
+        chain("unmarked", of_connections(Flows::Captured, Expr::Known, Some(Expr::Reset))),
+        // Before others translate the source.
+        base("leave", Hook::Postrouting, FIRST, [leave]),
+        chain("leaving", of_connections(Flows::Captured, Expr::Known, Some(Expr::Drop))),
+    ];
+    if !setup.lans.is_empty() {
+        chains.push(base("lan", Hook::Prerouting, AFTER_MANGLE + 1, lans));
+    }
+    let sets = Family::BOTH.map(|family| Set::Flows(Flows::Captured(family))).into();
+    Ruleset { table: guard_name(&setup.table), sets, chains, lookup: None }
+}
+
+/// The name of the table that guards another.
+pub(super) fn guard_name(table: &str) -> String {
+    format!("{table}_guard")
+}

@@ -1,0 +1,260 @@
+//! Capture with nftables: a table of ours that marks what the rules capture and hands it to the listeners.
+//!
+//! The table belongs to a netlink socket of this process, so no program is run, and the kernel removes it when the
+//! process ends (Linux 5.12). `render` makes a [`ruleset::Ruleset`] from what is to be captured; [`Table`] puts it in
+//! force. Marked packets are routed back to this host as the eBPF method's are, and given to the same listeners.
+
+mod batch;
+mod check;
+mod encode;
+mod error;
+mod guard;
+mod intervals;
+mod message;
+mod proof;
+mod render;
+pub mod ruleset;
+mod table;
+mod text;
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+pub use batch::Owner;
+pub use check::{Kind, Missing, Part, check};
+pub use error::Error;
+pub use guard::render_guard;
+pub use render::{Listeners, Setup, render, render_lookup};
+pub use ruleset::Cgroup;
+pub use table::{Table, delete, stays};
+
+use self::guard::guard_name;
+use super::parts::{
+    Facts, Parts,
+    answer::Sender,
+    claim::{self, Claim, DEVICE},
+    fallback::Fallback,
+    lan::Lan,
+    ledger::Entry,
+    listeners,
+    netlink::{self, Family},
+    policy_rules::PolicyRule,
+    slot::{BYPASS_BIT, FORWARDED_BIT, SLOTS, Slot},
+    tun,
+};
+use crate::capture::{self, Arrival, DatagramArrival, Failure, MethodName, StreamArrival};
+
+/// How captured traffic arrives.
+pub(super) const ARRIVAL: Arrival =
+    Arrival { streams: StreamArrival::LocalAddress, datagrams: DatagramArrival::ControlMessage };
+
+/// A capture by nftables.
+#[derive(Debug)]
+pub(super) struct Nft {
+    claim: Claim,
+    setup: Setup,
+    fallback: Fallback,
+    /// In force from the start on. It goes first.
+    table: Option<Table>,
+    guard: Option<Table>,
+}
+
+impl Nft {
+    /// Gets ready for [`start`](Self::start), and has the kernel take such a table where it captures nothing.
+    pub(super) async fn prepare(parts: &mut Parts) -> Result<(Self, capture::Listeners), Failure> {
+        let (listeners, families, note) = listeners::open(parts.families, ARRIVAL)?;
+        parts.narrow(families, note);
+        let claim = Claim::take(&parts.netlink, families, &mut parts.ledger).await.map_err(no_claim)?;
+        listeners::suit_packet_filter(&listeners, claim.slot)?;
+        let tun = parts.netlink.name_of(claim.tun).await?;
+        let at = |listener: &capture::Listener| -> Result<Listeners, Failure> {
+            let failed = |error| Failure::system("asking for a listener's port", &error);
+            let (tcp, udp) = (listener.tcp.local_addr(), listener.udp.local_addr());
+            Ok(Listeners { tcp: tcp.map_err(failed)?, udp: udp.map_err(failed)? })
+        };
+        let [v4, v6] = [&listeners.v4, &listeners.v6].map(|it| it.as_ref().map(at).transpose());
+        let exempt = parts.bypass.as_ref().map(|place| Cgroup {
+            path: place.path.clone(),
+            level: place.level,
+            id: place.id,
+        });
+        let setup = Setup { exempt, v4: v4?, v6: v6?, ..setup(tun, parts.facts(claim.slot)) };
+        match check(&setup) {
+            Ok(owner) => tracing::debug!(?owner, "the kernel takes the table"),
+            Err(missing) => no_namespace_or(missing)?,
+        }
+        if let Some(cgroup) = &setup.exempt {
+            proof::matches(cgroup, &setup.table)?;
+        }
+        parts.ledger.step()?;
+        Ok((Self { claim, setup, fallback: Fallback::new(claim), table: None, guard: None }, listeners))
+    }
+
+    /// From now on connections and datagrams are captured. The table is added last, all at once.
+    pub(super) async fn start(&mut self, parts: &mut Parts) -> Result<(), Failure> {
+        let slot = self.claim.slot;
+        for route in parts.link_local.entries(slot).collect::<Vec<_>>() {
+            parts.ledger.record(route)?;
+        }
+        self.look_at_own(parts).await?;
+        for rule in rules(self.claim, &parts.lans) {
+            parts.ledger.record(Entry::from(&rule))?;
+            parts.netlink.add_rule(&rule).await?;
+        }
+        self.fallback.add_routes(&parts.netlink, &mut parts.ledger).await?;
+        self.fallback.extend(&parts.netlink, &parts.entries).await?;
+        parts.ledger.record(Entry::Table(guard_name(&self.setup.table)))?;
+        self.guard = Some(Table::add_as(render_guard(&self.setup), Owner::Nobody)?);
+        parts.ledger.record(Entry::Table(self.setup.table.clone()))?;
+        self.table = Some(Table::add(render(&self.setup, &parts.entries))?);
+        Ok(())
+    }
+
+    /// Has each packet meet all of the parts' entries, or all of those before; on an error, those before.
+    pub(super) async fn replace(&mut self, parts: &Parts) -> Result<(), Failure> {
+        let Some(table) = &mut self.table else { return Ok(()) };
+        self.fallback.extend(&parts.netlink, &parts.entries).await?;
+        table.replace(render_lookup(&self.setup, &parts.entries, table.next_generation()))?;
+        if let Err(error) = self.fallback.narrow(&parts.netlink, &parts.entries).await {
+            tracing::warn!(%error, "programs take an address family for connected that isn't captured any more");
+        }
+        Ok(())
+    }
+
+    /// The program that sends what comes in from `source`: nobody changes that address.
+    pub(super) fn sender(&self, source: SocketAddr) -> Sender {
+        Sender { slot: self.claim.slot, address: source }
+    }
+
+    /// Takes notice of this host's own addresses, and routes anew what went with a link.
+    pub(super) async fn look_at_own(&self, parts: &mut Parts) -> Result<(), netlink::Error> {
+        parts.look_at_own().await?;
+        if parts.families.v6 {
+            parts.link_local.add_routes(&parts.netlink, self.claim.slot).await;
+        }
+        Ok(())
+    }
+
+    /// One line for the user.
+    pub(super) fn description(&self, parts: &Parts) -> String {
+        let (table, slot) = (&self.setup.table, self.claim.slot);
+        let (bit, routes) = (slot.bit(), slot.table());
+        format!("nft: table {table}, mark bit {bit:#x}, routing table {routes}{}", parts.forwarded_words())
+    }
+}
+
+/// What would be set up, as commands of `ip` and as the ruleset for `nft`.
+pub(super) fn commands(facts: Facts<'_>) -> String {
+    let Facts { slot, families, lans, entries, .. } = facts;
+    let claim = Claim::unclaimed(slot, families);
+    let any_port = |v4: bool| {
+        let loopback: IpAddr = if v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        let address = SocketAddr::new(loopback, 0);
+        Listeners { tcp: address, udp: address }
+    };
+    let v4 = families.v4.then(|| any_port(true));
+    let v6 = families.v6.then(|| any_port(false));
+    let setup = Setup { v4, v6, ..setup(DEVICE.to_owned(), facts) };
+    let (ruleset, guard) = (render(&setup, entries), render_guard(&setup));
+    let rules: String = rules(claim, lans).map(|rule| format!("{rule}\n")).collect();
+    format!("{claim}{rules}{}{guard}{ruleset}", Fallback::new(claim).commands(entries))
+}
+
+/// The bridges among the LAN interfaces whose packets the IP hooks see at the ports (br_netfilter): the kernel takes
+/// away the socket that `tproxy` gives them there, and has no second look when they come in by the bridge.
+pub(super) fn filtered_bridges(parts: &Parts) -> Vec<capture::Missing> {
+    let filtered = |family: &Family| {
+        let setting = match family {
+            Family::V4 => "net.bridge.bridge-nf-call-iptables",
+            Family::V6 => "net.bridge.bridge-nf-call-ip6tables",
+        };
+        let value = fs::read_to_string(format!("/proc/sys/{}", setting.replace('.', "/")));
+        value.is_ok_and(|value| value.trim() != "0").then_some(setting)
+    };
+    let Some(setting) = Family::of(parts.families).find_map(|family| filtered(&family)) else {
+        return Vec::new();
+    };
+    let bridges = parts.lans.iter().filter(|lan| lan.bridge);
+    let missing = |lan: &Lan| capture::Missing::FilteredBridge {
+        method: MethodName::Nft,
+        lan: lan.name.clone(),
+        setting: setting.to_owned(),
+    };
+    bridges.map(missing).collect()
+}
+
+/// The tables that instances with these slots, which are dead, have left.
+pub(super) fn leftovers(slots: &[Slot]) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
+    for slot in slots {
+        for name in [name(*slot), guard_name(&name(*slot))] {
+            if stays(&name)? {
+                found.push(Entry::Table(name));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn name(slot: Slot) -> String {
+    format!("shuttle_{}", slot.number())
+}
+
+/// Without listeners.
+fn setup(tun: String, facts: Facts<'_>) -> Setup {
+    let Facts { slot, lans, nameservers, .. } = facts;
+    Setup {
+        table: name(slot),
+        capture: slot.bit(),
+        captures: SLOTS.iter().fold(0, |all, slot| all | slot.bit()),
+        forwarded: FORWARDED_BIT,
+        bypass: BYPASS_BIT,
+        exempt: None,
+        tun,
+        v4: None,
+        v6: None,
+        lans: lans.iter().map(|lan| lan.name.clone()).collect(),
+        nameservers: nameservers.to_vec(),
+    }
+}
+
+/// Those that lead marked packets back to this host. Without a guard as the eBPF method has it: the packets of a socket
+/// that is bound to a device are marked as well, and must find their way by the tables that follow.
+fn rules(claim: Claim, lans: &[Lan]) -> impl Iterator<Item = PolicyRule> {
+    let Claim { slot, families, .. } = claim;
+    let own = Family::of(families).map(move |family| PolicyRule::of_mark(family, slot));
+    let forwarded = move |lan: &Lan| {
+        Family::of(families).map(|family| PolicyRule::forwarded(family, slot, &lan.name)).collect::<Vec<_>>()
+    };
+    own.chain(lans.iter().flat_map(forwarded))
+}
+
+fn no_claim(error: claim::Error) -> Failure {
+    match error {
+        claim::Error::Tun(tun::Error::Create(source)) => {
+            let missing = vec![capture::Missing::Tun(source.to_string())];
+            Failure::Unable { method: MethodName::Nft, missing }
+        }
+        error @ (claim::Error::NoSlot | claim::Error::Tun(_) | claim::Error::Netlink(_)) => error.into(),
+    }
+}
+
+/// What the kernel lacks. Where it gives this process no namespace to try things in, as in some containers, the start
+/// tells.
+fn no_namespace_or(missing: Vec<Missing>) -> Result<(), Failure> {
+    if let Some(Missing { error: Error::Namespace(error), .. }) = missing.first() {
+        tracing::debug!(%error, "the table is not tried before the start");
+        return Ok(());
+    }
+    let mut all = Vec::new();
+    for Missing { error, .. } in missing {
+        let failure = Failure::from(error);
+        all.extend_from_slice(failure.missing().ok_or_else(|| failure.clone())?);
+    }
+    Err(Failure::Unable { method: MethodName::Nft, missing: all })
+}
+
+#[cfg(test)]
+mod tests;
