@@ -56,7 +56,8 @@ pub(crate) fn without_a_route() {
     assert_eq!(ask(How::Plain, address("[fd88::1]:7")), "NetworkUnreachable", "as before");
 }
 
-/// Two instances, none of whose destinations has a route: the fallback of the first must not keep anything from the other.
+/// Two instances, none of whose destinations has a route: the fallback of the first must not keep anything from the
+/// other.
 pub(crate) fn two_without_a_route() {
     let _world = World::new();
     let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], ..everything() };
