@@ -65,6 +65,10 @@ impl World {
                 && routes.contains("fd77::1")
                 && routes.contains("multicast ff00::/8 dev v0")
         });
+        // An address is tentative until the far end has noticed as well, and nobody can bind it.
+        assert_eventually("the link is up there", || {
+            world.run(|| ip("-6 route show table local")).contains("local fd77::2")
+        });
         world
     }
 
