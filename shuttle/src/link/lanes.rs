@@ -19,7 +19,7 @@ impl Link {
     /// Takes in the readiness of one end of a lane: of lane `token / 2` its input, or its output where `token` is odd.
     pub(super) fn on_pipe(&mut self, token: usize, ready: &Ready) {
         let lane = LaneId((token / 2) as u32);
-        let Some(pipes) = self.lanes.get_mut(&lane) else { return };
+        let Some(pipes) = self.lanes.get_mut(lane) else { return };
         if token.is_multiple_of(2) {
             pipes.readable = true;
             pipes.read_closed |= ready.is_read_closed();
@@ -41,20 +41,16 @@ impl Link {
             && result.is_ok()
         {
             result = self.read_lane(id, &mut buffer, role);
-            lane = self.next_lane(id);
+            // Lanes come and go meanwhile.
+            lane = self.lanes.after(id);
         }
         self.buffer = buffer;
         result
     }
 
-    /// The lane after this one. Lanes come and go while they are gone through.
-    fn next_lane(&self, lane: LaneId) -> Option<LaneId> {
-        self.lanes.range(LaneId(lane.0 + 1)..).next().map(|(next, _)| *next)
-    }
-
     fn read_lane(&mut self, lane: LaneId, buffer: &mut [u8], role: &mut impl Role) -> Result<(), End> {
         for _ in 0..READS_PER_TURN {
-            let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(()) };
+            let Some(pipes) = self.lanes.get_mut(lane) else { return Ok(()) };
             if !pipes.readable {
                 // The far side may have said something last before it closed.
                 return if pipes.output_closed { self.lose(lane, role, End::Closed) } else { Ok(()) };
@@ -62,7 +58,7 @@ impl Link {
             if self.pass(lane) {
                 continue;
             }
-            let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(()) };
+            let Some(pipes) = self.lanes.get_mut(lane) else { return Ok(()) };
             let room = if std::mem::take(&mut pipes.expects_bulk) { DATA_HEADER } else { READ_BUFFER };
             let buffer = &mut buffer[..room];
             let length = match pipes.input.read(buffer) {
@@ -91,7 +87,7 @@ impl Link {
         let long = |(_, length): &(StreamId, usize)| *length >= MIN_SPLICED;
         let Some((stream, length)) = self.mux.passing(lane).filter(long) else { return false };
         let connection = self.connections.get(&stream).filter(|connection| connection.takes_bytes());
-        let (Some(pipes), Some(connection)) = (self.lanes.get_mut(&lane), connection) else { return false };
+        let (Some(pipes), Some(connection)) = (self.lanes.get_mut(lane), connection) else { return false };
         let Some(moved) = pipes.splice(connection.socket.as_fd(), length) else { return false };
         pipes.expects_bulk = moved == length;
         self.mux.pass(lane, stream, moved, now());
@@ -102,7 +98,7 @@ impl Link {
     /// A lane has ended, whichever it is: what it carried goes on over the others. With the last one ends the link, as
     /// `end` says.
     fn lose(&mut self, lane: LaneId, role: &mut impl Role, end: End) -> Result<(), End> {
-        if let Some(pipes) = self.lanes.remove(&lane) {
+        if let Some(pipes) = self.lanes.remove(lane) {
             pipes.deregister(self.poll.registry());
         }
         if !self.mux.lose(lane, now()) {
@@ -155,7 +151,8 @@ impl Link {
             let mut lane = Some(LaneId::FIRST);
             while let Some(id) = lane {
                 wrote |= self.write_lane(id, role)?.is_continue();
-                lane = self.next_lane(id);
+                // Lanes come and go meanwhile.
+                lane = self.lanes.after(id);
             }
             // A socket that was read to its end has left a FIN and no bytes.
             if !wrote && !self.mux.has_control() {
@@ -166,7 +163,7 @@ impl Link {
 
     /// One write; `Break` when there is nothing to write or the lane takes nothing.
     fn write_lane(&mut self, lane: LaneId, role: &mut impl Role) -> Result<ControlFlow<()>, End> {
-        let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(ControlFlow::Break(())) };
+        let Some(pipes) = self.lanes.get_mut(lane) else { return Ok(ControlFlow::Break(())) };
         let bytes = self.mux.unwritten(lane);
         if bytes.is_empty() {
             return Ok(ControlFlow::Break(()));

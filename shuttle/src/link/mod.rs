@@ -11,7 +11,7 @@ mod pipes;
 mod sockets;
 mod survey;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -20,7 +20,9 @@ use mio::event::{Event as Ready, Source};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::mux::{AssociationId, Door, LaneId, Mux, Peer, ProtocolError, Reason, Side, StreamId, Target};
+use crate::mux::{
+    AssociationId, ByLane, Door, LaneId, Mux, Peer, ProtocolError, Reason, Side, StreamId, Target,
+};
 use connection::Connection;
 use dial::Dial;
 pub use pipes::Pipes;
@@ -131,7 +133,7 @@ pub enum End {
 pub struct Link {
     poll: Poll,
     mux: Mux,
-    lanes: BTreeMap<LaneId, Pipes>,
+    lanes: ByLane<Pipes>,
     buffer: Box<[u8]>,
     connections: HashMap<StreamId, Connection>,
     /// Connections being dialled, or that were, in the order in which to give up.
@@ -150,7 +152,7 @@ impl Link {
         Ok(Self {
             poll,
             mux: Mux::new(side, now()),
-            lanes: BTreeMap::from([(LaneId::FIRST, pipes)]),
+            lanes: ByLane::new(LaneId::FIRST, pipes),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             connections: HashMap::new(),
             dials: VecDeque::new(),

@@ -3,7 +3,7 @@
 //! Both lie in one ring, each byte in its place, so that a piece which arrives early is copied once and takes the
 //! room that its credit stands for, however it was cut or repeated.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::ProtocolError;
 
@@ -21,8 +21,8 @@ pub(super) struct Inbox {
     /// First `ready` bytes in order, up to `received`; then what is ahead, with anything in the gaps.
     ring: VecDeque<u8>,
     ready: usize,
-    /// What is ahead: where each piece begins and ends. They neither touch nor overlap.
-    ahead: BTreeMap<u64, u64>,
+    /// What is ahead: where each piece begins and ends, in order. They neither touch nor overlap.
+    ahead: Vec<(u64, u64)>,
 }
 
 /// What an arriving piece is.
@@ -93,7 +93,7 @@ impl Inbox {
 
     /// The offset after the last byte that has arrived, whatever is missing before it.
     pub(super) fn furthest(&self) -> u64 {
-        self.ahead.last_key_value().map_or(self.received, |(_, end)| *end)
+        self.ahead.last().map_or(self.received, |(_, end)| *end)
     }
 
     /// What waits in order, as far as it is contiguous.
@@ -137,30 +137,25 @@ impl Inbox {
         back[begin..begin + second.len()].copy_from_slice(second);
     }
 
-    /// Remembers that the bytes from `start` to `end` are here, ahead of their turn.
-    fn note(&mut self, mut start: u64, mut end: u64) {
-        if let Some((&known, &until)) = self.ahead.range(..start).next_back()
-            && until >= start
-        {
-            start = known;
+    /// Records that the bytes from `start` to `end` are here, ahead of their turn.
+    fn note(&mut self, start: u64, end: u64) {
+        // The pieces that the new one touches become one with it.
+        let first = self.ahead.partition_point(|(_, until)| *until < start);
+        let after = self.ahead.partition_point(|(from, _)| *from <= end);
+        if first == after {
+            return self.ahead.insert(first, (start, end));
         }
-        while let Some((&known, &until)) = self.ahead.range(start..=end).next() {
-            self.ahead.remove(&known);
-            end = end.max(until);
-        }
-        self.ahead.insert(start, end);
+        let ((from, _), (_, until)) = (self.ahead[first], self.ahead[after - 1]);
+        self.ahead[first] = (from.min(start), until.max(end));
+        self.ahead.drain(first + 1..after);
     }
 
     /// Every byte before `end` is here, and whatever follows without a gap.
-    fn advance(&mut self, mut end: u64) {
-        while let Some(piece) = self.ahead.first_entry() {
-            if *piece.key() > end {
-                break;
-            }
-            end = end.max(piece.remove());
-        }
-        self.ready += (end - self.received) as usize;
-        self.received = end;
+    fn advance(&mut self, end: u64) {
+        let joined = self.ahead.partition_point(|(from, _)| *from <= end);
+        let until = self.ahead.drain(..joined).next_back().map_or(end, |(_, until)| until.max(end));
+        self.ready += (until - self.received) as usize;
+        self.received = until;
     }
 
     /// Bytes of memory that it holds.

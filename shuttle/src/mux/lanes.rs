@@ -4,14 +4,13 @@
 //! stream; everything else goes by any. A lane that is lost is kept, with what it had not got acknowledged, until the
 //! far side has said how much of it arrived (see [`super::loss`]).
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::frame::{Frame, HEADER, Header, Kind};
 use super::lane::Lane;
 use super::life::{REVIEW, suspect_after};
 use super::outgoing::Outgoing;
-use super::{LaneId, ProtocolError};
+use super::{ByLane, LaneId, ProtocolError};
 
 /// A stream changes to the emptiest lane when that has this many bytes less in flight: not for every chunk, or the
 /// pieces would arrive needlessly out of order.
@@ -22,12 +21,11 @@ const BATCH: u64 = 256 * 1024;
 /// The lanes of a session.
 #[derive(Debug)]
 pub(super) struct Lanes {
-    /// In the order of their numbers. There are few, and they are gone through for each frame.
-    live: Vec<(LaneId, Lane)>,
+    live: ByLane<Lane>,
     /// Those that are over, until the far side has said what it has of them.
     lost: Vec<(LaneId, Outgoing)>,
-    /// The numbers of those that are over, for this side or the far one: none comes again.
-    over: BTreeSet<LaneId>,
+    /// The numbers of those that are over, for this side or the far one, in order: none comes again.
+    over: Vec<LaneId>,
     reviewed: Instant,
 }
 
@@ -66,29 +64,27 @@ impl Lanes {
     /// With the lane that a session begins with.
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            live: vec![(LaneId::FIRST, Lane::new(now))],
+            live: ByLane::new(LaneId::FIRST, Lane::new(now)),
             lost: Vec::new(),
-            over: BTreeSet::new(),
+            over: Vec::new(),
             reviewed: now,
         }
     }
 
     /// Adds a lane; a number that is or was in use or is too high is refused.
     pub(super) fn add(&mut self, id: LaneId, now: Instant) -> Result<(), ProtocolError> {
-        if id > LaneId::MAX || self.get(id).is_some() || self.over.contains(&id) {
+        if id > LaneId::MAX || self.get(id).is_some() || self.is_over(id) {
             return Err(ProtocolError::Lane);
         }
-        let place = self.live.partition_point(|(other, _)| *other < id);
-        self.live.insert(place, (id, Lane::new(now)));
+        self.live.insert(id, Lane::new(now));
         Ok(())
     }
 
     /// A lane is over: returns what is to be said of it, and what it may not have brought of that about others. `None`:
     /// there is no such lane.
     pub(super) fn lose(&mut self, id: LaneId) -> Option<Vec<Arrived>> {
-        let place = self.live.iter().position(|(live, _)| *live == id)?;
-        let (_, Lane { greeted, mut out, received, .. }) = self.live.remove(place);
-        self.over.insert(id);
+        let Lane { greeted, mut out, received, .. } = self.live.remove(id)?;
+        self.note_over(id);
         let reports = out.unacknowledged_of(|kind| kind == Kind::Lost).filter_map(Arrived::decode);
         let reports = reports.chain([Arrived { lane: id, received }]).collect();
         // One that never greeted was given no more than a greeting.
@@ -105,36 +101,46 @@ impl Lanes {
 
     /// The far side takes no more of this lane: gives what was kept of it.
     pub(super) fn resolve(&mut self, id: LaneId) -> Option<Outgoing> {
-        self.over.insert(id);
+        self.note_over(id);
         let place = self.lost.iter().position(|(lost, _)| *lost == id)?;
         Some(self.lost.remove(place).1)
     }
 
+    fn is_over(&self, id: LaneId) -> bool {
+        self.over.binary_search(&id).is_ok()
+    }
+
+    fn note_over(&mut self, id: LaneId) {
+        if let Err(place) = self.over.binary_search(&id) {
+            self.over.insert(place, id);
+        }
+    }
+
     pub(super) fn get(&self, id: LaneId) -> Option<&Lane> {
-        self.iter().find(|(live, _)| *live == id).map(|(_, lane)| lane)
+        self.live.get(id)
     }
 
     pub(super) fn get_mut(&mut self, id: LaneId) -> Option<&mut Lane> {
-        self.iter_mut().find(|(live, _)| *live == id).map(|(_, lane)| lane)
+        self.live.get_mut(id)
     }
 
     /// Where frames for the lane are put: a lost one takes them too, and they go out with the rest that it has kept.
     pub(super) fn out(&mut self, id: LaneId) -> Option<&mut Outgoing> {
-        let live = self.live.iter_mut().map(|(live, lane)| (*live, &mut lane.out));
+        let live = self.live.iter_mut().map(|(live, lane)| (live, &mut lane.out));
         let lost = self.lost.iter_mut().map(|(lost, out)| (*lost, out));
         live.chain(lost).find(|(lane, _)| *lane == id).map(|(_, out)| out)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (LaneId, &Lane)> {
-        self.live.iter().map(|(id, lane)| (*id, lane))
+        self.live.iter()
     }
 
     fn each(&self) -> impl Iterator<Item = &Lane> {
-        self.live.iter().map(|(_, lane)| lane)
+        self.live.values()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (LaneId, &mut Lane)> {
-        self.live.iter_mut().map(|(id, lane)| (*id, lane))
+        self.live.iter_mut()
     }
 
     /// Bytes of memory that what is kept takes.
@@ -187,7 +193,7 @@ impl Lanes {
     pub(super) fn any(&self) -> Option<LaneId> {
         self.any_live()
             .or_else(|| self.lost.last().map(|(id, _)| *id))
-            .or_else(|| self.live.first().map(|(id, _)| *id))
+            .or_else(|| self.iter().next().map(|(id, _)| id))
     }
 
     /// The same of those that carry data.

@@ -18,6 +18,7 @@
 //! Payloads are not copied on the way in (they are slices of the driver's buffer) nor on the way out (the driver
 //! reads into the lane's own segment).
 
+mod by_lane;
 mod credit;
 mod datagrams;
 mod decode;
@@ -45,6 +46,7 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+pub use by_lane::ByLane;
 pub use event::{Event, Grant, ProtocolError};
 pub use frame::{DATA_HEADER, FrameError, VERSION};
 pub use names::{AssociationId, Door, LaneId, Peer, Reason, Side, StreamId, Target};
