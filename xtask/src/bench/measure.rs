@@ -298,7 +298,7 @@ impl On<'_> {
 
 /// Processor seconds used so far: the tool and ssh on the client, the tool and sshd on the server.
 #[derive(Clone, Copy)]
-struct Cpu {
+pub(super) struct Cpu {
     client: Split,
     server: Split,
 }
@@ -310,12 +310,12 @@ struct Split {
 }
 
 impl Cpu {
-    fn now(lab: &Lab) -> Result<Cpu> {
+    pub(super) fn now(lab: &Lab) -> Result<Cpu> {
         Ok(Cpu { client: Split::of(&lab.client)?, server: Split::of(&lab.server)? })
     }
 
-    /// The differences, in the order of the metrics.
-    fn since(self, before: Cpu) -> [f64; 4] {
+    /// The differences: the tool on the client and on the server, ssh on the client, sshd on the server.
+    pub(super) fn since(self, before: Cpu) -> [f64; 4] {
         [
             self.client.tool - before.client.tool,
             self.server.tool - before.server.tool,

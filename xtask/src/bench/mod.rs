@@ -1,11 +1,13 @@
 //! Measures shuttle beside its peers, in one run: links x peers x metrics, as medians.
 
+mod cost;
 mod measure;
 pub(crate) mod peers;
 mod report;
 mod rules;
 mod start;
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,6 +19,9 @@ use self::measure::{Effort, Figures};
 use self::peers::Peer;
 use crate::packages;
 use crate::run::{built, cargo, output, root, run as run_program};
+
+/// How often processor time is compared.
+const COST_ROUNDS: usize = 10;
 
 /// What to measure.
 #[derive(Args)]
@@ -36,6 +41,12 @@ pub(crate) struct Bench {
     /// Only what many rules cost.
     #[arg(long)]
     rules_only: bool,
+    /// Only the processor time of shuttle, of those peers that are shuttle, on lan.
+    #[arg(long)]
+    cost_only: bool,
+    /// Another build's `shuttle`, to compare the processor time with.
+    #[arg(long, requires = "cost_only", value_name = "PROGRAM")]
+    before: Option<PathBuf>,
     /// How often each is measured; the table has the medians.
     #[arg(long)]
     runs: Option<usize>,
@@ -56,6 +67,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     }
     if bench.rules_only {
         return rules::run();
+    }
+    if bench.cost_only {
+        return cost::run(&bench.peers, bench.before.as_deref(), bench.runs.unwrap_or(COST_ROUNDS));
     }
     let mut columns = Vec::new();
     for &link in &bench.links {
@@ -123,4 +137,11 @@ fn install_sshuttle() -> Result<()> {
     output(pip.args(["install", "--quiet", "--upgrade", "sshuttle"]).current_dir(root()))
         .context("install sshuttle")?;
     Ok(())
+}
+
+/// The upper median.
+fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }

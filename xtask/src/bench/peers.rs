@@ -17,6 +17,9 @@ use shuttle_tests::{Lab, Method, Run, Shuttle, addr};
 
 use crate::run::root;
 
+/// How long a peer may take to end.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A way to reach the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
@@ -139,7 +142,7 @@ impl Running {
             Running::Program(child) => stop(lab, child),
             Running::Shuttle(mut shuttle) => {
                 shuttle.signal(Signal::SIGINT)?;
-                shuttle.wait(Duration::from_secs(10)).map(drop)
+                shuttle.wait(PATIENCE).map(drop)
             }
         }
     }
@@ -178,12 +181,12 @@ fn start_sshuttle(lab: &Lab) -> Result<Child> {
     Ok(sshuttle.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
 
-/// Ends it as a service manager would. After ten seconds, kills it and all of the client's programs.
+/// Ends it as a service manager would. After [`PATIENCE`], kills it and all of the client's programs.
 pub(super) fn stop(lab: &Lab, mut child: Child) -> Result<()> {
     send(Process(child.id()), Signal::SIGTERM)?;
     let started = Instant::now();
     while child.try_wait()?.is_none() {
-        if started.elapsed() > Duration::from_secs(10) {
+        if started.elapsed() > PATIENCE {
             lab.client.tool_processes().into_iter().try_for_each(|process| send(process, Signal::SIGKILL))?;
         }
         sleep(Duration::from_millis(20));

@@ -11,7 +11,7 @@ use shuttle_tests::{Link, Method};
 
 use super::measure::{START, metrics};
 use super::peers::Peer;
-use super::{Column, start};
+use super::{Column, median, start};
 use crate::run::{output, root};
 
 /// The medians of `link`, one column per peer, and the reasons for missing figures.
@@ -69,9 +69,7 @@ impl Column {
     }
 
     pub(crate) fn median(&self, metric: &str) -> Option<f64> {
-        let mut values = self.values(metric);
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
+        median(self.values(metric))
     }
 
     /// One line for each distinct reason of a missing figure.
