@@ -6,6 +6,7 @@ use shuttle_common::{compile::compile, rule::Rule};
 
 use super::{
     bypass::{Bypass, Place},
+    choice::Choice,
     method::{Candidate, Loader, Method},
     parts::{
         Parts,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     capture::{
-        Arrival, BypassKind, Failure, Listeners, Mechanism, MethodChoice, MethodName, Missing,
+        Arrival, BypassKind, Failure, Listeners, Mechanism, MethodName, Missing,
         replies::{Notice, OutletKind, PathRequest},
     },
     policy::Plan,
@@ -33,18 +34,17 @@ pub(super) struct Prepared {
     listeners: Listeners,
     /// The rules that this host can't carry out.
     note: String,
-    order: Order,
+    search: Search,
 }
 
-/// The request, and the candidates that are left.
+/// The search for a method that can carry out a plan: what the client asked for, and how far the choice has come.
 #[derive(Debug)]
-struct Order {
+struct Search {
     plan: Plan,
     mechanism: Mechanism,
     bypass: Option<BypassKind>,
     place: Option<Place>,
-    candidates: Vec<Candidate>,
-    passed_over: Vec<(Candidate, Vec<Missing>)>,
+    choice: Choice,
 }
 
 /// A running capture. What captures ends with this process, however it ends. [`undo`](Self::undo) also removes what is
@@ -84,10 +84,10 @@ impl Prepared {
         bypass: Option<&Bypass>,
     ) -> Result<Self, Failure> {
         undo::leftovers(&Netlink::open()?).await?;
-        let candidates = Candidate::of(&mechanism);
+        let choice = Choice::new(&mechanism);
         let place = bypass.and_then(Bypass::place).cloned();
         let bypass = bypass.map(Bypass::kind);
-        Order { plan, mechanism, bypass, place, candidates, passed_over: Vec::new() }.prepare(loader).await
+        Search { plan, mechanism, bypass, place, choice }.prepare(loader).await
     }
 
     /// Replaces the rules of the plan, before the start.
@@ -101,7 +101,7 @@ impl Prepared {
     /// nothing is left.
     pub(super) async fn start(mut self) -> Result<(Capture, Started), Failure> {
         loop {
-            let Self { mut method, mut parts, listeners, note, mut order } = self;
+            let Self { mut method, mut parts, listeners, note, mut search } = self;
             // The watch starts before the first look at the addresses, so that no change is missed.
             let started = match Watch::open() {
                 Ok(watch) => method.start(None, &mut parts).await.map(|()| watch),
@@ -111,19 +111,19 @@ impl Prepared {
                 Ok(watch) => {
                     let note = if note.is_empty() { note } else { format!("; {note}") };
                     let started = Started {
-                        method: order.used(),
+                        method: method.name(),
                         arrival: method.arrival(),
                         listeners,
                         description: format!("{}{note}", method.description(&parts)),
-                        passed_over: order.passed_over(),
+                        passed_over: search.choice.passed_over(),
                     };
                     return Ok((Capture { method, parts, watch }, started));
                 }
                 Err(failure) => {
                     drop(method);
                     undo::all(parts.ledger, &parts.netlink).await;
-                    order.pass_over(failure)?;
-                    self = order.prepare(&mut Loader::default()).await?;
+                    search.choice.pass_over(failure)?;
+                    self = search.prepare(&mut Loader::default()).await?;
                 }
             }
         }
@@ -136,10 +136,10 @@ impl Prepared {
     }
 }
 
-impl Order {
+impl Search {
     async fn prepare(mut self, loader: &mut Loader) -> Result<Prepared, Failure> {
         loop {
-            let Some(candidate) = self.candidates.first().copied() else { return Err(self.nothing_left()) };
+            let candidate = self.choice.current()?;
             let mut missing = candidate.refusals(&self.plan, &self.mechanism);
             if let Some(kind) = self.bypass.filter(|kind| !candidate.goes_by(*kind)) {
                 missing.push(Missing::Bypass { method: candidate.method(), kind });
@@ -151,9 +151,9 @@ impl Order {
             };
             match prepared {
                 Ok((method, parts, listeners, note)) => {
-                    return Ok(Prepared { method, parts, listeners, note, order: self });
+                    return Ok(Prepared { method, parts, listeners, note, search: self });
                 }
-                Err(failure) => self.pass_over(failure)?,
+                Err(failure) => self.choice.pass_over(failure)?,
             }
         }
     }
@@ -174,51 +174,6 @@ impl Order {
                 Err(failure)
             }
         }
-    }
-
-    /// Goes on to the next way, if it is for want of something that this one can't be gone.
-    fn pass_over(&mut self, failure: Failure) -> Result<(), Failure> {
-        let Some(missing) = failure.missing().map(<[_]>::to_vec) else { return Err(failure) };
-        tracing::debug!(%failure, "passed over");
-        if !self.candidates.is_empty() {
-            self.passed_over.push((self.candidates.remove(0), missing));
-        }
-        Ok(())
-    }
-
-    /// The failure to report when no candidate is left. Of a method's candidates the first one's shows what the kernel
-    /// lacks. But if forwarded traffic was requested, the failure says that the last one can't capture it.
-    fn nothing_left(&self) -> Failure {
-        let tried = self.passed_over();
-        match (self.mechanism.method, &tried[..]) {
-            (MethodChoice::Only(method), [(_, missing), ..]) => {
-                Failure::Unable { method, missing: missing.clone() }
-            }
-            (MethodChoice::Auto, [(method, missing)]) => {
-                Failure::Unable { method: *method, missing: missing.clone() }
-            }
-            (MethodChoice::Auto | MethodChoice::Only(_), _) => Failure::NoMethod { tried },
-        }
-    }
-
-    /// The methods that were passed over, and what each lacks.
-    fn passed_over(&self) -> Vec<(MethodName, Vec<Missing>)> {
-        let mut all: Vec<(MethodName, Vec<Missing>)> = Vec::new();
-        for (candidate, missing) in &self.passed_over {
-            let name = candidate.method();
-            match all.iter_mut().find(|(other, _)| *other == name) {
-                Some((_, known)) if missing.contains(&Missing::Forwarding) => *known = missing.clone(),
-                Some(_) => {}
-                None => all.push((name, missing.clone())),
-            }
-        }
-        all.retain(|(name, _)| self.candidates.first().is_none_or(|used| used.method() != *name));
-        all
-    }
-
-    /// The method of the current candidate.
-    fn used(&self) -> MethodName {
-        self.candidates.first().map_or(MethodName::Ebpf, |candidate| candidate.method())
     }
 }
 

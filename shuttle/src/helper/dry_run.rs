@@ -6,40 +6,36 @@ use std::{fmt::Write as _, sync::Arc};
 use shuttle_common::compile::compile;
 
 use super::{
+    choice::Choice,
     method::Candidate,
     parts::{Parts, claim::Claim, netlink::Netlink},
     trial,
 };
 use crate::{
-    capture::{Failure, Mechanism, MethodChoice, Missing, joined},
+    capture::{Failure, Mechanism, Missing, joined},
     policy::Plan,
 };
 
 /// The text: one step per line; lines with a `#` are remarks.
 pub(super) async fn text(plan: &Plan, mechanism: &Mechanism) -> Result<String, Failure> {
-    let mut remarks = String::new();
-    let mut tried = Vec::new();
-    for candidate in Candidate::of(mechanism) {
+    let mut choice = Choice::new(mechanism);
+    loop {
+        let candidate = choice.current()?;
         let all = missing(candidate, plan, mechanism).await?;
         let (unchecked, missing): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|missing| matches!(missing, Missing::Unchecked(_)));
         if missing.is_empty() {
+            let mut remarks = String::new();
+            for (other, missing) in choice.reasons() {
+                writeln!(remarks, "# not by {other}: {}", joined(missing)).ok();
+            }
             if !unchecked.is_empty() {
-                line(&mut remarks, &joined(&unchecked));
+                writeln!(remarks, "# {}", joined(&unchecked)).ok();
             }
             return render(candidate, plan, mechanism, &remarks).await;
         }
-        line(&mut remarks, &format!("not by {candidate}: {}", joined(&missing)));
-        tried.push((candidate.method(), missing));
+        choice.pass_over(Failure::Unable { method: candidate.method(), missing })?;
     }
-    // Of each method, the first way says what the kernel lacks.
-    tried.dedup_by_key(|(method, _)| *method);
-    Err(match (mechanism.method, tried) {
-        (MethodChoice::Only(method), mut tried) if !tried.is_empty() => {
-            Failure::Unable { method, missing: tried.swap_remove(0).1 }
-        }
-        (MethodChoice::Auto | MethodChoice::Only(_), tried) => Failure::NoMethod { tried },
-    })
 }
 
 /// What a candidate lacks, the cheapest checks first.
@@ -68,8 +64,4 @@ async fn render(
     let slot = Claim::foresee(&parts.netlink, parts.families).await?;
     let steps = candidate.render(mechanism, parts.facts(slot));
     Ok(format!("# by {candidate}\n{remarks}{steps}"))
-}
-
-fn line(remarks: &mut String, remark: &str) {
-    writeln!(remarks, "# {remark}").ok();
 }

@@ -174,6 +174,14 @@ impl Method {
         Ok(())
     }
 
+    /// Its name.
+    pub(super) fn name(&self) -> MethodName {
+        match self {
+            Self::Ebpf(_) => MethodName::Ebpf,
+            Self::Nft(_) => MethodName::Nft,
+        }
+    }
+
     /// The rules as entries for the method.
     pub(super) fn entries_for(&self, parts: &Parts, rules: &[Rule]) -> Result<Entries, compile::Error> {
         match self {

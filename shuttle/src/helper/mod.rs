@@ -3,6 +3,7 @@
 
 mod bypass;
 mod capture;
+mod choice;
 pub mod cleanup;
 mod dry_run;
 mod ebpf;

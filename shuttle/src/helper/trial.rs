@@ -16,7 +16,7 @@ use shuttle_common::{
 };
 
 use super::{
-    bypass::{self, Cgroup},
+    bypass::Enclosure,
     method::{Candidate, Loader, Method},
     parts::{
         Parts,
@@ -78,7 +78,7 @@ async fn run(candidate: Candidate, plan: &Plan, mechanism: &Mechanism) -> Result
     let rules = NETWORKS.iter().filter_map(|network| network.parse().ok());
     let rules = rules.map(|network| Rule { network, ports: Ports::ALL, verdict: Verdict::Capture });
     let plan = Plan { rules: rules.collect(), nameservers: Vec::new(), lans, ..plan.clone() };
-    let cgroup = TrialCgroup::enter().map_err(|error| Failure::system("making a cgroup", &error))?;
+    let cgroup = Enclosure::enter().map_err(|error| Failure::system("making a cgroup", &error))?;
     let entries = compile(&plan.rules).map_err(|error| Failure::Rules(error.to_string()))?;
     let mut parts = Parts::find(netlink, &plan, Arc::new(entries)).await?;
     let result = try_out(candidate, mechanism, &plan, &cgroup, &mut parts).await;
@@ -90,7 +90,7 @@ async fn try_out(
     candidate: Candidate,
     mechanism: &Mechanism,
     plan: &Plan,
-    cgroup: &TrialCgroup,
+    cgroup: &Enclosure,
     parts: &mut Parts,
 ) -> Result<(), Failure> {
     let mut loader = Loader::default();
@@ -99,7 +99,7 @@ async fn try_out(
     let entries = entries.map_err(|error| Failure::Rules(error.to_string()))?;
     parts.enforce(entries);
     method.set_entries(parts.entries.clone())?;
-    method.start(Some(&cgroup.child), parts).await?;
+    method.start(Some(cgroup.cgroup()), parts).await?;
     arrives(candidate, method.arrival(), listeners)
 }
 
@@ -150,34 +150,5 @@ fn datagram_arrives(destination: SocketAddr, arrival: Arrival, listener: UdpSock
     match datagrams.receive()? {
         Some(datagram) if datagram.destination == destination => Ok(()),
         found => Err(io::Error::other(format!("it is seen as {found:?}"))),
-    }
-}
-
-/// The cgroup whose traffic a trial captures: a child that this process is in meanwhile.
-struct TrialCgroup {
-    parent: Cgroup,
-    child: Cgroup,
-    pid: i32,
-}
-
-impl TrialCgroup {
-    fn enter() -> Result<Self, bypass::Error> {
-        let pid = nix::unistd::getpid().as_raw();
-        let parent = Cgroup::root()?.of_process(pid)?;
-        let child = parent.make_child(pid)?;
-        let trial = Self { parent, child, pid };
-        let remedy = "needs root, and a cgroup2 hierarchy that can be written to";
-        trial.child.add(pid).map_err(bypass::Error::step("moving into", "the trial's cgroup", remedy))?;
-        Ok(trial)
-    }
-}
-
-impl Drop for TrialCgroup {
-    /// If the cgroup remains, it is empty, and the next start removes it.
-    fn drop(&mut self) {
-        let left = self.parent.add(self.pid).and_then(|()| self.parent.remove_child(self.pid));
-        if let Err(error) = left {
-            tracing::debug!(%error, "the trial's cgroup remains");
-        }
     }
 }

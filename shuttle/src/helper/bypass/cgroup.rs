@@ -89,7 +89,7 @@ impl Cgroup {
     }
 
     /// Our child cgroup with this process id, created if it doesn't exist.
-    pub(crate) fn make_child(&self, pid: i32) -> Result<Self, Error> {
+    pub(super) fn make_child(&self, pid: i32) -> Result<Self, Error> {
         let name = Self::child_name(pid);
         match mkdirat(&self.directory, name.as_str(), Mode::from_bits_truncate(0o755)) {
             Ok(()) | Err(Errno::EEXIST) => {}
@@ -105,7 +105,8 @@ impl Cgroup {
         self.open(&name).map_err(Error::step("opening the cgroup", name, "run shuttle again"))
     }
 
-    pub(crate) fn remove_child(&self, pid: i32) -> io::Result<()> {
+    /// Removes our child cgroup with this process id, which must be empty.
+    pub(super) fn remove_child(&self, pid: i32) -> io::Result<()> {
         Ok(unlinkat(&self.directory, Self::child_name(pid).as_str(), UnlinkatFlags::RemoveDir)?)
     }
 
@@ -118,7 +119,6 @@ impl Cgroup {
         self.processes(OFlag::O_WRONLY)?.write_all(pid.to_string().as_bytes())
     }
 
-    /// The processes in it.
     /// Does this with this process in the cgroup, and moves it back.
     pub(crate) fn visit<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
         let this = nix::unistd::getpid().as_raw();
@@ -132,6 +132,7 @@ impl Cgroup {
         Ok(done)
     }
 
+    /// The processes in it.
     pub(crate) fn members(&self) -> io::Result<Vec<i32>> {
         let mut text = String::new();
         self.processes(OFlag::O_RDONLY)?.read_to_string(&mut text)?;

@@ -1,4 +1,5 @@
-//! The bypass cgroup. It holds the client, its ssh, and whatever those start later.
+//! A cgroup of our own, for one process and whatever it starts later: the bypass's for the client and its ssh, a
+//! rewriting capture's for the listeners, a trial's for its traffic.
 
 use std::os::fd::AsFd;
 
@@ -6,11 +7,11 @@ use nix::sys::stat::fstat;
 
 use super::{Cgroup, Error};
 
-/// A child of the client's own cgroup, so that the limits on that one still apply. Dropping it moves its processes back
+/// A child of a process's cgroup, so that the limits on that one still apply. Dropping it moves its processes back
 /// to the parent, and removes the directory. If that fails, the cgroup has no effect, and the next start removes it.
 #[derive(Debug)]
 pub(crate) struct Enclosure {
-    client: i32,
+    process: i32,
     parent: Cgroup,
     cgroup: Cgroup,
     place: Place,
@@ -29,29 +30,42 @@ pub(crate) struct Place {
 
 impl Enclosure {
     /// Creates the cgroup, without members.
-    pub(super) fn make(client: i32) -> Result<Self, Error> {
+    pub(crate) fn make(process: i32) -> Result<Self, Error> {
         let root = Cgroup::root()?;
-        let above = Cgroup::path_of_process(client)?;
+        let above = Cgroup::path_of_process(process)?;
         let parent = root.open_path(&above)?;
-        let cgroup = parent.make_child(client)?;
+        let cgroup = parent.make_child(process)?;
         let found = fstat(cgroup.as_fd()).map_err(std::io::Error::from);
         let id =
             found.map_err(Error::step("asking for the number of", cgroup.to_string(), "report this"))?.st_ino;
-        let place = place(&above, &Cgroup::child_name(client), id);
-        Ok(Self { client, parent, cgroup, place })
+        let place = place(&above, &Cgroup::child_name(process), id);
+        Ok(Self { process, parent, cgroup, place })
     }
 
-    /// Moves the client in; this waits in the kernel. Processes that the client starts from now on are in it as well.
-    pub(super) fn fill(&self) -> Result<(), Error> {
-        let moving = Error::step(
-            "moving the client into",
-            self.cgroup.to_string(),
-            "run shuttle outside a threaded or full cgroup",
-        );
-        self.cgroup.add(self.client).map_err(moving)
+    /// Creates the cgroup and moves this process in.
+    pub(crate) fn enter() -> Result<Self, Error> {
+        let made = Self::make(nix::unistd::getpid().as_raw())?;
+        made.fill()?;
+        Ok(made)
     }
 
-    pub(super) fn cgroup(&self) -> &Cgroup {
+    /// Moves the process in; this waits in the kernel. What the process starts from now on is in it as well.
+    pub(crate) fn fill(&self) -> Result<(), Error> {
+        self.move_to(&self.cgroup)
+    }
+
+    /// Moves the process back to where it was.
+    pub(crate) fn leave(&self) -> Result<(), Error> {
+        self.move_to(&self.parent)
+    }
+
+    fn move_to(&self, cgroup: &Cgroup) -> Result<(), Error> {
+        let operation = "moving shuttle into";
+        let remedy = "run shuttle outside a container, and outside a threaded or full cgroup";
+        cgroup.add(self.process).map_err(Error::step(operation, cgroup.to_string(), remedy))
+    }
+
+    pub(crate) fn cgroup(&self) -> &Cgroup {
         &self.cgroup
     }
 
@@ -69,7 +83,7 @@ impl Drop for Enclosure {
                     tracing::debug!(member, %error, "not moved; it may have ended");
                 }
             }
-            if self.parent.remove_child(self.client).is_ok() {
+            if self.parent.remove_child(self.process).is_ok() {
                 return;
             }
         }

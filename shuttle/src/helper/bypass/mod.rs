@@ -16,8 +16,7 @@ use shuttle_common::rule::Rule;
 
 use crate::capture::{BypassKind, BypassOptions};
 pub(crate) use cgroup::{Cgroup, sweep};
-use enclosure::Enclosure;
-pub(crate) use enclosure::Place;
+pub(crate) use enclosure::{Enclosure, Place};
 pub(crate) use error::Error;
 use mark::Mark;
 use servers::Servers;

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     capture::{EbpfOptions, Listener, Listeners},
     helper::{
-        bypass::Cgroup,
+        bypass::{Cgroup, Enclosure},
         parts::{
             Parts, claim,
             ledger::Entry,
@@ -97,7 +97,7 @@ impl Ebpf {
         if !parts.lans.is_empty() {
             return Err(Error::NoForwarding);
         }
-        let home = ListenerCgroup::enter()?;
+        let home = Enclosure::enter()?;
         let opened = listeners::open(parts.families, REWRITE);
         home.leave()?;
         let (listeners, families, note) = opened?;
@@ -124,7 +124,7 @@ impl Ebpf {
         if options.log {
             start_logger(&mut object);
         }
-        home.attach(origin(&mut object)?)?;
+        attach_origin(&mut object, home.cgroup())?;
         let (programs, setup) = (Programs::new(object), render::rewrite(tokens));
         Ok((Self { programs, setup, steering: State::Rewrite(rewriting) }, listeners))
     }
@@ -162,47 +162,9 @@ pub(super) fn no_links() -> Error {
     Error::Program { name: CONNECTING, reason: "this kernel has no bpf links".into(), needs: NEEDS }
 }
 
-fn listener_cgroup(operation: &str) -> impl FnOnce(io::Error) -> Error {
-    let operation = format!("the listeners' cgroup: {operation}");
-    move |source| netlink::Error::system(operation)(source).into()
-}
-
-/// The cgroup in which the listeners are made.
-struct ListenerCgroup {
-    parent: Cgroup,
-    cgroup: Cgroup,
-    pid: i32,
-}
-
-impl ListenerCgroup {
-    /// Moves this process into a new child of its cgroup.
-    fn enter() -> Result<Self, Error> {
-        let pid = nix::unistd::getpid().as_raw();
-        let parent = Cgroup::root()?.of_process(pid)?;
-        let cgroup = parent.make_child(pid)?;
-        let home = Self { parent, cgroup, pid };
-        home.cgroup.add(pid).map_err(listener_cgroup("moving into it"))?;
-        Ok(home)
-    }
-
-    /// Moves this process back.
-    fn leave(&self) -> Result<(), Error> {
-        self.parent.add(self.pid).map_err(listener_cgroup("moving out of it"))
-    }
-
-    fn attach(&self, program: &mut CgroupSockopt) -> Result<(), Error> {
-        let attached = program.attach(&self.cgroup, CgroupAttachMode::Single);
-        attached.map(drop).map_err(|error: ProgramError| program_failed(ORIGIN, NEEDS, &error))
-    }
-}
-
-impl Drop for ListenerCgroup {
-    /// If the directory remains, it is empty, and the next start removes it.
-    fn drop(&mut self) {
-        if let Err(error) = self.parent.remove_child(self.pid) {
-            tracing::debug!(%error, "the listeners' cgroup remains");
-        }
-    }
+fn attach_origin(object: &mut Object, cgroup: &Cgroup) -> Result<(), Error> {
+    let attached = origin(object)?.attach(cgroup, CgroupAttachMode::Single);
+    attached.map(drop).map_err(|error: ProgramError| program_failed(ORIGIN, NEEDS, &error))
 }
 
 fn ports(listeners: &Listeners) -> Result<Ports, Error> {

@@ -19,6 +19,10 @@ use crate::{
     policy::Families,
 };
 
+/// Where the listeners are bound.
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
 /// The kernel reduces it to net.core.somaxconn, 4096 by default since Linux 5.4.
 const BACKLOG: i32 = 4096;
 
@@ -53,8 +57,8 @@ impl Error {
 /// Opens the listeners of the wanted families. Leaves IPv6 out, with a note for the user, if this host has it off.
 pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
     let mut note = String::new();
-    let v4 = if wanted.v4 { Some(listen_v4(arrival).map_err(Error::open("IPv4"))?) } else { None };
-    let v6 = match wanted.v6.then(|| listen_v6(arrival)) {
+    let v4 = if wanted.v4 { Some(listen_on(V4, arrival).map_err(Error::open("IPv4"))?) } else { None };
+    let v6 = match wanted.v6.then(|| listen_on(V6, arrival)) {
         Some(Ok(listener)) => Some(listener),
         Some(Err(error)) if is_absent(&error) => {
             note = format!("no IPv6, since this host has none ({error})");
@@ -86,42 +90,35 @@ pub(crate) fn suit_packet_filter(listeners: &Listeners, slot: Slot) -> Result<()
         SockRef::from(&listener.tcp).set_tcp_keepalive(&each)?;
         let udp = SockRef::from(&listener.udp);
         udp.set_mark(slot.mute())?;
-        if listener.udp.local_addr()?.is_ipv4() {
-            udp.set_ip_transparent_v4(true)
-        } else {
-            udp.set_ip_transparent_v6(true)
-        }
+        make_transparent(udp, listener.udp.local_addr()?.ip())
     };
     listeners.iter().try_for_each(suit).map_err(Error::open("transparent"))
 }
 
-fn listen_v4(arrival: Arrival) -> io::Result<Listener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+fn listen_on(loopback: IpAddr, arrival: Arrival) -> io::Result<Listener> {
+    let address = SocketAddr::from((loopback, 0));
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if loopback.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Bound before it is transparent: a transparent bind would not detect that IPv6 is off.
+    socket.bind(&address.into())?;
     if arrival.streams == StreamArrival::LocalAddress {
         // Without this the kernel would not answer from addresses of other hosts.
-        socket.set_ip_transparent_v4(true)?;
+        make_transparent(SockRef::from(&socket), loopback)?;
     }
     let udp = match arrival.datagrams {
-        DatagramArrival::ControlMessage => datagrams(Ipv4Addr::LOCALHOST.into())?,
-        DatagramArrival::Token => rewritten_datagrams(Ipv4Addr::UNSPECIFIED.into())?,
+        DatagramArrival::ControlMessage => datagrams(loopback)?,
+        DatagramArrival::Token => rewritten_datagrams(loopback)?,
     };
     Ok(Listener { tcp: listen(socket)?, udp })
 }
 
-fn listen_v6(arrival: Arrival) -> io::Result<Listener> {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_only_v6(true)?;
-    // Bound once before it is transparent: a transparent bind would not detect that IPv6 is off.
-    socket.bind(&SocketAddr::from((Ipv6Addr::LOCALHOST, 0)).into())?;
-    if arrival.streams == StreamArrival::LocalAddress {
-        socket.set_ip_transparent_v6(true)?;
+fn make_transparent(socket: SockRef<'_>, family: IpAddr) -> io::Result<()> {
+    match family {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true),
     }
-    let udp = match arrival.datagrams {
-        DatagramArrival::ControlMessage => datagrams(Ipv6Addr::LOCALHOST.into())?,
-        DatagramArrival::Token => rewritten_datagrams(Ipv6Addr::UNSPECIFIED.into())?,
-    };
-    Ok(Listener { tcp: listen(socket)?, udp })
 }
 
 fn listen(socket: Socket) -> io::Result<TcpListener> {
@@ -145,8 +142,12 @@ fn datagrams(address: IpAddr) -> io::Result<UdpSocket> {
 }
 
 /// One socket for all tokens, which are too many for a socket each. For IPv6, call [`accept_only_from`] as well.
-fn rewritten_datagrams(address: IpAddr) -> io::Result<UdpSocket> {
-    let address = SocketAddr::from((address, 0));
+fn rewritten_datagrams(family: IpAddr) -> io::Result<UdpSocket> {
+    let any = match family {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let address = SocketAddr::new(any, 0);
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     match address {
         SocketAddr::V4(_) => {
