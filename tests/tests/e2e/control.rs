@@ -32,7 +32,7 @@ fn verb(lab: &Lab, user: &User, args: &[&str]) -> Result<Output> {
 }
 
 /// Runs a verb as the user whose tunnel it is; it must end with `code`. Returns what it prints.
-fn told(lab: &Lab, args: &[&str], code: i32) -> Result<String> {
+pub(super) fn told(lab: &Lab, args: &[&str], code: i32) -> Result<String> {
     told_to(lab, &lab.users.local, args, code)
 }
 

@@ -9,6 +9,7 @@ use shuttle_tests::traffic::connects::Connects;
 use shuttle_tests::traffic::hold::Held;
 use shuttle_tests::{Host, Lab, Link, Load, Options, Run};
 
+use crate::control::told;
 use crate::with_tunnel;
 
 const NET: &[&str] = &["10.78.0.0/24"];
@@ -97,7 +98,11 @@ fn a_reader_that_stops_costs_little_and_slows_no_other() -> Result<()> {
         let beside = [bulk("down")?, bulk("up")?];
         eprintln!("{grown:?} KiB for four readers; {alone:.0?} Mbit/s alone, {beside:.0?} beside them");
         ensure!(grown.iter().all(|kib| *kib <= 4 * 8 * 1024), "{grown:?} KiB");
-        ensure!((0..2).all(|way| beside[way] > 0.7 * alone[way]), "{alone:?}, then {beside:?} Mbit/s");
+        let status = told(lab, &["status", "--json"], 0)?;
+        ensure!(
+            (0..2).all(|way| beside[way] > 0.7 * alone[way]),
+            "{alone:?}, then {beside:?} Mbit/s; {status}"
+        );
         Ok(())
     })
 }
