@@ -79,7 +79,9 @@ impl Method {
                 args: &["--method=nft"],
                 called: "nft: table shuttle_",
                 forwarded: Ok(&[]),
-                filtered_bridges: Err("while net.bridge.bridge-nf-call-iptables is 1: use --method=ebpf"),
+                filtered_bridges: Err(
+                    "while net.bridge.bridge-nf-call-iptables is 1: set it to 0 if no firewall relies on it; --method=ebpf can",
+                ),
                 passes_fragments: false,
                 names_firewalls: false,
                 hears_refusals: true,

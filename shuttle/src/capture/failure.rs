@@ -92,8 +92,8 @@ pub enum Missing {
     },
     /// The IP hooks see a bridge's packets at its ports, where none can be handed to a listener.
     #[error(
-        "--method={method} can't capture what comes in by the bridge {lan} while {setting} is 1: use --method=ebpf, or \
-         set it to 0 if no firewall relies on it"
+        "--method={method} can't capture what comes in by the bridge {lan} while {setting} is 1: set it to 0 if no \
+         firewall relies on it"
     )]
     FilteredBridge {
         /// The method.
@@ -123,12 +123,16 @@ pub enum Missing {
         of: ScopeKind,
     },
     /// The method doesn't support the kind of bypass that works on this machine.
-    #[error("--method={method} can't keep shuttle's own connections out of the capture by {kind}")]
+    #[error(
+        "--method={method} can't keep shuttle's own connections out of the capture by {kind} ({because})"
+    )]
     Bypass {
         /// The method.
         method: MethodName,
         /// The kind of bypass.
         kind: BypassKind,
+        /// Why a kind before it isn't in use, or why this one doesn't work.
+        because: String,
     },
     /// An option is for another method.
     #[error("{option} is for --method={of} alone")]
@@ -141,8 +145,8 @@ pub enum Missing {
     /// The trial of the method failed.
     #[error("in a trial: {0}")]
     Trial(String),
-    /// A check needs root.
-    #[error("not checked, since that needs root: {0}")]
+    /// A check can't be made by this process.
+    #[error("not checked, since {0}")]
     Unchecked(String),
 }
 
@@ -207,6 +211,24 @@ impl Failure {
             | Self::Bypass(_)
             | Self::System { .. }
             | Self::OutOfOrder(_) => None,
+        }
+    }
+}
+
+impl Failure {
+    /// Whether a method can't use the kind of bypass that is in use.
+    pub(crate) fn lacks_bypass(&self) -> bool {
+        let is_bypass = |missing: &Missing| matches!(missing, Missing::Bypass { .. });
+        match self {
+            Self::NoMethod { tried } => tried.iter().flat_map(|(_, missing)| missing).any(is_bypass),
+            Self::Unable { missing, .. } | Self::OtherMethod { missing, .. } => missing.iter().any(is_bypass),
+            Self::NoFamily(_)
+            | Self::Rules(_)
+            | Self::Lan(_)
+            | Self::NoSlot
+            | Self::Bypass(_)
+            | Self::System { .. }
+            | Self::OutOfOrder(_) => false,
         }
     }
 }

@@ -24,10 +24,11 @@ use tokio::{
 };
 
 use super::{
+    abilities,
     bypass::Bypass,
     capture::{Capture, Prepared, ReturnPath, Started},
     dry_run,
-    method::{Candidate, Loader},
+    method::Loader,
 };
 use crate::capture::{
     BypassKind, BypassOptions, Failure, Listeners, Mechanism,
@@ -213,16 +214,22 @@ impl Helper {
         if self.prepared.is_some() || self.capture.is_some() {
             return Err(Failure::OutOfOrder("a capture is prepared already".to_owned()));
         }
-        if let Some(bypass) = self.bypass.take() {
-            let candidates = Candidate::of(&mechanism);
-            let suits = |kind| candidates.iter().any(|candidate| candidate.goes_by(kind));
-            self.bypass = Some(bypass.suit(suits)?);
-        }
         // Nothing is loaded after this, and the loader's types take many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
         self.rules.clone_from(&plan.rules);
-        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, self.bypass.as_ref()).await?);
-        Ok(Response::Prepared)
+        loop {
+            match Prepared::new(&mut loader, plan.clone(), mechanism, self.bypass.as_ref()).await {
+                Ok(prepared) => {
+                    self.prepared = Some(prepared);
+                    return Ok(Response::Prepared);
+                }
+                Err(failure) if failure.lacks_bypass() => match self.bypass.take() {
+                    Some(bypass) => self.bypass = Some(bypass.fall_back()?),
+                    None => return Err(failure),
+                },
+                Err(failure) => return Err(abilities::or_another(failure, &plan, &mechanism).await),
+            }
+        }
     }
 
     async fn start(&mut self) -> Result<(Started, UnixStream), Failure> {

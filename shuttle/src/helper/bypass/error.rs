@@ -48,7 +48,7 @@ impl Error {
     }
 }
 
-fn join(refusals: &[(BypassKind, Error)]) -> String {
+pub(super) fn join(refusals: &[(BypassKind, Error)]) -> String {
     let each: Vec<_> = refusals.iter().map(|(kind, error)| format!("by {kind}: {error}")).collect();
     each.join("; ")
 }

@@ -27,6 +27,8 @@ pub(crate) struct Bypass {
     options: BypassOptions,
     client: i32,
     means: Means,
+    /// The kinds that don't work here, and why.
+    refusals: Vec<(BypassKind, Error)>,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Bypass {
         let mut refusals = Vec::new();
         for kind in options.candidates() {
             match Means::enter(kind, client) {
-                Ok(means) => return Ok(Self { options, client, means }),
+                Ok(means) => return Ok(Self { options, client, means, refusals }),
                 Err(error) => {
                     tracing::debug!(%error, "no bypass by {kind}");
                     refusals.push((kind, error));
@@ -88,10 +90,10 @@ impl Bypass {
         self.means.kind()
     }
 
-    /// Changes to the next kind that works, for a method that doesn't support the current one. Call it before ssh
-    /// starts: processes stay in the cgroup, but sockets keep the marks that they have.
+    /// Changes to the next kind that works, as no method can use the current one. Processes stay in the cgroup, and
+    /// sockets keep the marks that they have.
     pub(crate) fn fall_back(self) -> Result<Self, Error> {
-        let Self { options, client, means } = self;
+        let Self { options, client, means, refusals } = self;
         let from = means.kind();
         let next = options.candidates().find(|kind| *kind > from).ok_or(Error::NoneLeft(from))?;
         let enclosure = match means {
@@ -103,17 +105,13 @@ impl Bypass {
             (BypassKind::Cgroup, Some(enclosure)) => Means::Cgroup(enclosure),
             (_, enclosure) => Means::Address(Servers::new(client, enclosure)?),
         };
-        tracing::debug!("bypass by {next}: the method doesn't support {from}");
-        Ok(Self { options, client, means })
+        tracing::info!("bypass by {next}, since no method can use {from}");
+        Ok(Self { options, client, means, refusals })
     }
 
-    /// Falls back until the method supports the kind.
-    pub(crate) fn suit(self, goes_by: impl Fn(BypassKind) -> bool) -> Result<Self, Error> {
-        let mut bypass = self;
-        while !goes_by(bypass.kind()) {
-            bypass = bypass.fall_back()?;
-        }
-        Ok(bypass)
+    /// Why none of the kinds before is in use; empty if this is the first.
+    pub(crate) fn refusals(&self) -> String {
+        error::join(&self.refusals)
     }
 
     /// The cgroup that a packet filter is to match, where the bypass is by that.

@@ -38,6 +38,7 @@ use super::parts::{
     answer::{Sender, SenderError},
     claim::Claim,
     ledger::Entry,
+    link_local::LinkLocal,
     listeners,
     netlink::Family,
     slot::Slot,
@@ -70,12 +71,15 @@ enum State {
 
 /// What would be set up, one step per line.
 pub(super) fn render(steering: Steering, hook: IngressHook, facts: Facts<'_>) -> String {
-    let Facts { slot, families, lans, entries, .. } = facts;
-    let setup = match steering {
-        Steering::Lookup => render::lookup(Claim::unclaimed(slot, families), families, lans, hook),
-        Steering::Rewrite => render::rewrite(families.v6.then_some(slot)),
+    let Facts { slot, families, lans, nameservers, entries, .. } = facts;
+    let (setup, link_local) = match steering {
+        Steering::Lookup => {
+            let setup = render::lookup(Claim::unclaimed(slot, families), families, lans, hook);
+            (setup, LinkLocal::of(nameservers).commands(slot))
+        }
+        Steering::Rewrite => (render::rewrite(families.v6.then_some(slot)), String::new()),
     };
-    format!("{setup}{}", Maps(entries))
+    format!("{setup}{link_local}{}", Maps(entries))
 }
 
 impl Ebpf {

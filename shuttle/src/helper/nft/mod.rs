@@ -38,6 +38,7 @@ use super::parts::{
     fallback::Fallback,
     lan::Lan,
     ledger::Entry,
+    link_local::LinkLocal,
     listeners,
     netlink::{self, Family},
     policy_rules::PolicyRule,
@@ -75,12 +76,7 @@ impl Nft {
             Ok(Listeners { tcp: tcp.map_err(failed)?, udp: udp.map_err(failed)? })
         };
         let [v4, v6] = [&listeners.v4, &listeners.v6].map(|it| it.as_ref().map(at).transpose());
-        let exempt = parts.bypass.as_ref().map(|place| Cgroup {
-            path: place.path.clone(),
-            level: place.level,
-            id: place.id,
-        });
-        let setup = Setup { exempt, v4: v4?, v6: v6?, ..setup(tun, parts.facts(claim.slot)) };
+        let setup = Setup { v4: v4?, v6: v6?, ..setup(tun, parts.facts(claim.slot)) };
         match check(&setup) {
             Ok(owner) => tracing::debug!(?owner, "the kernel takes the table"),
             Err(missing) => no_namespace_or(missing)?,
@@ -147,7 +143,7 @@ impl Nft {
 
 /// What would be set up, as commands of `ip` and as the ruleset for `nft`.
 pub(super) fn commands(facts: Facts<'_>) -> String {
-    let Facts { slot, families, lans, entries, .. } = facts;
+    let Facts { slot, families, lans, nameservers, entries, .. } = facts;
     let claim = Claim::unclaimed(slot, families);
     let any_port = |v4: bool| {
         let loopback: IpAddr = if v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
@@ -159,7 +155,9 @@ pub(super) fn commands(facts: Facts<'_>) -> String {
     let setup = Setup { v4, v6, ..setup(DEVICE.to_owned(), facts) };
     let (ruleset, guard) = (render(&setup, entries), render_guard(&setup));
     let rules: String = rules(claim, lans).map(|rule| format!("{rule}\n")).collect();
-    format!("{claim}{rules}{}{guard}{ruleset}", Fallback::new(claim).commands(entries))
+    let link_local = LinkLocal::of(nameservers).commands(slot);
+    let fallback = Fallback::new(claim).commands(entries);
+    format!("{claim}{link_local}{rules}{fallback}{guard}{ruleset}")
 }
 
 /// The bridges among the LAN interfaces whose packets the IP hooks see at the ports (br_netfilter): the kernel takes
@@ -204,14 +202,15 @@ fn name(slot: Slot) -> String {
 
 /// Without listeners.
 fn setup(tun: String, facts: Facts<'_>) -> Setup {
-    let Facts { slot, lans, nameservers, .. } = facts;
+    let Facts { slot, lans, nameservers, bypass, .. } = facts;
+    let exempt = bypass.map(|place| Cgroup { path: place.path.clone(), level: place.level, id: place.id });
     Setup {
         table: name(slot),
         capture: slot.bit(),
         captures: SLOTS.iter().fold(0, |all, slot| all | slot.bit()),
         forwarded: FORWARDED_BIT,
         bypass: BYPASS_BIT,
-        exempt: None,
+        exempt,
         tun,
         v4: None,
         v6: None,

@@ -33,13 +33,17 @@ pub(super) fn matches(cgroup: &Cgroup, table: &str) -> Result<(), Failure> {
     let _table =
         Table::add(Ruleset { table: format!("{table}_proof"), sets: Vec::new(), chains, lookup: None })?;
     let send = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(b"proof", to);
-    let sent = bypass::Cgroup::root()?.open_path(&cgroup.path)?.visit(send)?;
-    match sent {
+    let unproved = |because: String| {
+        let missing = vec![Missing::Bypass { method: MethodName::Nft, kind: BypassKind::Cgroup, because }];
+        Err(Failure::Unable { method: MethodName::Nft, missing })
+    };
+    // A firewall that drops datagrams to this host looks like a match.
+    if let Err(error) = send() {
+        return unproved(format!("a datagram to {to} from outside the cgroup: {error}"));
+    }
+    match bypass::Cgroup::root()?.open_path(&cgroup.path)?.visit(send)? {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        sent => {
-            tracing::debug!(?sent, "no match of the cgroup {}", cgroup.path);
-            let missing = vec![Missing::Bypass { method: MethodName::Nft, kind: BypassKind::Cgroup }];
-            Err(Failure::Unable { method: MethodName::Nft, missing })
-        }
+        Ok(_) => unproved("the kernel finds no cgroup of its sockets".to_owned()),
+        Err(error) => unproved(format!("a datagram to {to} from the cgroup: {error}")),
     }
 }

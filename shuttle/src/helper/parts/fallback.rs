@@ -2,8 +2,6 @@
 //! this host sends there is routed, after all other policy rules, to the TUN device: the packet filter captures it on
 //! the way, or refuses it itself. The routes go with the TUN device.
 
-use std::fmt;
-
 use shuttle_common::{compile::Entries, ports::PortSet};
 
 use super::{
@@ -60,15 +58,16 @@ impl Fallback {
     }
 
     /// The commands of `ip` for what these entries take.
-    pub(crate) fn commands(&self, entries: &Entries) -> impl fmt::Display {
+    pub(crate) fn commands(&self, entries: &Entries) -> String {
         let Claim { slot, .. } = self.claim;
         let (table, protocol) = (slot.fallback_table(), u8::from(PROTOCOL));
-        let commands = Family::of(captured(entries)).map(|family| {
-            let (ip, source, rule) = (family.flag(), slot.source(family), PolicyRule::fallback(family, slot));
-            let route = format!("default dev {DEVICE} src {source} table {table} protocol {protocol}");
-            format!("ip {ip} route add {route}\n{rule}\n")
+        let routes = Family::of(self.claim.families).map(|family| {
+            let (ip, source) = (family.flag(), slot.source(family));
+            format!("ip {ip} route add default dev {DEVICE} src {source} table {table} protocol {protocol}\n")
         });
-        commands.collect::<String>()
+        let rules =
+            Family::of(captured(entries)).map(|family| format!("{}\n", PolicyRule::fallback(family, slot)));
+        routes.chain(rules).collect::<String>()
     }
 }
 

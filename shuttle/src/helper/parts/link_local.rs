@@ -60,15 +60,31 @@ impl LinkLocal {
         self.routes(slot).into_iter().map(move |route| entry(slot, route))
     }
 
-    /// The routes, without duplicates.
+    /// The commands of `ip` for the routes. `ip` takes `ifN` as the name of the interface with that index.
+    pub(crate) fn commands(&self, slot: Slot) -> String {
+        let (table, protocol) = (slot.table(), u8::from(PROTOCOL));
+        let command = |(address, link): (Ipv6Addr, u32)| {
+            let route =
+                format!("local {address} dev if{link} metric {link} table {table} protocol {protocol}");
+            format!("ip -6 route add {route}\n")
+        };
+        self.destinations(slot).into_iter().map(command).collect()
+    }
+
     fn routes(&self, slot: Slot) -> Vec<RouteMessage> {
+        let route = |(address, link)| local_route(slot, address, link);
+        self.destinations(slot).into_iter().map(route).collect()
+    }
+
+    /// What the routes lead to, each by its link, without duplicates.
+    fn destinations(&self, slot: Slot) -> Vec<(Ipv6Addr, u32)> {
         let mut all = self.0.clone();
         if let IpAddr::V6(source) = slot.source(Family::V6) {
             all.extend(self.0.iter().map(|(_, link)| (source, *link)));
         }
         all.sort_unstable();
         all.dedup();
-        all.into_iter().map(|(address, link)| local_route(slot, address, link)).collect()
+        all
     }
 
     /// Whether the link allows that datagrams were sent to this peer.

@@ -54,23 +54,23 @@ impl Error {
     }
 }
 
-/// Opens the listeners of the wanted families. Leaves IPv6 out, with a note for the user, if this host has it off.
-pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
-    let mut note = String::new();
-    let v4 = if wanted.v4 { Some(listen_on(V4, arrival).map_err(Error::open("IPv4"))?) } else { None };
-    let v6 = match wanted.v6.then(|| listen_on(V6, arrival)) {
-        Some(Ok(listener)) => Some(listener),
-        Some(Err(error)) if is_absent(&error) => {
-            note = format!("no IPv6, since this host has none ({error})");
-            None
-        }
-        Some(Err(error)) => return Err(Error::open("IPv6")(error)),
-        None => None,
-    };
-    let families = Families { v4: v4.is_some(), v6: v6.is_some() };
+/// The wanted families that this host has. Leaves IPv6 out, with a note for the user, if this host has it off.
+pub(crate) fn available(wanted: Families) -> Result<(Families, String), Error> {
+    let refused = wanted.v6.then(|| UdpSocket::bind((V6, 0)).err().filter(is_absent)).flatten();
+    let families = Families { v6: wanted.v6 && refused.is_none(), ..wanted };
+    let note =
+        refused.map(|error| format!("no IPv6, since this host has none ({error})")).unwrap_or_default();
     if !families.v4 && !families.v6 {
         return Err(Error::NoFamily(if note.is_empty() { "the plan has both off".into() } else { note }));
     }
+    Ok((families, note))
+}
+
+/// Opens the listeners of the wanted families that are [available].
+pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
+    let (families, note) = available(wanted)?;
+    let v4 = families.v4.then(|| listen_on(V4, arrival).map_err(Error::open("IPv4"))).transpose()?;
+    let v6 = families.v6.then(|| listen_on(V6, arrival).map_err(Error::open("IPv6"))).transpose()?;
     Ok((Listeners { v4, v6 }, families, note))
 }
 
@@ -101,7 +101,6 @@ fn listen_on(loopback: IpAddr, arrival: Arrival) -> io::Result<Listener> {
     if loopback.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Bound before it is transparent: a transparent bind would not detect that IPv6 is off.
     socket.bind(&address.into())?;
     if arrival.streams == StreamArrival::LocalAddress {
         // Without this the kernel would not answer from addresses of other hosts.

@@ -71,6 +71,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) nameservers: &'a [Nameserver],
     /// The rules in force.
     pub(crate) entries: &'a Entries,
+    /// The cgroup that the packet filter leaves alone.
+    pub(crate) bypass: Option<&'a Place>,
 }
 
 /// Why the parts can't be made.
@@ -136,8 +138,8 @@ impl Parts {
 
     /// What a set-up in this slot depends on.
     pub(crate) fn facts(&self, slot: Slot) -> Facts<'_> {
-        let Self { families, lans, nameservers, entries, .. } = self;
-        Facts { slot, families: *families, lans, nameservers, entries }
+        let Self { families, lans, nameservers, entries, bypass, .. } = self;
+        Facts { slot, families: *families, lans, nameservers, entries, bypass: bypass.as_ref() }
     }
 
     /// Looks again which addresses are this host's own.
