@@ -1,16 +1,16 @@
-//! What has arrived for a stream's local end and waits there: in order, or ahead of its turn.
+//! The bytes that have arrived for a stream's local end and wait there: in order, or beyond a gap.
 //!
-//! Both lie in one ring, each byte in its place, so that a piece which arrives early is copied once and takes the
-//! room that its credit stands for, however it was cut or repeated.
+//! Both lie in one ring, each byte at its place. So an early piece is copied once, and takes no more memory than its
+//! credit covers, however the bytes were cut or repeated.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::ProtocolError;
 
-/// Separate pieces that may wait for what belongs before them: more than a window has of the smallest chunks, every
-/// second of which is missing.
+/// The maximum number of separate pieces beyond a gap: more than there are in a window of the smallest chunks of which
+/// every second one is missing.
 const MAX_PIECES: usize = 8192;
-/// A ring of less isn't worth shrinking.
+/// The size up to which a ring is not shrunk, bytes.
 const SMALL: usize = 64 * 1024;
 
 /// The bytes of one half, by offset, from the first that the local end has not taken.
@@ -18,27 +18,28 @@ const SMALL: usize = 64 * 1024;
 pub(super) struct Inbox {
     /// Every byte before this offset has arrived.
     received: u64,
-    /// First `ready` bytes in order, up to `received`; then what is ahead, with anything in the gaps.
+    /// First `ready` bytes in order, up to `received`; then the bytes beyond, with arbitrary contents in the gaps.
     ring: VecDeque<u8>,
     ready: usize,
-    /// What is ahead: where each piece begins and ends. They neither touch nor overlap.
+    /// The pieces beyond a gap, by start and end. They neither touch nor overlap.
     ahead: BTreeMap<u64, u64>,
 }
 
-/// What an arriving piece is.
+/// What became of an arriving piece.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Arrival<'a> {
-    /// In order, and the local end may take it at once: what it doesn't take is to be kept.
+    /// The piece is in order, and the local end may take these bytes at once. What it doesn't take must be kept with
+    /// [`Inbox::keep`].
     Next(&'a [u8]),
-    /// Put after other bytes that wait.
+    /// The piece was put behind other bytes that wait.
     Kept,
     /// Nothing new for the local end.
     Nothing,
 }
 
 impl Inbox {
-    /// Takes in `bytes`, which begin at `offset` and end before `limit`: cuts off what has arrived before, keeps what
-    /// can't be taken at once.
+    /// Takes in `bytes`, which begin at `offset` and end before `limit`. Cuts off the part that had arrived before, and
+    /// keeps what can't be taken at once.
     pub(super) fn arrive<'a>(
         &mut self,
         offset: u64,
@@ -75,34 +76,34 @@ impl Inbox {
         self.ready += rest.len();
     }
 
-    /// Whether nothing waits, and the local end has had every byte before `offset`.
+    /// Returns whether nothing waits, and the local end has taken every byte before `offset`.
     pub(super) fn is_clear(&self, offset: u64) -> bool {
         self.received == offset && self.ring.is_empty()
     }
 
-    /// `length` bytes went to the local end past a clear inbox.
+    /// Records that `length` bytes went to the local end directly, past a clear inbox.
     pub(super) fn pass(&mut self, length: usize) {
         debug_assert!(self.ring.is_empty());
         self.received += length as u64;
     }
 
-    /// The offset before which every byte has arrived.
+    /// Returns the offset before which every byte has arrived.
     pub(super) fn received(&self) -> u64 {
         self.received
     }
 
-    /// The offset after the last byte that has arrived, whatever is missing before it.
+    /// Returns the offset after the last byte that has arrived, whatever is missing before it.
     pub(super) fn furthest(&self) -> u64 {
         self.ahead.last_key_value().map_or(self.received, |(_, end)| *end)
     }
 
-    /// What waits in order, as far as it is contiguous.
+    /// Returns the bytes that wait in order, as far as they are contiguous in memory.
     pub(super) fn ready(&self) -> &[u8] {
         let front = self.ring.as_slices().0;
         &front[..front.len().min(self.ready)]
     }
 
-    /// The local end took the first `length` bytes of what is ready.
+    /// Removes the first `length` bytes of [`Self::ready`], which the local end took.
     pub(super) fn drain(&mut self, length: usize) {
         debug_assert!(length <= self.ready);
         self.ring.drain(..length);
@@ -137,7 +138,7 @@ impl Inbox {
         back[begin..begin + second.len()].copy_from_slice(second);
     }
 
-    /// Remembers that the bytes from `start` to `end` are here, ahead of their turn.
+    /// Records that the bytes from `start` to `end` are here, beyond a gap.
     fn note(&mut self, mut start: u64, mut end: u64) {
         if let Some((&known, &until)) = self.ahead.range(..start).next_back()
             && until >= start
@@ -151,7 +152,7 @@ impl Inbox {
         self.ahead.insert(start, end);
     }
 
-    /// Every byte before `end` is here, and whatever follows without a gap.
+    /// Moves `received` to `end`, and on over the pieces that follow without a gap.
     fn advance(&mut self, mut end: u64) {
         while let Some(piece) = self.ahead.first_entry() {
             if *piece.key() > end {
@@ -163,7 +164,7 @@ impl Inbox {
         self.received = end;
     }
 
-    /// Bytes of memory that it holds.
+    /// Returns the bytes of memory that the inbox holds.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.ring.capacity()
@@ -176,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    /// A half whose bytes tell their offset.
+    /// Returns the byte at an offset of the test stream, from which the offset can be told.
     fn byte(offset: u64) -> u8 {
         (offset % 251) as u8
     }
@@ -186,8 +187,8 @@ mod tests {
     }
 
     proptest! {
-        /// Pieces that come twice, overlap or overtake one another make the same bytes, whatever a reader leaves; and
-        /// what they take is never more than the credit they came by.
+        /// Pieces that are repeated, overlap or are reordered make the same bytes, however much a reader leaves. They
+        /// never take more memory than their credit.
         #[test]
         fn bytes_come_out_in_order_and_within_the_credit(
             steps in prop::collection::vec((0u64..4000, 1u64..600, 0usize..900), 1..200),

@@ -1,4 +1,4 @@
-//! Properties of the mux as a whole: what goes in at one end comes out at the other, whatever happens between.
+//! Properties of the mux as a whole: the bytes written at one end arrive at the other, whatever happens between.
 
 mod datagrams;
 mod frames;
@@ -24,7 +24,7 @@ fn target() -> Target {
     Target::Address(SocketAddr::from(([10, 78, 0, 2], 80)))
 }
 
-/// One end: a mux and the programs at its streams, each of which has bytes to send and takes what comes.
+/// One end: a mux and the programs at its streams. Each program has bytes to send, and takes what arrives.
 struct End {
     mux: Mux,
     to_send: HashMap<StreamId, Vec<u8>>,
@@ -58,13 +58,13 @@ impl End {
         }
     }
 
-    /// Gives a stream's program bytes to send, and its end after them.
+    /// Gives a stream's program bytes to send, and the stream's end after them.
     fn program(&mut self, stream: StreamId, bytes: Vec<u8>) {
         self.to_send.insert(stream, bytes);
         self.mux.readable(stream, true);
     }
 
-    /// What the link does to send, over a lane that takes `room` bytes.
+    /// Sends as the link does, over a lane that takes `room` bytes.
     fn transmit(&mut self, mut room: usize, now: Instant) -> Vec<u8> {
         let mut sent = Vec::new();
         self.mux.tick(now).unwrap();
@@ -147,7 +147,7 @@ impl End {
         }
     }
 
-    /// The agent's sockets get what they can without its being looked at, as splice(2) does it.
+    /// Passes what can be passed directly to the agent's sockets, as splice(2) does.
     fn pass(&mut self, lane: LaneId, input: &mut &[u8], now: Instant) {
         let passing = self.mux.passing(lane).filter(|_| self.mux.side == Side::Agent);
         let Some((stream, length)) = passing else { return };
@@ -180,7 +180,7 @@ impl End {
     }
 }
 
-/// Two ends and what is on its way between them.
+/// Two ends, and the replies that the agent's programs send.
 struct Pair {
     client: End,
     agent: End,
@@ -218,7 +218,7 @@ impl Pair {
                 self.client.eat(stream, now);
                 self.agent.eat(stream, now);
             }
-            // An end may let some turns pass before it goes on: bytes go little by little on what looks a slow line.
+            // An end may pause for some turns: on what looks like a slow line, sending is spread over time.
             still = if self.exchange(usize::MAX) { 0 } else { still + 1 };
             if still > 100 && self.client.mux.lanes.in_flight() < 100 {
                 break;
@@ -234,8 +234,8 @@ fn pattern(seed: u8, length: usize) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// Every stream's bytes arrive whole, once and in order in both directions, each end is told of the other's end
-    /// once, and nothing is left behind: with lanes that take any amount and programs that take any amount.
+    /// Every stream's bytes arrive whole, once and in order in both directions. Each end is told of the other's end
+    /// once, and no state remains. This holds for lanes and programs that take any number of bytes.
     #[test]
     fn streams_are_carried_whole_and_close(
         lengths in prop::collection::vec((0usize..900_000, 0usize..900_000), 1..6),
@@ -272,7 +272,7 @@ proptest! {
         prop_assert_eq!((pair.client.mux.stream_count(), pair.agent.mux.stream_count()), (0, 0));
     }
 
-    /// Pieces that come twice, overlap or overtake one another make the same bytes.
+    /// Pieces that are repeated, overlap or are reordered make the same bytes.
     #[test]
     fn pieces_in_any_order_make_the_same_bytes(
         length in 1usize..4000,
@@ -362,13 +362,13 @@ fn a_stream_that_sends_little_goes_before_those_that_send_much() {
         let bulk = pair.client.mux.open(target(), pair.now);
         pair.client.program(bulk, vec![0; 10_000_000]);
     }
-    // Until each has spent what it had as a new stream.
+    // Until each has spent its quantum as a new stream.
     for _ in 0..100 {
         pair.exchange(2_000_000);
     }
     let short = pair.client.mux.open(target(), pair.now);
     pair.client.program(short, b"hello".to_vec());
-    // What was on the lane before may still go first; nothing else may.
+    // Only bytes that were on the lane before may be sent first.
     let before = pair.client.mux.unwritten(LaneId::FIRST).len();
     let up = pair.client.transmit(before + 1000, pair.now);
     pair.agent.receive(&up, &[], pair.now);
