@@ -1,4 +1,4 @@
-//! The lanes' side of a link: their bytes to events, and the sockets' bytes onto them.
+//! The lanes' side of a link: decodes arrived bytes to events, and writes the sockets' bytes to the lanes.
 
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
@@ -10,13 +10,14 @@ use mio::event::Event as Ready;
 use super::{End, Link, READ_BUFFER, Role, now, reason};
 use crate::mux::{DATA_HEADER, Event, Grant, LaneId, ProtocolError, StreamId};
 
-/// Reads of a lane before others have a turn.
+/// The maximum of reads from one lane before others have a turn.
 const READS_PER_TURN: usize = 8;
-/// Bytes of a payload that are worth a splice(2) of their own.
+/// The minimum rest of a payload for which splice(2) is used, bytes.
 const MIN_SPLICED: usize = 32 * 1024;
 
 impl Link {
-    /// Takes in the readiness of one end of a lane: of lane `token / 2` its input, or its output where `token` is odd.
+    /// Takes in the readiness of one of a lane's pipes. An even `token` is the input of lane `token / 2`, an odd one
+    /// its output.
     pub(super) fn on_pipe(&mut self, token: usize, ready: &Ready) {
         let lane = LaneId((token / 2) as u32);
         let Some(pipes) = self.lanes.get_mut(&lane) else { return };
@@ -33,7 +34,7 @@ impl Link {
 
     /// Reads what has arrived on each lane.
     pub(super) fn read_lanes(&mut self, role: &mut impl Role) -> Result<(), End> {
-        // The buffer is lent to the events while the rest of the link acts on them.
+        // Events borrow the buffer while the rest of the link acts on them.
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut lane = Some(LaneId::FIRST);
         let mut result = Ok(());
@@ -47,7 +48,7 @@ impl Link {
         result
     }
 
-    /// The lane after this one. Lanes come and go while they are gone through.
+    /// Returns the lane after this one. Lanes come and go during the iteration.
     fn next_lane(&self, lane: LaneId) -> Option<LaneId> {
         self.lanes.range(LaneId(lane.0 + 1)..).next().map(|(next, _)| *next)
     }
@@ -56,7 +57,7 @@ impl Link {
         for _ in 0..READS_PER_TURN {
             let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(()) };
             if !pipes.readable {
-                // The far side may have said something last before it closed.
+                // The far side may have sent something before it closed.
                 return if pipes.output_closed { self.lose(lane, role, End::Closed) } else { Ok(()) };
             }
             if self.pass(lane) {
@@ -75,7 +76,8 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return self.lose(lane, role, error.into()),
             };
-            // A short read means an empty pipe, and a new edge once there is more, unless the last edge was its end.
+            // After a short read the pipe is empty, and a new edge comes once there is more, unless the last edge was
+            // its end.
             pipes.readable = length == buffer.len() || pipes.read_closed;
             let mut input = &buffer[..length];
             while let Some(event) = self.mux.receive(lane, &mut input, now())? {
@@ -85,7 +87,7 @@ impl Link {
         Ok(())
     }
 
-    /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were
+    /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Returns whether any were
     /// moved.
     fn pass(&mut self, lane: LaneId) -> bool {
         let long = |(_, length): &(StreamId, usize)| *length >= MIN_SPLICED;
@@ -99,8 +101,8 @@ impl Link {
         true
     }
 
-    /// A lane has ended, whichever it is: what it carried goes on over the others. With the last one ends the link, as
-    /// `end` says.
+    /// Removes a lane that has ended. Its frames are sent again on other lanes. If the session can't go on, the link
+    /// ends with `end`.
     fn lose(&mut self, lane: LaneId, role: &mut impl Role, end: End) -> Result<(), End> {
         if let Some(pipes) = self.lanes.remove(&lane) {
             pipes.deregister(self.poll.registry());
@@ -112,7 +114,7 @@ impl Link {
         Ok(())
     }
 
-    /// Takes out the lanes that show no life.
+    /// Removes the lanes that show no sign of life.
     pub(super) fn lose_dead_lanes(&mut self, role: &mut impl Role, now: Instant) -> Result<(), End> {
         while let Some(lane) = self.mux.dead_lane(now) {
             self.lose(lane, role, ProtocolError::Silent.into())?;
@@ -144,7 +146,7 @@ impl Link {
         Ok(())
     }
 
-    /// Fills and writes the lanes until they take no more or there is no more to write.
+    /// Fills and writes the lanes until they take no more, or there is no more to write.
     pub(super) fn write_lanes(&mut self, role: &mut impl Role) -> Result<(), End> {
         loop {
             self.mux.prepare(now());
@@ -157,14 +159,14 @@ impl Link {
                 wrote |= self.write_lane(id, role)?.is_continue();
                 lane = self.next_lane(id);
             }
-            // A socket that was read to its end has left a FIN and no bytes.
+            // A socket that was read to its end has queued a FIN and no bytes.
             if !wrote && !self.mux.has_control() {
                 return Ok(());
             }
         }
     }
 
-    /// One write; `Break` when there is nothing to write or the lane takes nothing.
+    /// Writes once. Returns `Break` if there is nothing to write, or the lane takes nothing.
     fn write_lane(&mut self, lane: LaneId, role: &mut impl Role) -> Result<ControlFlow<()>, End> {
         let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(ControlFlow::Break(())) };
         let bytes = self.mux.unwritten(lane);
@@ -199,8 +201,8 @@ impl Link {
             }
             Ok(length) => {
                 self.mux.send(grant, length);
-                // A short read means an empty buffer, and a new edge once there is more; but the edge of a FIN
-                // that came along with these bytes has passed.
+                // After a short read the buffer is empty, and a new edge comes once there is more. But the edge of a
+                // FIN that arrived with these bytes has passed.
                 if length < room && !connection.read_closed {
                     self.mux.readable(stream, false);
                 }
