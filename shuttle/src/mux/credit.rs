@@ -15,7 +15,7 @@ pub(super) const FLOOR: u64 = 64 * 1024;
 /// The credit that all streams together may have outstanding beyond their floors, bytes.
 const BUDGET: u64 = 64 * MIB;
 /// The part of the budget that new streams may take, before anything is known of them.
-const FOR_NEW: u64 = BUDGET / 4;
+const NEW_BUDGET: u64 = BUDGET / 4;
 /// A new stream takes this fraction of what is left of [`NEW_BUDGET`].
 const NEW_SHARE: u64 = 16;
 
@@ -27,7 +27,7 @@ const MAX_UNPROVEN: u64 = 6 * MIB;
 const PROVEN: u64 = 12 * MIB;
 
 /// The maximum of consumed bytes before a new limit is advertised, so that little of a long window goes unused.
-const TOLD_AFTER: u64 = 256 * 1024;
+const MAX_UNADVERTISED: u64 = 256 * 1024;
 
 /// The minimum round trip for measurements: a shorter one is the time of a turn of the loops, not of the path.
 const MIN_ROUND: Duration = Duration::from_millis(1);
@@ -49,8 +49,8 @@ impl Budget {
     }
 
     /// Returns the window of a new stream: long for the first streams, the floor once many are open.
-    fn newcomer(&self) -> u64 {
-        let left = self.free().saturating_sub(BUDGET - FOR_NEW);
+    fn new_window(&self) -> u64 {
+        let left = self.free().saturating_sub(BUDGET - NEW_BUDGET);
         (left / NEW_SHARE).max(FLOOR)
     }
 }
@@ -82,10 +82,10 @@ struct Round {
 impl ReceiveWindow {
     /// Makes the window of a new stream, as long as `budget` has room for.
     pub(super) fn new(budget: &mut Budget, now: Instant) -> Self {
-        let window = budget.newcomer();
+        let window = budget.new_window();
         let round = Round { since: now, from: 0, before: 0 };
         let mut new = Self { consumed: 0, limit: window, window, granted: 0, round };
-        new.settle(budget);
+        new.update_budget(budget);
         new
     }
 
@@ -112,13 +112,13 @@ impl ReceiveWindow {
         self.consumed += length;
         debug_assert!(self.consumed <= self.limit);
         self.measure(received, round_trip.max(MIN_ROUND), budget, now);
-        self.settle(budget);
+        self.update_budget(budget);
         let window = self.window.min(self.affordable(budget));
-        if self.outstanding() > window - (window / 4).min(TOLD_AFTER) {
+        if self.outstanding() > window - (window / 4).min(MAX_UNADVERTISED) {
             return None;
         }
         self.limit = self.consumed + window;
-        self.settle(budget);
+        self.update_budget(budget);
         Some(self.limit)
     }
 
@@ -138,7 +138,7 @@ impl ReceiveWindow {
         let (whole, part) = (elapsed.as_nanos().max(round_trip.as_nanos()), round_trip.as_nanos());
         let arrived = (u128::from(received - round.from) * part / whole) as u64;
         let needed = 2 * (arrived + arrived.saturating_sub(round.before));
-        let wanted = needed.min(most(arrived, self.consumed)).max(budget.newcomer());
+        let wanted = needed.min(max_window(arrived, self.consumed)).max(budget.new_window());
         self.window = self.window.max(wanted);
         if elapsed >= round_trip {
             let rounds = (whole / part).min(DECAY);
@@ -154,7 +154,7 @@ impl ReceiveWindow {
     }
 
     /// Updates the budget by the outstanding credit.
-    fn settle(&mut self, budget: &mut Budget) {
+    fn update_budget(&mut self, budget: &mut Budget) {
         let granted = self.outstanding().saturating_sub(FLOOR);
         budget.granted = budget.granted - self.granted + granted;
         self.granted = granted;
@@ -163,7 +163,7 @@ impl ReceiveWindow {
 
 /// Returns the maximum window of a reader that has `consumed` bytes, where `arrived` bytes arrived in the last round
 /// trip.
-fn most(arrived: u64, consumed: u64) -> u64 {
+fn max_window(arrived: u64, consumed: u64) -> u64 {
     if consumed < PROVEN { MAX_UNPROVEN } else { MAX_UNPROVEN.max(arrived + arrived / 2) }
 }
 

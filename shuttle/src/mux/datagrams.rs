@@ -199,7 +199,7 @@ impl Mux {
     /// Ends an association: forgets it and what waits of it, and tells the far side.
     pub fn dissociate(&mut self, association: AssociationId) {
         self.associations.remove(association);
-        self.tell(Frame::Close { association });
+        self.queue_control(Frame::Close { association });
     }
 
     /// Returns the number of datagrams and queries that were dropped.
@@ -238,7 +238,7 @@ impl Mux {
         let unwritten =
             self.lanes.any().and_then(|lane| self.lanes.get(lane)).map(|lane| lane.out.unwritten_len());
         if self.control.len() < MAX_ANSWERS && unwritten.is_some_and(|bytes| bytes < MAX_OF_ONE as u64) {
-            self.tell(frame);
+            self.queue_control(frame);
         }
     }
 }

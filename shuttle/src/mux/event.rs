@@ -122,7 +122,7 @@ pub enum ProtocolError {
     /// An association with number 0, or with one that is too high.
     #[error("the far side numbered an association out of turn")]
     Association,
-    /// More than [`MAX_CONTROL`] bytes of control frames are unacknowledged.
+    /// Too many bytes of control frames are unacknowledged.
     #[error("the far side doesn't acknowledge what it is told: {} MiB wait", MAX_CONTROL >> 20)]
     Unacknowledged,
     /// No lane joined within the time that [`Mux::wait_for_lanes`](super::Mux::wait_for_lanes) set.

@@ -11,7 +11,7 @@ use super::ProtocolError;
 /// every second one is missing.
 const MAX_PIECES: usize = 8192;
 /// The size up to which a ring is not shrunk, bytes.
-const SMALL: usize = 64 * 1024;
+const SMALL_RING: usize = 64 * 1024;
 
 /// The bytes of one half, by offset, from the first that the local end has not taken.
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ impl Inbox {
         }
         if offset > self.received {
             self.put(self.ready + (offset - self.received) as usize, bytes, limit);
-            self.note(offset, end);
+            self.add_ahead(offset, end);
             return if self.ahead.len() > MAX_PIECES {
                 Err(ProtocolError::Credit)
             } else {
@@ -111,7 +111,7 @@ impl Inbox {
         let (kept, held) = (self.ring.len(), self.ring.capacity());
         if kept == 0 {
             self.ring = VecDeque::new();
-        } else if held > SMALL && kept < held / 4 {
+        } else if held > SMALL_RING && kept < held / 4 {
             self.ring.shrink_to(2 * kept);
         }
     }
@@ -139,7 +139,7 @@ impl Inbox {
     }
 
     /// Records that the bytes from `start` to `end` are here, beyond a gap.
-    fn note(&mut self, mut start: u64, mut end: u64) {
+    fn add_ahead(&mut self, mut start: u64, mut end: u64) {
         if let Some((&known, &until)) = self.ahead.range(..start).next_back()
             && until >= start
         {
@@ -195,21 +195,21 @@ mod tests {
         ) {
             let (mut inbox, mut taken) = (Inbox::default(), 0);
             let whole = [(0, 4000, 4000)].into_iter();
-            for (start, length, appetite) in steps.into_iter().chain(whole) {
+            for (start, length, max_read) in steps.into_iter().chain(whole) {
                 let limit = taken + 4000;
                 let bytes = piece(start, (start + length).min(limit).max(start));
                 if let Arrival::Next(bytes) = inbox.arrive(start, &bytes, limit.max(start)).unwrap() {
-                    let now = bytes.len().min(appetite);
+                    let now = bytes.len().min(max_read);
                     prop_assert!(bytes[..now].iter().zip(taken..).all(|(got, offset)| *got == byte(offset)));
                     inbox.keep(&bytes[now..], limit);
                     taken += now as u64;
                 }
-                let mut hunger = appetite;
-                while hunger > 0 && !inbox.ready().is_empty() {
-                    let now = inbox.ready().len().min(hunger);
+                let mut left = max_read;
+                while left > 0 && !inbox.ready().is_empty() {
+                    let now = inbox.ready().len().min(left);
                     prop_assert!(inbox.ready()[..now].iter().zip(taken..).all(|(got, offset)| *got == byte(offset)));
                     inbox.drain(now);
-                    (taken, hunger) = (taken + now as u64, hunger - now);
+                    (taken, left) = (taken + now as u64, left - now);
                 }
                 prop_assert!(inbox.held() <= 4000, "{} bytes are held", inbox.held());
             }
@@ -225,7 +225,7 @@ mod tests {
         inbox.keep(&all, 1 << 20);
         while !inbox.ready().is_empty() {
             inbox.drain(inbox.ready().len().min(10_000));
-            assert!(inbox.held() <= SMALL.max(4 * inbox.ready().len()), "{} held", inbox.held());
+            assert!(inbox.held() <= SMALL_RING.max(4 * inbox.ready().len()), "{} held", inbox.held());
         }
         assert_eq!(inbox.held(), 0);
     }

@@ -27,7 +27,7 @@ pub(super) struct Lanes {
     /// Lost lanes for which the far side has not yet reported its received count.
     lost: Vec<(LaneId, Outgoing)>,
     /// Numbers of lanes that either side has lost. A number is never used again.
-    over: BTreeSet<LaneId>,
+    ended: BTreeSet<LaneId>,
     reviewed: Instant,
 }
 
@@ -68,14 +68,14 @@ impl Lanes {
         Self {
             live: vec![(LaneId::FIRST, Lane::new(now))],
             lost: Vec::new(),
-            over: BTreeSet::new(),
+            ended: BTreeSet::new(),
             reviewed: now,
         }
     }
 
     /// Adds a lane. A number that is or was in use, or is too high, is an error.
     pub(super) fn add(&mut self, id: LaneId, now: Instant) -> Result<(), ProtocolError> {
-        if id > LaneId::MAX || self.get(id).is_some() || self.over.contains(&id) {
+        if id > LaneId::MAX || self.get(id).is_some() || self.ended.contains(&id) {
             return Err(ProtocolError::Lane);
         }
         let place = self.live.partition_point(|(other, _)| *other < id);
@@ -88,10 +88,10 @@ impl Lanes {
     pub(super) fn lose(&mut self, id: LaneId) -> Option<Vec<Arrived>> {
         let place = self.live.iter().position(|(live, _)| *live == id)?;
         let (_, Lane { greeted, mut out, received, .. }) = self.live.remove(place);
-        self.over.insert(id);
+        self.ended.insert(id);
         let reports = out.unacknowledged_of(|kind| kind == Kind::Lost).filter_map(Arrived::decode);
         let reports = reports.chain([Arrived { lane: id, received }]).collect();
-        // A lane without a greeting carried nothing but our HELLO.
+        // A lane without a greeting carried nothing but our HELLO, or else the session ends with it.
         if greeted {
             out.retire();
             self.lost.push((id, out));
@@ -105,7 +105,7 @@ impl Lanes {
 
     /// Takes the kept bytes of a lost lane, once the far side has reported its received count.
     pub(super) fn resolve(&mut self, id: LaneId) -> Option<Outgoing> {
-        self.over.insert(id);
+        self.ended.insert(id);
         let place = self.lost.iter().position(|(lost, _)| *lost == id)?;
         Some(self.lost.remove(place).1)
     }
@@ -206,11 +206,11 @@ impl Lanes {
     /// Chooses the lane for a sender's next bytes, among the writable lanes with less than `max` bytes in flight: the
     /// lane that took its `last` bytes, or one that has clearly less in flight. A sender that is not yet `known` to the
     /// far side stays on its last lane.
-    pub(super) fn choose(&self, last: LaneId, known: bool, most: u64) -> Option<Room> {
+    pub(super) fn choose(&self, last: LaneId, known: bool, max: u64) -> Option<Room> {
         let takes = |lane: &Lane| {
-            lane.greeted && lane.writable && lane.out.unwritten_len() < BATCH && lane.out.in_flight() < most
+            lane.greeted && lane.writable && lane.out.unwritten_len() < BATCH && lane.out.in_flight() < max
         };
-        let room = |(lane, chosen): (LaneId, &Lane)| Room { lane, bytes: most - chosen.out.in_flight() };
+        let room = |(lane, chosen): (LaneId, &Lane)| Room { lane, bytes: max - chosen.out.in_flight() };
         if !known {
             return self.get(last).filter(|lane| takes(lane)).map(|lane| room((last, lane)));
         }
@@ -231,12 +231,12 @@ impl Lanes {
             return false;
         }
         self.reviewed = now;
-        let patience = suspect_after(round_trip);
-        let punctual = |lane: &&Lane| lane.greeted && !lane.life.is_late(patience, now);
-        let beside = self.each().any(|lane| punctual(&lane));
-        let lively = self.each().filter(punctual).any(|lane| lane.life.was_heard_lately());
+        let limit = suspect_after(round_trip);
+        let punctual = |lane: &&Lane| lane.greeted && !lane.life.is_late(limit, now);
+        let any_punctual = self.each().any(|lane| punctual(&lane));
+        let any_heard = self.each().filter(punctual).any(|lane| lane.life.was_heard_lately());
         for lane in self.iter_mut().map(|(_, lane)| lane) {
-            lane.life.review(lane.life.is_late(patience, now), beside, lively);
+            lane.life.review(lane.life.is_late(limit, now), any_punctual, any_heard);
         }
         self.each().any(|lane| lane.life.is_suspect())
     }

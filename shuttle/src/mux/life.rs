@@ -21,7 +21,7 @@ pub(super) const REVIEW: Duration = Duration::from_secs(1);
 const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 const SUSPECT_ROUND_TRIPS: u32 = 4;
 /// A lane that has failed this many reviews is dead.
-const MAX_MISSED: u32 = 15;
+const MAX_FAILED_REVIEWS: u32 = 15;
 
 /// Returns how long a lane may owe an acknowledgement before it is suspect. `round_trip` includes queues.
 pub(super) fn suspect_after(round_trip: Duration) -> Duration {
@@ -40,14 +40,21 @@ pub(super) struct Life {
     /// A byte has arrived since the last review.
     heard_lately: bool,
     /// Reviews that the lane has failed since its last progress.
-    missed: u32,
+    failed_reviews: u32,
     /// The lane was late at the last review, and another one was not.
     suspect: bool,
 }
 
 impl Life {
     pub(super) fn new(now: Instant) -> Self {
-        Self { heard: now, pinged: None, owes_since: None, heard_lately: false, missed: 0, suspect: false }
+        Self {
+            heard: now,
+            pinged: None,
+            owes_since: None,
+            heard_lately: false,
+            failed_reviews: 0,
+            suspect: false,
+        }
     }
 
     /// Records that bytes have arrived.
@@ -64,7 +71,7 @@ impl Life {
 
     /// Records that bytes were newly acknowledged. `owes`: others still await an acknowledgement.
     pub(super) fn progressed(&mut self, owes: bool, now: Instant) {
-        (self.owes_since, self.missed, self.suspect) = (owes.then_some(now), 0, false);
+        (self.owes_since, self.failed_reviews, self.suspect) = (owes.then_some(now), 0, false);
     }
 
     /// Returns whether the lane is suspect, so that nothing new is sent on it.
@@ -78,15 +85,15 @@ impl Life {
     }
 
     /// Returns whether the lane has owed an acknowledgement for at least `limit`.
-    pub(super) fn is_late(&self, patience: Duration, now: Instant) -> bool {
-        self.owes_since.is_some_and(|since| now >= since + patience)
+    pub(super) fn is_late(&self, limit: Duration, now: Instant) -> bool {
+        self.owes_since.is_some_and(|since| now >= since + limit)
     }
 
     /// Takes in one review: whether the lane is `late`, whether another one is not (`any_punctual`), and whether a lane
     /// that is not late was heard from since the last review (`any_heard`).
-    pub(super) fn review(&mut self, late: bool, beside: bool, lively: bool) {
-        self.suspect = late && beside;
-        self.missed += u32::from(self.suspect && lively);
+    pub(super) fn review(&mut self, late: bool, any_punctual: bool, any_heard: bool) {
+        self.suspect = late && any_punctual;
+        self.failed_reviews += u32::from(self.suspect && any_heard);
         self.heard_lately = false;
     }
 
@@ -96,17 +103,17 @@ impl Life {
     }
 
     /// Returns when the lane will be late, so that a review is due.
-    pub(super) fn late_at(&self, patience: Duration) -> Option<Instant> {
-        self.owes_since.map(|since| since + patience)
+    pub(super) fn late_at(&self, limit: Duration) -> Option<Instant> {
+        self.owes_since.map(|since| since + limit)
     }
 
     /// Returns whether a PING is due now, and counts it as sent.
-    pub(super) fn asks(&mut self, now: Instant) -> bool {
-        let asks = self.pinged.is_none() && now >= self.heard + PING_AFTER;
-        if asks {
+    pub(super) fn take_ping_due(&mut self, now: Instant) -> bool {
+        let due = self.pinged.is_none() && now >= self.heard + PING_AFTER;
+        if due {
             self.pinged = Some(now);
         }
-        asks
+        due
     }
 
     /// Returns when a PING is due, or when the lane is dead for its silence.
@@ -115,7 +122,7 @@ impl Life {
     }
 
     /// Returns whether the lane is dead.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.missed >= MAX_MISSED || self.pinged.is_some_and(|at| now >= at + DEAD_AFTER)
+    pub(super) fn is_dead(&self, now: Instant) -> bool {
+        self.failed_reviews >= MAX_FAILED_REVIEWS || self.pinged.is_some_and(|at| now >= at + DEAD_AFTER)
     }
 }

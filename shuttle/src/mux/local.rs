@@ -42,7 +42,7 @@ impl Mux {
     pub fn opened(&mut self, stream: StreamId) {
         if let Some(state) = self.streams.get(&stream) {
             let credit = state.window.limit();
-            self.tell(Frame::Opened { stream, credit });
+            self.queue_control(Frame::Opened { stream, credit });
         }
     }
 
@@ -102,7 +102,7 @@ impl Mux {
             && let Some(limit) =
                 state.window.consume(length as u64, state.received(), round_trip, &mut self.budget, now)
         {
-            self.tell(Frame::Credit { stream, limit });
+            self.queue_control(Frame::Credit { stream, limit });
         }
     }
 
@@ -127,6 +127,6 @@ impl Mux {
 
     /// Ends the session, and tells the far side why.
     pub fn goaway(&mut self, message: String) {
-        self.tell(Frame::Goaway { message });
+        self.queue_control(Frame::Goaway { message });
     }
 }

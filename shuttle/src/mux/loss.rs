@@ -12,7 +12,7 @@ use super::{Event, LaneId, Mux, ProtocolError, Route};
 impl Mux {
     /// Sets how long the session survives without a lane. Without this call, it ends with its last lane.
     pub fn wait_for_lanes(&mut self, at_most: Duration) {
-        self.patience = at_most;
+        self.max_alone = at_most;
     }
 
     /// Removes a lost lane. Returns whether the session survives: with other lanes, or waiting for one. A lane that was
@@ -26,12 +26,12 @@ impl Mux {
             self.alone_since.get_or_insert(now);
         }
         // Before the first greeting there is no session to continue.
-        self.greeted.is_some() && (!self.lanes.is_empty() || self.patience > Duration::ZERO)
+        self.greeted.is_some() && (!self.lanes.is_empty() || self.max_alone > Duration::ZERO)
     }
 
     /// Returns a dead lane, which the driver must remove with [`Self::lose`]; `None` if there is none.
     pub fn dead_lane(&self, now: Instant) -> Option<LaneId> {
-        self.lanes.iter().find(|(_, lane)| lane.life.is_over(now)).map(|(id, _)| id)
+        self.lanes.iter().find(|(_, lane)| lane.life.is_dead(now)).map(|(id, _)| id)
     }
 
     /// Returns whether the session has lost all lanes that carried data.
@@ -41,7 +41,7 @@ impl Mux {
 
     /// Returns when the session ends because it has had no lane for too long.
     pub(super) fn gives_up_at(&self) -> Option<Instant> {
-        self.alone_since.filter(|_| self.patience > Duration::ZERO).map(|since| since + self.patience)
+        self.alone_since.filter(|_| self.max_alone > Duration::ZERO).map(|since| since + self.max_alone)
     }
 
     /// Resumes after a time without lanes. The path may be another one.

@@ -89,7 +89,7 @@ pub struct Mux {
     /// Since when the session has had no lane that carries data; `None` until it loses the last one.
     alone_since: Option<Instant>,
     /// How long the session may be without a lane.
-    patience: Duration,
+    max_alone: Duration,
     scratch: Vec<u8>,
     next_stream: u32,
     /// The far side's first HELLO, once it has arrived.
@@ -97,7 +97,7 @@ pub struct Mux {
     /// The lanes limit the session's throughput, and the driver has not been told yet.
     narrow: bool,
     /// The number of lanes when `narrow` was last set.
-    narrow_with: usize,
+    narrow_lanes: usize,
 }
 
 /// Which lane a frame is sent on.
@@ -128,12 +128,12 @@ impl Mux {
             parked: Vec::new(),
             unreported: Vec::new(),
             alone_since: None,
-            patience: Duration::ZERO,
+            max_alone: Duration::ZERO,
             scratch: Vec::new(),
             next_stream: 1,
             greeted: None,
             narrow: false,
-            narrow_with: 0,
+            narrow_lanes: 0,
         };
         mux.greet(LaneId::FIRST);
         mux
@@ -163,13 +163,13 @@ impl Mux {
     }
 
     /// Queues a frame that may be sent on any lane.
-    fn tell(&mut self, frame: Frame) {
+    fn queue_control(&mut self, frame: Frame) {
         self.control.push_back((Route::Any, frame));
     }
 
     /// Tells the client where further lanes can join. For agents only.
     pub fn open_door(&mut self, door: Door) {
-        self.tell(Frame::Door { door });
+        self.queue_control(Frame::Door { door });
     }
 
     /// Returns whether the lanes limit throughput, so that more lanes would carry more. Returns `true` once for each
@@ -205,7 +205,7 @@ impl Mux {
         let review = self.lanes.review_at(self.pacing.round_trip());
         let writable = self.lanes.iter().filter(|(_, lane)| lane.writable);
         let acks = writable.filter_map(|(_, lane)| lane.ack_deadline());
-        let pacing = self.pacing.wakes().filter(|_| !self.is_alone());
+        let pacing = self.pacing.wakes_at().filter(|_| !self.is_alone());
         lives.chain(review).chain(acks).chain(pacing).chain(self.gives_up_at()).min()
     }
 
@@ -218,13 +218,13 @@ impl Mux {
         if self.gives_up_at().is_some_and(|at| now >= at) {
             return Err(ProtocolError::Alone);
         }
-        let ask_all = self.lanes.review(self.pacing.round_trip(), now);
+        let probe_all = self.lanes.review(self.pacing.round_trip(), now);
         let lanes = self.lanes.iter_mut();
-        let asked = |(id, lane): (LaneId, &mut Lane)| {
-            let asks = lane.life.asks(now) || (ask_all && lane.is_trusted());
-            (asks && lane.greeted).then_some(id)
+        let probed = |(id, lane): (LaneId, &mut Lane)| {
+            let due = lane.life.take_ping_due(now) || (probe_all && lane.is_trusted());
+            (due && lane.greeted).then_some(id)
         };
-        for lane in lanes.filter_map(asked).collect::<Vec<_>>() {
+        for lane in lanes.filter_map(probed).collect::<Vec<_>>() {
             self.put(lane, &Frame::Ping { token: 0 });
         }
         Ok(())

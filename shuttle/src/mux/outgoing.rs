@@ -22,7 +22,7 @@ pub(super) struct Outgoing {
     written: u64,
     end: u64,
     /// The end of the last frame that asks for an acknowledgement.
-    asking: u64,
+    eliciting_end: u64,
     /// Bytes of control frames in all segments.
     control: u64,
 }
@@ -56,12 +56,12 @@ impl Segment {
 impl Outgoing {
     /// Returns the bytes queued and not yet acknowledged, up to the last one that asks for it.
     pub(super) fn in_flight(&self) -> u64 {
-        self.asking.saturating_sub(self.acked)
+        self.eliciting_end.saturating_sub(self.acked)
     }
 
     /// Returns the bytes written and not yet acknowledged, up to the last one that asks for it.
     pub(super) fn written_in_flight(&self) -> u64 {
-        self.asking.min(self.written).saturating_sub(self.acked)
+        self.eliciting_end.min(self.written).saturating_sub(self.acked)
     }
 
     /// Returns the bytes queued and not yet written.
@@ -93,16 +93,16 @@ impl Outgoing {
     }
 
     /// Returns space for one frame, of `min` to `max` bytes. [`Self::commit`] keeps what is put there.
-    pub(super) fn space(&mut self, least: usize, most: usize) -> &mut [u8] {
-        debug_assert!(least <= most && least <= SEGMENT);
+    pub(super) fn space(&mut self, min: usize, max: usize) -> &mut [u8] {
+        debug_assert!(min <= max && min <= SEGMENT);
         let room = self.segments.back().map_or(0, |segment| segment.bytes.len() - segment.filled);
-        if room < least {
+        if room < min {
             let bytes = self.spare.pop().unwrap_or_else(|| vec![0; SEGMENT].into_boxed_slice());
             self.segments.push_back(Segment { bytes, start: self.end, filled: 0, control: 0 });
         }
         match self.segments.back_mut() {
             Some(Segment { bytes, filled, .. }) => {
-                let end = bytes.len().min(*filled + most);
+                let end = bytes.len().min(*filled + max);
                 &mut bytes[*filled..end]
             }
             None => &mut [],
@@ -112,17 +112,17 @@ impl Outgoing {
     /// Keeps the first `length` bytes of the last [`Self::space`]: a frame that asks for an acknowledgement.
     pub(super) fn commit(&mut self, length: usize) {
         self.keep(length);
-        self.asking = self.end;
+        self.eliciting_end = self.end;
     }
 
     /// Appends one whole frame that asks for an acknowledgement.
     pub(super) fn push(&mut self, frame: &[u8]) {
-        self.push_unasked(frame);
-        self.asking = self.end;
+        self.push_non_eliciting(frame);
+        self.eliciting_end = self.end;
     }
 
     /// Appends one whole frame that doesn't ask for an acknowledgement: an ACK.
-    pub(super) fn push_unasked(&mut self, frame: &[u8]) {
+    pub(super) fn push_non_eliciting(&mut self, frame: &[u8]) {
         self.space(frame.len(), frame.len()).copy_from_slice(frame);
         self.keep(frame.len());
         if let Some(last) = self.segments.back_mut()

@@ -121,10 +121,10 @@ impl Mux {
                 return self.on_open(from, (stream, target, credit), now).map(Some);
             }
             Frame::Opened { stream, credit } => {
-                self.raise(stream, credit);
+                self.raise_limit(stream, credit);
                 return Ok(self.contains(stream).then_some(Event::Opened { stream }));
             }
-            Frame::Credit { stream, limit } => self.raise(stream, limit),
+            Frame::Credit { stream, limit } => self.raise_limit(stream, limit),
             Frame::Fin { stream, end } => {
                 let Some(state) = self.streams.get_mut(&stream) else { return Ok(None) };
                 state.set_end(end)?;
@@ -182,7 +182,7 @@ impl Mux {
     }
 
     /// Raises the offset up to which the far side accepts bytes of the stream.
-    fn raise(&mut self, stream: StreamId, limit: u64) {
+    fn raise_limit(&mut self, stream: StreamId, limit: u64) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.known = true;
             state.send_limit = state.send_limit.max(limit);

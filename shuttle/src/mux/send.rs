@@ -12,7 +12,7 @@ impl Mux {
         self.pacing.tick(now);
         self.associations.advance(now);
         if !self.side.counts_lanes() && self.take_narrow() {
-            self.tell(Frame::Narrow);
+            self.queue_control(Frame::Narrow);
         }
         self.report_losses();
         while let Some((route, frame)) = self.control.pop_front() {
@@ -37,7 +37,7 @@ impl Mux {
             if let Some(ack) = lane.ack(id.0, in_company, now) {
                 scratch.clear();
                 ack.encode(scratch);
-                lane.out.push_unasked(scratch);
+                lane.out.push_non_eliciting(scratch);
             }
         }
     }
@@ -71,12 +71,12 @@ impl Mux {
             }
             let mut senders = Senders { streams: &mut self.streams, associations: &mut self.associations };
             let Some((sender, place)) = self.schedule.next(&mut senders, self.pacing.chunk() as i64) else {
-                self.pacing.starve(true);
+                self.pacing.set_app_limited(true);
                 return None;
             };
             // This comes before the check for room: if there is no room, the pacing's wake-up time counts only if there
             // is more to send.
-            self.pacing.starve(false);
+            self.pacing.set_app_limited(false);
             let room = self.pacing.room(in_flight, place == Listed::New);
             if room == 0 {
                 self.notice_narrow();
@@ -135,17 +135,17 @@ impl Mux {
     /// Checks, when no more may be in flight, whether the number of lanes is the cause.
     fn notice_narrow(&mut self) {
         let lanes = self.lanes.count();
-        if lanes > 0 && self.narrow_with != lanes && self.pacing.is_narrow(lanes) {
-            self.narrow_with = lanes;
+        if lanes > 0 && self.narrow_lanes != lanes && self.pacing.is_narrow(lanes) {
+            self.narrow_lanes = lanes;
             self.narrow = true;
         }
     }
 
     /// Returns the space for the granted stream's payload: at most as long as granted, never empty.
     pub fn space(&mut self, grant: Grant) -> &mut [u8] {
-        let least = DATA_HEADER + grant.max.min(MIN_CHUNK);
+        let min = DATA_HEADER + grant.max.min(MIN_CHUNK);
         let out = self.lanes.out(grant.lane);
-        out.map_or(&mut [], |out| &mut out.space(least, DATA_HEADER + grant.max)[DATA_HEADER..])
+        out.map_or(&mut [], |out| &mut out.space(min, DATA_HEADER + grant.max)[DATA_HEADER..])
     }
 
     /// Sends the first `length` bytes of [`Self::space`] as the stream's next bytes. `length` must not be 0.

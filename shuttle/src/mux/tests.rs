@@ -38,7 +38,7 @@ struct End {
     closed: Vec<AssociationId>,
     unreachable: Vec<(AssociationId, Peer, Reason)>,
     /// Bytes that each program takes at once; 0 stalls.
-    appetite: usize,
+    max_read: usize,
 }
 
 impl End {
@@ -54,7 +54,7 @@ impl End {
             queries: Vec::new(),
             closed: Vec::new(),
             unreachable: Vec::new(),
-            appetite: usize::MAX,
+            max_read: usize::MAX,
         }
     }
 
@@ -116,12 +116,12 @@ impl End {
                     self.program(stream, reply);
                 }
                 Event::Data { stream, bytes } => {
-                    let taken = bytes.len().min(self.appetite);
+                    let taken = bytes.len().min(self.max_read);
                     self.got.entry(stream).or_default().extend(&bytes[..taken]);
                     self.mux.take(stream, bytes, taken, now);
                     self.end_if_due(stream);
                 }
-                Event::Arrived { stream } => self.eat(stream, now),
+                Event::Arrived { stream } => self.read_inbox(stream, now),
                 Event::Reset { stream, reason } => {
                     self.resets.insert(stream, reason);
                 }
@@ -151,7 +151,7 @@ impl End {
     fn pass(&mut self, lane: LaneId, input: &mut &[u8], now: Instant) {
         let passing = self.mux.passing(lane).filter(|_| self.mux.side == Side::Agent);
         let Some((stream, length)) = passing else { return };
-        let (passed, rest) = input.split_at(length.min(input.len()).min(self.appetite));
+        let (passed, rest) = input.split_at(length.min(input.len()).min(self.max_read));
         self.got.entry(stream).or_default().extend(passed);
         *input = rest;
         if !passed.is_empty() {
@@ -160,14 +160,14 @@ impl End {
         }
     }
 
-    fn eat(&mut self, stream: StreamId, now: Instant) {
-        let mut hunger = self.appetite;
-        while hunger > 0 && !self.mux.inbox(stream).is_empty() {
+    fn read_inbox(&mut self, stream: StreamId, now: Instant) {
+        let mut left = self.max_read;
+        while left > 0 && !self.mux.inbox(stream).is_empty() {
             let waiting = self.mux.inbox(stream);
-            let length = waiting.len().min(hunger);
+            let length = waiting.len().min(left);
             self.got.entry(stream).or_default().extend(&waiting[..length]);
             self.mux.drain(stream, length, now);
-            hunger -= length;
+            left -= length;
         }
         self.end_if_due(stream);
     }
@@ -215,8 +215,8 @@ impl Pair {
             let streams: Vec<StreamId> = of_client.chain(self.agent.mux.streams.keys()).copied().collect();
             let now = self.now;
             for stream in streams {
-                self.client.eat(stream, now);
-                self.agent.eat(stream, now);
+                self.client.read_inbox(stream, now);
+                self.agent.read_inbox(stream, now);
             }
             // An end may pause for some turns: on what looks like a slow line, sending is spread over time.
             still = if self.exchange(usize::MAX) { 0 } else { still + 1 };
@@ -251,17 +251,17 @@ proptest! {
             requests.insert(stream, bytes.clone());
             pair.client.program(stream, bytes);
         }
-        for (room, appetite) in rooms {
-            pair.client.appetite = appetite;
-            pair.agent.appetite = appetite / 2;
+        for (room, max_read) in rooms {
+            pair.client.max_read = max_read;
+            pair.agent.max_read = max_read / 2;
             pair.exchange(room);
             let now = pair.now;
             for stream in requests.keys() {
-                pair.client.eat(*stream, now);
-                pair.agent.eat(*stream, now);
+                pair.client.read_inbox(*stream, now);
+                pair.agent.read_inbox(*stream, now);
             }
         }
-        (pair.client.appetite, pair.agent.appetite) = (usize::MAX, usize::MAX);
+        (pair.client.max_read, pair.agent.max_read) = (usize::MAX, usize::MAX);
         pair.settle();
         for (stream, request) in &requests {
             let reply = &replies[stream.0 as usize % replies.len()];
@@ -302,7 +302,7 @@ proptest! {
 fn a_stalled_reader_stops_its_own_stream_only() {
     let mut pair = Pair::new(vec![vec![7; 10_000_000]]);
     let stalled = pair.client.mux.open(target(), pair.now);
-    pair.client.appetite = 0;
+    pair.client.max_read = 0;
     for _ in 0..1000 {
         pair.exchange(usize::MAX);
     }
@@ -315,10 +315,10 @@ fn a_stalled_reader_stops_its_own_stream_only() {
     let other = pair.client.mux.open(target(), pair.now);
     for _ in 0..10 {
         pair.exchange(usize::MAX);
-        pair.client.appetite = 100;
+        pair.client.max_read = 100;
         let now = pair.now;
-        pair.client.eat(other, now);
-        pair.client.appetite = 0;
+        pair.client.read_inbox(other, now);
+        pair.client.max_read = 0;
     }
     assert_eq!(pair.client.got[&other], b"quick");
 }
@@ -376,18 +376,18 @@ fn a_stream_that_sends_little_goes_before_those_that_send_much() {
 }
 
 #[test]
-fn silence_is_asked_after_and_then_given_up() {
+fn silence_is_probed_and_then_given_up() {
     let mut pair = Pair::new(vec![]);
     pair.settle();
     let mux = &mut pair.client.mux;
     mux.prepare(pair.now + Duration::from_secs(1));
     mux.wrote(LaneId::FIRST, mux.unwritten(LaneId::FIRST).len(), pair.now);
-    let asked = mux.deadline().unwrap();
-    mux.tick(asked).unwrap();
-    mux.prepare(asked);
+    let probed = mux.deadline().unwrap();
+    mux.tick(probed).unwrap();
+    mux.prepare(probed);
     assert!(!mux.unwritten(LaneId::FIRST).is_empty(), "a PING");
-    let over = asked + DEAD_AFTER;
-    assert_eq!((mux.deadline(), mux.dead_lane(asked)), (Some(over), None));
+    let over = probed + DEAD_AFTER;
+    assert_eq!((mux.deadline(), mux.dead_lane(probed)), (Some(over), None));
     assert_eq!(mux.dead_lane(over), Some(LaneId::FIRST));
     assert!(!mux.lose(LaneId::FIRST, over), "a session without lanes ends, where nobody waits");
 }

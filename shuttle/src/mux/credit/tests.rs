@@ -77,7 +77,7 @@ fn many_new_streams_begin_with_the_floor() {
     let windows: Vec<_> = (0..10_000).map(|_| ReceiveWindow::new(&mut budget, Instant::now())).collect();
     assert_eq!(windows[0].limit(), MIB);
     assert!(windows[500].limit() < FLOOR + 1024);
-    assert!(budget.granted <= FOR_NEW);
+    assert!(budget.granted <= NEW_BUDGET);
 }
 
 /// A sender with unlimited bytes on a path without a queue, and a reader that takes everything at once.

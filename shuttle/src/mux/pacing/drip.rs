@@ -12,7 +12,7 @@ const BURST: Duration = Duration::from_millis(1);
 const PACKET: f64 = 32.0 * 1024.0;
 /// Sending is not spread where one packet takes no longer than this: the gain would be small, and small packets cost
 /// processor time.
-const SHORT: Duration = Duration::from_millis(3);
+const SHORT_PACKET_TIME: Duration = Duration::from_millis(3);
 
 /// The bucket.
 ///
@@ -24,14 +24,14 @@ pub(super) struct Drip {
     bytes: f64,
     at: Instant,
     /// How fast the bucket fills, bytes a second.
-    speed: f64,
+    fill_rate: f64,
     /// Sending is spread at any speed.
     always: bool,
 }
 
 impl Drip {
     pub(super) fn new(now: Instant) -> Self {
-        Self { bytes: 0.0, at: now, speed: f64::MAX, always: false }
+        Self { bytes: 0.0, at: now, fill_rate: f64::MAX, always: false }
     }
 
     /// Fills the bucket, from `now` on, so that the `limit` on bytes in flight lasts for about `time`. This has an
@@ -39,30 +39,30 @@ impl Drip {
     pub(super) fn set(&mut self, limit: u64, time: Duration, always: bool, now: Instant) {
         self.advance(now);
         self.always = always;
-        self.speed = GAIN * limit as f64 / time.as_secs_f64().max(1e-6);
+        self.fill_rate = GAIN * limit as f64 / time.as_secs_f64().max(1e-6);
     }
 
     /// Advances time.
     pub(super) fn advance(&mut self, now: Instant) {
-        let grown = self.speed * now.saturating_duration_since(self.at).as_secs_f64();
-        self.bytes = (self.bytes + grown).min(self.speed * BURST.as_secs_f64());
+        let grown = self.fill_rate * now.saturating_duration_since(self.at).as_secs_f64();
+        self.bytes = (self.bytes + grown).min(self.fill_rate * BURST.as_secs_f64());
         self.at = now;
     }
 
     pub(super) fn spend(&mut self, bytes: usize) {
-        if self.matters() {
+        if self.is_active() {
             self.bytes -= bytes as f64;
         }
     }
 
     /// Returns when bytes may be sent again; `None` if they may now.
-    pub(super) fn opens(&self) -> Option<Instant> {
-        let shut = self.matters() && self.bytes <= 0.0;
+    pub(super) fn opens_at(&self) -> Option<Instant> {
+        let shut = self.is_active() && self.bytes <= 0.0;
         // One byte more than is missing.
-        shut.then(|| self.at + Duration::from_secs_f64((1.0 - self.bytes) / self.speed))
+        shut.then(|| self.at + Duration::from_secs_f64((1.0 - self.bytes) / self.fill_rate))
     }
 
-    fn matters(&self) -> bool {
-        self.always || self.speed * SHORT.as_secs_f64() < PACKET
+    fn is_active(&self) -> bool {
+        self.always || self.fill_rate * SHORT_PACKET_TIME.as_secs_f64() < PACKET
     }
 }

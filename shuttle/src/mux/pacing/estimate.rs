@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 /// Samples are kept in descending order, each the maximum since it was taken. Their age is counted in busy time, so
 /// that an idle path keeps its rate.
 #[derive(Debug, Default)]
-pub(super) struct Highest(VecDeque<(Duration, f64)>);
+pub(super) struct MaxFilter(VecDeque<(Duration, f64)>);
 
-impl Highest {
+impl MaxFilter {
     /// Adds a sample taken at the busy time `busy`, and drops samples older than `memory`.
-    pub(super) fn add(&mut self, sample: f64, worked: Duration, memory: Duration) {
+    pub(super) fn add(&mut self, sample: f64, busy: Duration, memory: Duration) {
         while self.0.pop_back_if(|(_, known)| *known <= sample).is_some() {}
-        self.0.push_back((worked, sample));
-        while self.0.pop_front_if(|(taken, _)| worked - *taken >= memory).is_some() {}
+        self.0.push_back((busy, sample));
+        while self.0.pop_front_if(|(taken, _)| busy - *taken >= memory).is_some() {}
     }
 
     pub(super) fn get(&self) -> f64 {
@@ -48,7 +48,7 @@ impl Mean {
 }
 
 /// The part of the mean burst that remains during a trial.
-const DOUBT: f64 = 0.25;
+const TRIAL_PART: f64 = 0.25;
 
 /// How much acknowledgements come in bursts: how many bytes they cover at once beyond what the rate explains (BBR's
 /// `extra_acked`). A path that holds bytes back and then releases them stays full only if that much more is in flight.
@@ -60,41 +60,41 @@ const DOUBT: f64 = 0.25;
 pub(super) struct Bursts {
     /// When acknowledgements began to run ahead of the rate, and the bytes acknowledged since.
     since: Instant,
-    told: u64,
+    acked: u64,
     mean: f64,
 }
 
 impl Bursts {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, told: 0, mean: 0.0 }
+        Self { since: now, acked: 0, mean: 0.0 }
     }
 
     /// Adds an acknowledgement of `newly` bytes, at a `rate` in bytes a second. A burst counts for at most `max` bytes,
     /// and for about as long as `memory`.
-    pub(super) fn add(&mut self, newly: u64, (rate, most): (f64, f64), now: Instant, memory: Duration) {
+    pub(super) fn add(&mut self, newly: u64, (rate, max): (f64, f64), now: Instant, memory: Duration) {
         let took = now.saturating_duration_since(self.since);
-        let mut ahead = self.told as f64 - rate * took.as_secs_f64();
+        let mut ahead = self.acked as f64 - rate * took.as_secs_f64();
         // Running ahead for longer is no burst: the rate is higher than its estimate.
         if ahead <= 0.0 || took > memory / 2 {
-            (self.since, self.told, ahead) = (now, 0, 0.0);
+            (self.since, self.acked, ahead) = (now, 0, 0.0);
         }
-        self.told += newly;
-        let burst = (ahead + newly as f64).min(most);
+        self.acked += newly;
+        let burst = (ahead + newly as f64).min(max);
         let share = newly as f64 / (rate * memory.as_secs_f64()).max(newly as f64).max(1.0);
         self.mean += share * (burst - self.mean);
     }
 
     /// Reduces the mean for a trial, and returns the mean before. After a drain, the cause of the bursts may be over:
     /// the bytes in flight for bursts can themselves overflow the network's queue, and so cause the next bursts.
-    pub(super) fn doubt(&mut self) -> f64 {
-        let believed = self.mean;
-        self.mean *= DOUBT;
-        believed
+    pub(super) fn discount(&mut self) -> f64 {
+        let before = self.mean;
+        self.mean *= TRIAL_PART;
+        before
     }
 
     /// Restores the `mean` of before a trial, unless the current one is larger.
-    pub(super) fn believe(&mut self, believed: f64) {
-        self.mean = self.mean.max(believed);
+    pub(super) fn restore(&mut self, mean: f64) {
+        self.mean = self.mean.max(mean);
     }
 
     /// Returns the mean of recent bursts, in bytes.

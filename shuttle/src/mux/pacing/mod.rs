@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::MAX_DATA;
 use drip::Drip;
-use estimate::{Base, Bursts, Highest, Mean};
+use estimate::{Base, Bursts, MaxFilter, Mean};
 use trial::{Trial, Verdict};
 
 /// Bytes in flight before anything is known of the path, and the minimum later: about TCP's initial window of ten
@@ -26,20 +26,20 @@ const MAX_ON_LANE: u64 = 6 * 1024 * 1024;
 /// The same where the round trip is longer than [`SHORT_ROUND_TRIP`]: the window alone (OpenSSH channels.h), less what
 /// the far ssh may have consumed without advertising it yet. Bytes in the pipes would be a standing queue.
 const MAX_IN_WINDOW: u64 = (2048 - 128) * 1024;
-const SHORT: Duration = Duration::from_millis(5);
+const SHORT_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// Bytes that a stream that was idle may send beyond the limit, so that it never waits for an acknowledgement.
-const URGENT: u64 = 16 * 1024;
+const URGENT_BYTES: u64 = 16 * 1024;
 
 /// The standing queue, as a fraction of the minimum round trip, within bounds.
 const QUEUE_SHARE: u32 = 5;
 const MIN_QUEUE: Duration = Duration::from_millis(2);
 const MAX_QUEUE: Duration = Duration::from_millis(3);
 
-/// The maximum of the reserve for bursts, in minimum round trips. TCP holds bytes back for one round trip after each
-/// loss, of data or of acknowledgements.
-const HOLES: u32 = 2;
+/// The maximum of the reserve for bursts, in minimum round trips. TCP holds bytes back for one round trip after a loss
+/// of data, and for one after a loss of acknowledgements.
+const MAX_RESERVE_ROUND_TRIPS: u32 = 2;
 /// The extra weight of a burst as long as the minimum round trip. A shorter burst gets the square of its part of that.
-const LONG_BURSTS: f64 = 3.0;
+const LONG_BURST_WEIGHT: f64 = 3.0;
 
 /// The gain on the limit in start-up, after a round trip without growth.
 const STARTUP_GAIN: f64 = 2.0;
@@ -49,16 +49,17 @@ const GROWTH_GAIN: f64 = 2.885;
 /// The maximum time to which the gain of start-up applies, in minimum round trips, apart from the standing queue:
 /// start-up itself may cause the bursts.
 const STARTUP_MAX: u32 = 2;
-/// In start-up, the limit may be used up in this fraction of the time that it covers. Slower sending would lower the
-/// measured rate.
-const STARTUP_HASTE: u32 = 4;
-/// Start-up ends after this many round trips in which the rate grew by less than [`MIN_GROWTH`].
+/// In start-up, the limit may be used up within the time that it covers without the gain, divided by this. Slower
+/// sending would lower the measured rate.
+const STARTUP_SPEEDUP: u32 = 4;
+/// Start-up ends after this many round trips in which the rate grew by less than [`MIN_GROWTH`]. App-limited round
+/// trips don't count.
 const STARTUP_ROUNDS: u32 = 3;
-/// The factor by which the rate must grow in a round trip of start-up.
-const FLAT: f64 = 1.25;
+/// The factor by which the rate must exceed the best one in a round trip of start-up.
+const MIN_GROWTH: f64 = 1.25;
 /// Start-up begins again when the rate has grown by this factor since its minimum: TCP's rate falls after a time-out,
 /// and then recovers.
-const RECOVERY: f64 = 2.0;
+const RECOVERY_GROWTH: f64 = 2.0;
 
 /// How long a sample counts, in minimum round trips.
 const RATE_ROUNDS: u32 = 8;
@@ -88,9 +89,9 @@ pub(super) struct Departure {
     delivered: u64,
     delivered_at: Instant,
     /// When the newest of the bytes acknowledged by then had been written.
-    since: Instant,
+    newest_acked_sent_at: Instant,
     /// There was less to send than the limit allowed, so the sample is the application's rate, not the path's.
-    starved: bool,
+    app_limited: bool,
 }
 
 /// What an acknowledgement covers.
@@ -108,12 +109,12 @@ pub(super) struct Pacing {
     delivered: u64,
     delivered_at: Instant,
     /// The total time in which there was more to send than the limit allowed.
-    worked: Duration,
-    starved: bool,
+    busy: Duration,
+    app_limited: bool,
     /// When the newest of the acknowledged bytes were written.
-    since: Instant,
+    newest_acked_sent_at: Instant,
     /// The maximum of recent rate samples, bytes a second.
-    rate: Highest,
+    rate: MaxFilter,
     /// The mean rate. Samples overstate the rate where acknowledgements come in bursts.
     mean_rate: Mean,
     bursts: Bursts,
@@ -154,10 +155,10 @@ impl Pacing {
         Self {
             delivered: 0,
             delivered_at: now,
-            worked: Duration::ZERO,
-            starved: false,
-            since: now,
-            rate: Highest::default(),
+            busy: Duration::ZERO,
+            app_limited: false,
+            newest_acked_sent_at: now,
+            rate: MaxFilter::default(),
             mean_rate: Mean::default(),
             bursts: Bursts::new(now),
             base: None,
@@ -178,7 +179,7 @@ impl Pacing {
     pub(super) fn depart(&mut self, in_flight: u64, now: Instant) -> Departure {
         if in_flight == 0 {
             // The idle time before says nothing about the path's rate.
-            (self.delivered_at, self.since) = (now, now);
+            (self.delivered_at, self.newest_acked_sent_at) = (now, now);
         }
         if let Phase::Drain { until: until @ None, .. } = &mut self.phase
             && in_flight <= self.limit
@@ -189,34 +190,34 @@ impl Pacing {
             at: now,
             delivered: self.delivered,
             delivered_at: self.delivered_at,
-            since: self.since,
-            starved: self.starved,
+            newest_acked_sent_at: self.newest_acked_sent_at,
+            app_limited: self.app_limited,
         }
     }
 
     /// Records whether there is less to send than the limit allows.
-    pub(super) fn starve(&mut self, starved: bool) {
-        self.starved = starved;
+    pub(super) fn set_app_limited(&mut self, app_limited: bool) {
+        self.app_limited = app_limited;
     }
 
     /// Takes in an acknowledgement, which the far mux sent `delay` after the newest byte arrived.
     pub(super) fn on_ack(&mut self, Acked { newly, last }: Acked, delay: Duration, now: Instant) {
         self.delivered += newly;
-        if !self.starved {
+        if !self.app_limited {
             let took = now.saturating_duration_since(self.delivered_at);
-            self.worked += took;
+            self.busy += took;
             self.mean_rate.add(newly, took, self.memory());
         }
         self.delivered_at = now;
         if let Some(last) = last {
             // Acknowledgements of different lanes may arrive out of order.
-            self.since = self.since.max(last.at);
+            self.newest_acked_sent_at = self.newest_acked_sent_at.max(last.at);
             self.on_round_trip(now.saturating_duration_since(last.at).saturating_sub(delay), now);
             self.on_rate(last, now);
             self.judge(now);
         }
-        let most = self.rate.get() * (HOLES * self.base_round_trip()).as_secs_f64();
-        self.bursts.add(newly, (self.rate.get(), most), now, self.memory());
+        let max_burst = self.rate.get() * (MAX_RESERVE_ROUND_TRIPS * self.base_round_trip()).as_secs_f64();
+        self.bursts.add(newly, (self.rate.get(), max_burst), now, self.memory());
         self.set_limit(now);
     }
 
@@ -225,15 +226,15 @@ impl Pacing {
         // the one in which the bytes were written.
         let took = now
             .saturating_duration_since(last.delivered_at)
-            .max(last.at.saturating_duration_since(last.since));
+            .max(last.at.saturating_duration_since(last.newest_acked_sent_at));
         let rate = (self.delivered - last.delivered) as f64 / took.as_secs_f64().max(1e-6);
-        if !last.starved || rate > self.rate.get() {
+        if !last.app_limited || rate > self.rate.get() {
             let memory = self.memory().mul_f64(1.0 + RATE_NOISE * self.burst_part());
-            self.rate.add(rate, self.worked, memory);
+            self.rate.add(rate, self.busy, memory);
         }
         if last.delivered >= self.round_end {
             self.round_end = self.delivered;
-            self.on_round(last.starved);
+            self.on_round(last.app_limited);
         }
     }
 
@@ -262,7 +263,7 @@ impl Pacing {
         let round_trip = self.base_round_trip();
         let long = self.reserve() > self.queue().max(round_trip.mul_f64(SHORT_RESERVE));
         if long && rate > 0.0 {
-            Phase::Trial(Trial::new(self.bursts.doubt(), rate, round_trip, now))
+            Phase::Trial(Trial::new(self.bursts.discount(), rate, round_trip, now))
         } else {
             STEADY
         }
@@ -271,10 +272,10 @@ impl Pacing {
     /// Ends a trial that has a verdict.
     fn judge(&mut self, now: Instant) {
         let Phase::Trial(trial) = &mut self.phase else { return };
-        match trial.judge(self.delivered, self.starved, now) {
+        match trial.judge(self.delivered, self.app_limited, now) {
             None => return,
-            Some(Verdict::Needed) => self.bursts.believe(trial.believed),
-            Some(Verdict::Needless) => {}
+            Some(Verdict::Needed) => self.bursts.restore(trial.mean_burst),
+            Some(Verdict::Unneeded) => {}
         }
         self.phase = STEADY;
     }
@@ -289,20 +290,20 @@ impl Pacing {
         (RATE_ROUNDS * self.base_round_trip()).max(MIN_RATE_MEMORY)
     }
 
-    fn on_round(&mut self, starved: bool) {
+    fn on_round(&mut self, app_limited: bool) {
         let rate = self.rate.get();
         match &mut self.phase {
-            Phase::Startup { best, flat_rounds } if rate > FLAT * *best => {
+            Phase::Startup { best, flat_rounds } if rate > MIN_GROWTH * *best => {
                 (*best, *flat_rounds) = (rate, 0);
                 self.mean_rate = Mean::default();
             }
-            Phase::Startup { flat_rounds, .. } if !starved => {
+            Phase::Startup { flat_rounds, .. } if !app_limited => {
                 *flat_rounds += 1;
                 if *flat_rounds == STARTUP_ROUNDS {
                     self.phase = Phase::drain(self.mean_rate.get());
                 }
             }
-            Phase::Steady { least } if rate > RECOVERY * *least => self.look_for_rate(),
+            Phase::Steady { least } if rate > RECOVERY_GROWTH * *least => self.search_rate(),
             Phase::Steady { least } => *least = rate.min(*least),
             Phase::Startup { .. } | Phase::Trial(_) | Phase::Drain { .. } => {}
         }
@@ -328,7 +329,10 @@ impl Pacing {
         let burst = Duration::from_secs_f64(self.bursts.mean() / self.rate.get().max(1.0));
         // Short bursts vary little. Bursts about as long as a round trip come from losses, and some are several times
         // the mean.
-        burst.mul_f64(1.0 + LONG_BURSTS * self.burst_part().powi(2)).min(HOLES * base).max(self.queue())
+        burst
+            .mul_f64(1.0 + LONG_BURST_WEIGHT * self.burst_part().powi(2))
+            .min(MAX_RESERVE_ROUND_TRIPS * base)
+            .max(self.queue())
     }
 
     /// Returns the mean burst as a part of what the path holds without a queue, at most 1.
@@ -340,10 +344,12 @@ impl Pacing {
     fn set_limit(&mut self, now: Instant) {
         let base = self.base_round_trip();
         let (short, full) = (base + self.queue(), base + self.reserve());
-        let sought = full.min(STARTUP_MAX * base + self.queue());
-        let (time, within) = match self.phase {
-            Phase::Startup { flat_rounds: 0, .. } => (sought.mul_f64(GROWTH_GAIN), sought / STARTUP_HASTE),
-            Phase::Startup { .. } => (sought.mul_f64(STARTUP_GAIN), sought / STARTUP_HASTE),
+        let startup_time = full.min(STARTUP_MAX * base + self.queue());
+        let (time, spread) = match self.phase {
+            Phase::Startup { flat_rounds: 0, .. } => {
+                (startup_time.mul_f64(GROWTH_GAIN), startup_time / STARTUP_SPEEDUP)
+            }
+            Phase::Startup { .. } => (startup_time.mul_f64(STARTUP_GAIN), startup_time / STARTUP_SPEEDUP),
             Phase::Trial(_) => (short, short),
             Phase::Steady { .. } => (full, full),
             Phase::Drain { .. } => (base.mul_f64(DRAIN_GAIN), full),
@@ -352,12 +358,12 @@ impl Pacing {
         self.limit = needed.max(MIN_IN_FLIGHT);
         // Sent at once, the bytes that the drained queue has room for may overflow it.
         let always = matches!(self.phase, Phase::Trial(_));
-        self.drip.set(self.limit, within, always, now);
+        self.drip.set(self.limit, spread, always, now);
     }
 
     /// Returns the maximum of bytes in flight on one lane.
     pub(super) fn max_on_lane(&self) -> u64 {
-        if self.base_round_trip() > SHORT { MAX_IN_WINDOW } else { MAX_ON_LANE }
+        if self.base_round_trip() > SHORT_ROUND_TRIP { MAX_IN_WINDOW } else { MAX_ON_LANE }
     }
 
     /// Returns whether the number of `lanes` may limit the rate: whether a round trip without a queue carries about all
@@ -365,18 +371,18 @@ impl Pacing {
     pub(super) fn is_narrow(&self, lanes: usize) -> bool {
         let base = self.base_round_trip();
         let carried = self.rate.get() * base.as_secs_f64();
-        base > SHORT && carried > 0.75 * (MAX_IN_WINDOW * lanes as u64) as f64
+        base > SHORT_ROUND_TRIP && carried > 0.75 * (MAX_IN_WINDOW * lanes as u64) as f64
     }
 
     /// Searches for the rate again, because the path may have become much faster.
     pub(super) fn start_over(&mut self) {
         if let Phase::Trial(trial) = self.phase {
-            self.bursts.believe(trial.believed);
+            self.bursts.restore(trial.mean_burst);
         }
-        self.look_for_rate();
+        self.search_rate();
     }
 
-    fn look_for_rate(&mut self) {
+    fn search_rate(&mut self) {
         self.phase = Phase::Startup { best: self.rate.get(), flat_rounds: 0 };
         // A trial is compared with the rate that is found, not with the growth before.
         self.mean_rate = Mean::default();
@@ -391,15 +397,15 @@ impl Pacing {
     /// another.
     pub(super) fn room(&self, in_flight: u64, urgent: bool) -> u64 {
         match urgent {
-            true => (self.limit + URGENT).saturating_sub(in_flight),
-            false if self.drip.opens().is_some() => 0,
+            true => (self.limit + URGENT_BYTES).saturating_sub(in_flight),
+            false if self.drip.opens_at().is_some() => 0,
             false => self.limit.saturating_sub(in_flight),
         }
     }
 
     /// Returns when there may be room again without an acknowledgement.
-    pub(super) fn wakes(&self) -> Option<Instant> {
-        self.drip.opens().filter(|_| !self.starved)
+    pub(super) fn wakes_at(&self) -> Option<Instant> {
+        self.drip.opens_at().filter(|_| !self.app_limited)
     }
 
     /// Counts bytes that are sent.

@@ -9,7 +9,7 @@ const MIN_SHARES: [(u32, f64); 2] = [(2, 0.6), (LENGTH, 0.93)];
 /// The round trips after which a trial ends, if they count.
 const LENGTH: u32 = 5;
 /// The round trips after which a trial ends undecided: there was too little to send.
-const PATIENCE: u32 = 20;
+const MAX_LENGTH: u32 = 20;
 /// The minimum length of a round trip here, so that the machine's own pauses don't decide.
 const MIN_ROUND_TRIP: Duration = Duration::from_millis(10);
 
@@ -17,14 +17,14 @@ const MIN_ROUND_TRIP: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trial {
     /// The mean burst before the trial, bytes.
-    pub(super) believed: f64,
+    pub(super) mean_burst: f64,
     /// The mean rate before the trial, bytes a second.
     rate: f64,
     round_trip: Duration,
     ends: Instant,
     /// When delivered bytes begin to count: after a round trip in which there was enough to send.
     begins: Instant,
-    /// The bytes delivered until then.
+    /// The bytes delivered until then; `None` before.
     delivered: Option<u64>,
 }
 
@@ -34,23 +34,23 @@ pub(super) enum Verdict {
     /// The mean burst before the trial is needed, or nothing shows that it isn't.
     Needed,
     /// The path is as fast with less.
-    Needless,
+    Unneeded,
 }
 
 impl Trial {
-    pub(super) fn new(believed: f64, rate: f64, round_trip: Duration, now: Instant) -> Self {
+    pub(super) fn new(mean_burst: f64, rate: f64, round_trip: Duration, now: Instant) -> Self {
         let round_trip = round_trip.max(MIN_ROUND_TRIP);
-        let (ends, begins) = (now + PATIENCE * round_trip, now + round_trip);
-        Self { believed, rate, round_trip, ends, begins, delivered: None }
+        let (ends, begins) = (now + MAX_LENGTH * round_trip, now + round_trip);
+        Self { mean_burst, rate, round_trip, ends, begins, delivered: None }
     }
 
     /// Returns the verdict, if there is one, after a total of `delivered` bytes. Time in which there was nothing more
     /// to send (`app_limited`) doesn't count.
-    pub(super) fn judge(&mut self, delivered: u64, starved: bool, now: Instant) -> Option<Verdict> {
+    pub(super) fn judge(&mut self, delivered: u64, app_limited: bool, now: Instant) -> Option<Verdict> {
         if now >= self.ends {
             return Some(Verdict::Needed);
         }
-        if starved {
+        if app_limited {
             (self.begins, self.delivered) = (now + self.round_trip, None);
         }
         if now < self.begins {
@@ -66,7 +66,7 @@ impl Trial {
         if MIN_SHARES.iter().any(fails) {
             return Some(Verdict::Needed);
         }
-        (took >= LENGTH * self.round_trip).then_some(Verdict::Needless)
+        (took >= LENGTH * self.round_trip).then_some(Verdict::Unneeded)
     }
 }
 
@@ -80,12 +80,12 @@ mod tests {
     fn a_trial_tells_by_what_it_brings() {
         const RATE: f64 = 1e6;
         for (share, starved, expected, after) in [
-            (1.0, 0..0, Verdict::Needless, 301),
-            (0.95, 0..0, Verdict::Needless, 301),
+            (1.0, 0..0, Verdict::Unneeded, 301),
+            (0.95, 0..0, Verdict::Unneeded, 301),
             (0.9, 0..0, Verdict::Needed, 301),
             (0.5, 0..0, Verdict::Needed, 151),
             // Bytes that are missing because there was nothing to send show nothing.
-            (1.0, 200..300, Verdict::Needless, 600),
+            (1.0, 200..300, Verdict::Unneeded, 600),
             (0.5, 0..400, Verdict::Needed, 550),
             (1.0, 0..2000, Verdict::Needed, 1000),
         ] {

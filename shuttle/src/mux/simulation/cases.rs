@@ -31,7 +31,7 @@ impl Display for Line {
 impl Line {
     pub(super) fn wire(self) -> Wire {
         let (rate, delay) = (self.mbits * 1e6 / 8.0, ms(self.round_trip_ms / 2.0));
-        Wire { rate, delay, loss: self.loss, seed: 0, queue: Duration::MAX, standing: Duration::MAX }
+        Wire { rate, delay, loss: self.loss, seed: 0, queue: Duration::MAX, tcp_queue: Duration::MAX }
     }
 
     /// Returns how long the wire takes to send `kib` KiB.
@@ -134,7 +134,7 @@ fn a_path_that_loses_is_kept_full_under_tcp_that_paces() {
     for (line, least) in LOSSY.into_iter().zip([0.92, 0.88, 0.9, 0.85, 0.72, 0.85]) {
         let (mut share, mut delay) = (0.0, Duration::ZERO);
         for seed in 0..RUNS {
-            let wire = Wire { seed: seed.into(), standing: ms(5.0), ..line.wire() };
+            let wire = Wire { seed: seed.into(), tcp_queue: ms(5.0), ..line.wire() };
             let mut world = World::new(wire, 4);
             world.run(line.round_trips(30.0));
             share += world.share(line.round_trips(60.0)) / f64::from(RUNS);

@@ -14,7 +14,7 @@ fn a_lane_that_brings_nothing_is_found_while_others_live() {
         for lane in [LaneId(0), LaneId(2)] {
             let mut world = World::with_lanes(line(mbits, round_trip).wire(), 4, 3);
             world.run(2 * SECOND);
-            world.holes.insert(lane);
+            world.black_holes.insert(lane);
             let since = world.now;
             // Until the lane is suspect, its bytes in flight leave no room, and its streams wait for them.
             world.run(4 * SECOND);
@@ -46,7 +46,7 @@ fn a_lane_that_brings_nothing_is_found_in_a_quiet_session() {
     for lane in [LaneId(0), LaneId(1)] {
         let mut world = World::with_lanes(line(20.0, 40.0).wire(), 0, 2);
         world.run(SECOND);
-        world.holes.insert(lane);
+        world.black_holes.insert(lane);
         let since = world.now;
         world.run(60 * SECOND);
         let took = world.client.dead.iter().map(|(dead, at)| (*dead, *at - since)).collect::<Vec<_>>();
@@ -71,9 +71,9 @@ fn a_lane_that_is_slow_is_not_dead() {
 fn a_path_that_stands_still_costs_no_lane() {
     let mut world = World::with_lanes(line(20.0, 40.0).wire(), 4, 3);
     world.run(2 * SECOND);
-    world.stands_still = true;
+    world.is_paused = true;
     world.run(25 * SECOND);
-    world.stands_still = false;
+    world.is_paused = false;
     world.run(10 * SECOND);
     assert_eq!((&world.client.dead[..], &world.agent.dead[..]), (&[][..], &[][..]));
     assert!(world.share(SECOND) > 0.9);

@@ -26,7 +26,7 @@ pub(super) struct Wire {
     pub(super) queue: Duration,
     /// How much of the queue TCP fills: any amount, or little where it paces its sending, as BBR does once it has found
     /// the rate.
-    pub(super) standing: Duration,
+    pub(super) tcp_queue: Duration,
 }
 
 /// One ssh packet, of one lane.
@@ -51,14 +51,14 @@ pub(super) struct Path {
     written: u64,
     sent: u64,
     arrived: u64,
-    /// Bytes that have arrived beyond a gap: starts and ends.
-    islands: BTreeMap<u64, u64>,
+    /// Pieces that have arrived beyond a gap: starts and ends.
+    beyond_gap: BTreeMap<u64, u64>,
     /// Segments on their way there, and those whose acknowledgement or loss is on its way back.
-    flying: VecDeque<Segment>,
+    in_transit: VecDeque<Segment>,
     reported: VecDeque<Segment>,
     outstanding: usize,
     /// Lost segments to be retransmitted.
-    again: VecDeque<(u64, usize)>,
+    retransmits: VecDeque<(u64, usize)>,
     /// When the wire has sent all that it was given.
     free_at: Instant,
     random: u64,
@@ -72,11 +72,11 @@ impl Path {
             written: 0,
             sent: 0,
             arrived: 0,
-            islands: BTreeMap::new(),
-            flying: VecDeque::new(),
+            beyond_gap: BTreeMap::new(),
+            in_transit: VecDeque::new(),
             reported: VecDeque::new(),
             outstanding: 0,
-            again: VecDeque::new(),
+            retransmits: VecDeque::new(),
             free_at: now,
             random: 0x9E37_79B9 ^ wire.seed.wrapping_mul(0x1234_5678_9ABC_DEF1),
         }
@@ -104,7 +104,7 @@ impl Path {
 
     /// Advances time. Returns the packets that have arrived.
     pub(super) fn advance(&mut self, now: Instant) -> Vec<Packet> {
-        while let Some(segment) = self.flying.pop_front_if(|segment| segment.arrives <= now) {
+        while let Some(segment) = self.in_transit.pop_front_if(|segment| segment.arrives <= now) {
             if !segment.lost {
                 self.arrive(segment.start, segment.start + segment.length as u64);
             }
@@ -114,7 +114,7 @@ impl Path {
         while let Some(segment) = self.reported.pop_front_if(|segment| segment.arrives + delay <= now) {
             self.outstanding -= segment.length;
             if segment.lost {
-                self.again.push_back((segment.start, segment.length));
+                self.retransmits.push_back((segment.start, segment.length));
             }
         }
         self.send(now);
@@ -126,29 +126,29 @@ impl Path {
     }
 
     fn arrive(&mut self, start: u64, end: u64) {
-        self.islands.insert(start, end);
-        while let Some(island) = self.islands.first_entry().filter(|island| *island.key() <= self.arrived) {
-            self.arrived = self.arrived.max(island.remove());
+        self.beyond_gap.insert(start, end);
+        while let Some(piece) = self.beyond_gap.first_entry().filter(|piece| *piece.key() <= self.arrived) {
+            self.arrived = self.arrived.max(piece.remove());
         }
     }
 
     fn send(&mut self, now: Instant) {
-        while self.outstanding < self.window() && self.waits(now) <= self.wire.standing {
-            let Some((start, length)) = self.again.pop_front().or_else(|| self.fresh()) else { break };
-            let spills = self.waits(now) > self.wire.queue;
-            if !spills {
+        while self.outstanding < self.window() && self.wait_for_wire(now) <= self.wire.tcp_queue {
+            let Some((start, length)) = self.retransmits.pop_front().or_else(|| self.fresh()) else { break };
+            let overflows = self.wait_for_wire(now) > self.wire.queue;
+            if !overflows {
                 self.free_at =
                     self.free_at.max(now) + Duration::from_secs_f64(length as f64 / self.wire.rate);
             }
             self.outstanding += length;
             let arrives = self.free_at + self.wire.delay;
-            let lost = spills || self.loses();
-            self.flying.push_back(Segment { start, length, lost, arrives });
+            let lost = overflows || self.draws_loss();
+            self.in_transit.push_back(Segment { start, length, lost, arrives });
         }
     }
 
     /// Returns how long a segment would wait for the wire.
-    fn waits(&self, now: Instant) -> Duration {
+    fn wait_for_wire(&self, now: Instant) -> Duration {
         self.free_at.saturating_duration_since(now)
     }
 
@@ -167,7 +167,7 @@ impl Path {
     }
 
     /// Xorshift: the same segments are lost in every run.
-    fn loses(&mut self) -> bool {
+    fn draws_loss(&mut self) -> bool {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;

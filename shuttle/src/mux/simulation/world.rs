@@ -134,9 +134,9 @@ pub(super) struct World {
     down: Path,
     step: Duration,
     /// Lanes that accept everything and deliver nothing.
-    pub(super) holes: HashSet<LaneId>,
+    pub(super) black_holes: HashSet<LaneId>,
     /// No lane delivers anything for now.
-    pub(super) stands_still: bool,
+    pub(super) is_paused: bool,
     /// A lane, and its extra delay each way.
     pub(super) slow: Option<(LaneId, Duration)>,
 }
@@ -163,8 +163,8 @@ impl World {
             up: path(),
             down: path(),
             step,
-            holes: HashSet::new(),
-            stands_still: false,
+            black_holes: HashSet::new(),
+            is_paused: false,
             slow: None,
         };
         world.run(2 * round_trip + Duration::from_millis(20));
@@ -235,12 +235,12 @@ impl World {
 
     fn step(&mut self) {
         self.now += self.step;
-        let arrived = match self.stands_still {
+        let arrived = match self.is_paused {
             true => [Vec::new(), Vec::new()],
             false => [self.up.advance(self.now), self.down.advance(self.now)],
         };
         for (end, pieces) in [&mut self.agent, &mut self.client].into_iter().zip(arrived) {
-            for piece in pieces.into_iter().filter(|(lane, _)| !self.holes.contains(lane)) {
+            for piece in pieces.into_iter().filter(|(lane, _)| !self.black_holes.contains(lane)) {
                 match self.slow {
                     Some((lane, by)) if lane == piece.0 => end.late.push_back((self.now + by, piece)),
                     Some(_) | None => end.receive(piece, self.now),

@@ -6,13 +6,13 @@ use super::*;
 pub(super) type Transit = BTreeMap<LaneId, Option<Vec<u8>>>;
 
 /// Two ends joined by several lanes.
-pub(super) struct Lanes {
+pub(super) struct LanePair {
     pub(super) pair: Pair,
     up: Transit,
     down: Transit,
 }
 
-impl Lanes {
+impl LanePair {
     pub(super) fn new(replies: Vec<Vec<u8>>, count: u32) -> Self {
         let mut lanes = Self { pair: Pair::new(replies), up: Transit::new(), down: Transit::new() };
         lanes.connect(LaneId::FIRST);
@@ -134,7 +134,7 @@ proptest! {
     ) {
         let replies: Vec<Vec<u8>> =
             lengths.iter().enumerate().map(|(index, (_, down))| pattern(index as u8, *down)).collect();
-        let mut lanes = Lanes::new(replies.clone(), 4);
+        let mut lanes = LanePair::new(replies.clone(), 4);
         let mut requests = BTreeMap::new();
         for (index, (up, _)) in lengths.iter().enumerate() {
             let bytes = pattern(100 + index as u8, *up);
@@ -161,7 +161,7 @@ proptest! {
 
 #[test]
 fn bulk_goes_by_all_lanes_and_acknowledgements_are_never_in_the_way() {
-    let mut lanes = Lanes::new(vec![vec![7; 30_000_000]], 4);
+    let mut lanes = LanePair::new(vec![vec![7; 30_000_000]], 4);
     let stream = lanes.pair.client.mux.open(target(), lanes.pair.now);
     lanes.pair.client.program(stream, Vec::new());
     let before: Vec<u64> = lanes.pair.agent.mux.lanes.iter().map(|(_, lane)| lane.out.written()).collect();

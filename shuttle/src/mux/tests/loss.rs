@@ -1,6 +1,6 @@
 //! Lost lanes, one or all, noticed by one end or both: no frame is lost or duplicated, and no state remains.
 
-use super::lanes::Lanes;
+use super::lanes::LanePair;
 use super::*;
 
 /// What happens to a session.
@@ -33,9 +33,9 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 /// A session whose lanes come and go.
 struct Session {
-    lanes: Lanes,
+    lanes: LanePair,
     /// The lanes that work, and the number of the next.
-    there: Vec<LaneId>,
+    live: Vec<LaneId>,
     next: u32,
     requests: BTreeMap<StreamId, Vec<u8>>,
     reset: Vec<StreamId>,
@@ -43,12 +43,12 @@ struct Session {
 
 impl Session {
     fn new(replies: Vec<Vec<u8>>) -> Self {
-        let mut lanes = Lanes::new(replies, 2);
+        let mut lanes = LanePair::new(replies, 2);
         for end in [&mut lanes.pair.client, &mut lanes.pair.agent] {
             end.mux.wait_for_lanes(Duration::from_secs(24 * 3600));
         }
-        let (there, requests) = (vec![LaneId(0), LaneId(1)], BTreeMap::new());
-        Self { lanes, there, next: 2, requests, reset: Vec::new() }
+        let (live, requests) = (vec![LaneId(0), LaneId(1)], BTreeMap::new());
+        Self { lanes, live, next: 2, requests, reset: Vec::new() }
     }
 
     fn step(&mut self, step: Step) {
@@ -73,13 +73,13 @@ impl Session {
             Step::Deliver(room, lanes) => {
                 self.lanes.exchange_on(room, |lane| lanes >> (lane.0 % 8) & 1 == 1);
             }
-            Step::Cut(which, client_sees, agent_sees) if !self.there.is_empty() => {
-                let lane = self.there.swap_remove(which % self.there.len());
+            Step::Cut(which, client_sees, agent_sees) if !self.live.is_empty() => {
+                let lane = self.live.swap_remove(which % self.live.len());
                 // If no lane is left to carry LOST, both ends notice in the end.
-                let last = self.there.is_empty();
+                let last = self.live.is_empty();
                 self.lanes.cut(lane, client_sees || last, agent_sees || last);
             }
-            Step::Join if self.there.len() < 4 => self.join(),
+            Step::Join if self.live.len() < 4 => self.join(),
             Step::Cut(..) | Step::Join => {}
             Step::Wait(ms) => self.lanes.pair.now += Duration::from_millis(ms),
         }
@@ -87,7 +87,7 @@ impl Session {
 
     fn join(&mut self) {
         self.lanes.join(LaneId(self.next));
-        self.there.push(LaneId(self.next));
+        self.live.push(LaneId(self.next));
         self.next += 1;
     }
 }
@@ -130,7 +130,7 @@ proptest! {
 #[test]
 fn nothing_overtakes_an_open() {
     for reset in [false, true] {
-        let mut lanes = Lanes::new(vec![vec![]], 2);
+        let mut lanes = LanePair::new(vec![vec![]], 2);
         let stream = lanes.pair.client.mux.open(target(), lanes.pair.now);
         lanes.pair.client.program(stream, b"hello".to_vec());
         lanes.exchange_on(usize::MAX, |lane| lane == LaneId(1));
@@ -152,7 +152,7 @@ fn nothing_overtakes_an_open() {
 /// Other streams pass a stream whose lane takes nothing.
 #[test]
 fn a_stream_that_waits_for_its_lane_holds_up_no_other() {
-    let mut lanes = Lanes::new(vec![vec![]], 2);
+    let mut lanes = LanePair::new(vec![vec![]], 2);
     let (now, client) = (lanes.pair.now, &mut lanes.pair.client);
     let waits = client.mux.open(target(), now);
     let by = client.mux.streams[&waits].lane;
@@ -248,7 +248,7 @@ fn a_far_side_that_never_acknowledges_ends_the_session() {
     }
 }
 
-/// No stream is opened any more long before the limit.
+/// Streams are refused long before the limit.
 #[test]
 fn streams_are_refused_before_the_session_ends() {
     let mut pair = Pair::new(vec![]);
