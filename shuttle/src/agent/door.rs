@@ -25,11 +25,11 @@ const LISTENER: Token = role_token(0);
 pub(super) struct Doorway {
     listener: UnixListener,
     /// The processes of lanes. Each waits for its connection to be closed.
-    visitors: HashMap<Token, Visitor>,
+    processes: HashMap<Token, LaneProcess>,
     next: usize,
 }
 
-struct Visitor {
+struct LaneProcess {
     stream: UnixStream,
     lane: Option<LaneId>,
 }
@@ -41,7 +41,7 @@ impl Doorway {
         let mut listener = UnixListener::bind_addr(&address(door.token)?)?;
         link.watch(&mut listener, LISTENER)?;
         link.open_door(door);
-        Ok(Self { listener, visitors: HashMap::new(), next: 1 })
+        Ok(Self { listener, processes: HashMap::new(), next: 1 })
     }
 
     /// Accepts new connections, or takes the lane that a connection has handed over.
@@ -54,26 +54,26 @@ impl Doorway {
             let token = role_token(self.next);
             if peer_is_own_user(&stream).is_ok_and(|own| own) && link.watch(&mut stream, token).is_ok() {
                 self.next += 1;
-                self.visitors.insert(token, Visitor { stream, lane: None });
+                self.processes.insert(token, LaneProcess { stream, lane: None });
             }
         }
     }
 
     fn admit(&mut self, link: &mut Link, token: Token) {
-        let Some(visitor) = self.visitors.get_mut(&token).filter(|visitor| visitor.lane.is_none()) else {
+        let Some(process) = self.processes.get_mut(&token).filter(|process| process.lane.is_none()) else {
             return;
         };
-        let taken = take_lane(&visitor.stream);
+        let taken = take_lane(&process.stream);
         match taken.and_then(|(lane, pipes)| link.join(lane, pipes).map(|()| lane)) {
-            Ok(lane) => visitor.lane = Some(lane),
+            Ok(lane) => process.lane = Some(lane),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => drop(self.visitors.remove(&token)),
+            Err(_) => drop(self.processes.remove(&token)),
         }
     }
 
     /// Closes the connection to a lane's process, so that it ends.
     pub(super) fn lost(&mut self, lane: LaneId) {
-        self.visitors.retain(|_, visitor| visitor.lane != Some(lane));
+        self.processes.retain(|_, process| process.lane != Some(lane));
     }
 }
 

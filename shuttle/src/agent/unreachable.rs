@@ -62,13 +62,13 @@ fn to_std(address: &nix::sys::socket::SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::V6(SocketAddrV6::from(*it))))
 }
 
-/// Other systems have no such queue.
+/// Does nothing: other systems have no such queue.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn listen(_socket: &impl AsFd, _peer: Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// Other systems have no such queue.
+/// Returns `None`: other systems have no such queue.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn next(_socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     None

@@ -20,7 +20,7 @@ impl Link {
     /// its output.
     pub(super) fn on_pipe(&mut self, token: usize, ready: &Ready) {
         let lane = LaneId((token / 2) as u32);
-        let Some(pipes) = self.lanes.get_mut(&lane) else { return };
+        let Some(pipes) = self.pipes.get_mut(&lane) else { return };
         if token.is_multiple_of(2) {
             pipes.readable = true;
             pipes.read_closed |= ready.is_read_closed();
@@ -50,12 +50,12 @@ impl Link {
 
     /// Returns the lane after this one. Lanes come and go during the iteration.
     fn next_lane(&self, lane: LaneId) -> Option<LaneId> {
-        self.lanes.range(LaneId(lane.0 + 1)..).next().map(|(next, _)| *next)
+        self.pipes.range(LaneId(lane.0 + 1)..).next().map(|(next, _)| *next)
     }
 
     fn read_lane(&mut self, lane: LaneId, buffer: &mut [u8], role: &mut impl Role) -> Result<(), End> {
         for _ in 0..READS_PER_TURN {
-            let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(()) };
+            let Some(pipes) = self.pipes.get_mut(&lane) else { return Ok(()) };
             if !pipes.readable {
                 // The far side may have sent something before it closed.
                 return if pipes.output_closed { self.lose(lane, role, End::Closed) } else { Ok(()) };
@@ -63,7 +63,7 @@ impl Link {
             if self.pass(lane) {
                 continue;
             }
-            let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(()) };
+            let Some(pipes) = self.pipes.get_mut(&lane) else { return Ok(()) };
             let room = if std::mem::take(&mut pipes.expects_bulk) { DATA_HEADER } else { READ_BUFFER };
             let buffer = &mut buffer[..room];
             let length = match pipes.input.read(buffer) {
@@ -93,7 +93,7 @@ impl Link {
         let long = |(_, length): &(StreamId, usize)| *length >= MIN_SPLICED;
         let Some((stream, length)) = self.mux.passing(lane).filter(long) else { return false };
         let connection = self.connections.get(&stream).filter(|connection| connection.takes_bytes());
-        let (Some(pipes), Some(connection)) = (self.lanes.get_mut(&lane), connection) else { return false };
+        let (Some(pipes), Some(connection)) = (self.pipes.get_mut(&lane), connection) else { return false };
         let Some(moved) = pipes.splice(connection.socket.as_fd(), length) else { return false };
         pipes.expects_bulk = moved == length;
         self.mux.pass(lane, stream, moved, now());
@@ -104,7 +104,7 @@ impl Link {
     /// Removes a lane that has ended. Its frames are sent again on other lanes. If the session can't go on, the link
     /// ends with `end`.
     fn lose(&mut self, lane: LaneId, role: &mut impl Role, end: End) -> Result<(), End> {
-        if let Some(pipes) = self.lanes.remove(&lane) {
+        if let Some(pipes) = self.pipes.remove(&lane) {
             pipes.deregister(self.poll.registry());
         }
         if !self.mux.lose(lane, now()) {
@@ -168,7 +168,7 @@ impl Link {
 
     /// Writes once. Returns `Break` if there is nothing to write, or the lane takes nothing.
     fn write_lane(&mut self, lane: LaneId, role: &mut impl Role) -> Result<ControlFlow<()>, End> {
-        let Some(pipes) = self.lanes.get_mut(&lane) else { return Ok(ControlFlow::Break(())) };
+        let Some(pipes) = self.pipes.get_mut(&lane) else { return Ok(ControlFlow::Break(())) };
         let bytes = self.mux.unwritten(lane);
         if bytes.is_empty() {
             return Ok(ControlFlow::Break(()));

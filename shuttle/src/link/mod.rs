@@ -46,39 +46,39 @@ const fn lane_out(lane: LaneId) -> Token {
 
 /// The parts in which client and agent differ.
 pub trait Role {
-    /// The far side has greeted: it runs, and has our version.
+    /// Called when the far side has greeted: it runs, and has our version.
     fn greeted(&mut self) {}
 
-    /// The agent has told how further lanes can reach it.
+    /// Called when the agent has told how further lanes can reach it.
     fn found_door(&mut self, _door: Door) {}
 
-    /// More lanes would carry more. Called once for each number of lanes, on clients only.
+    /// Called when more lanes would carry more: once for each number of lanes, on clients only.
     fn is_narrow(&mut self) {}
 
-    /// A further lane carries data.
+    /// Called when a further lane carries data.
     fn joined(&mut self, _lane: LaneId) {}
 
-    /// A lane has ended, and the session continues.
+    /// Called when a lane has ended and the session continues.
     fn lost(&mut self, _lane: LaneId) {}
 
     /// Begins a connection to the target of a stream that the far side opened. If the connection fails, the method is
     /// called again with the number of attempts so far. `None`: there is nothing more to attempt.
     fn dial(&mut self, target: Target, attempt: usize) -> Option<Result<TcpStream, Reason>>;
 
-    /// A datagram has arrived. On an agent, a datagram of an unknown association begins that association.
+    /// Called when a datagram has arrived. On an agent, a datagram of an unknown association begins that association.
     fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]);
 
-    /// A DNS message has arrived. On an agent, it is a query for `target`, all that its association sends; on a client,
-    /// it is the answer.
+    /// Called when a DNS message has arrived. On an agent, it is a query for `target`, all that its association sends;
+    /// on a client, it is the answer.
     fn query(&mut self, link: &mut Link, association: AssociationId, target: Target, bytes: &[u8]);
 
-    /// The far side has ended an association, or doesn't know it.
+    /// Called when the far side has ended an association, or doesn't know it.
     fn closed(&mut self, link: &mut Link, association: AssociationId);
 
-    /// A datagram that this client sent to a peer has not reached it.
+    /// Called when a datagram that this client sent to a peer has not reached it.
     fn unreachable(&mut self, _association: AssociationId, _peer: Peer, _reason: Reason) {}
 
-    /// One of the role's own sources is ready. `Break` ends the link as [`End::Stopped`].
+    /// Called when one of the role's own sources is ready. `Break` ends the link as [`End::Stopped`].
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
 
     /// Returns the latest time for calling [`Self::tick`].
@@ -86,10 +86,10 @@ pub trait Role {
         None
     }
 
-    /// Time has passed.
+    /// Called in each turn of the link.
     fn tick(&mut self, _link: &mut Link, _now: Instant) {}
 
-    /// The far side reset a stream.
+    /// Called when the far side has reset a stream.
     fn was_reset(&mut self, _stream: StreamId, _reason: Reason) {}
 }
 
@@ -132,7 +132,7 @@ pub enum End {
 pub struct Link {
     poll: Poll,
     mux: Mux,
-    lanes: BTreeMap<LaneId, Pipes>,
+    pipes: BTreeMap<LaneId, Pipes>,
     buffer: Box<[u8]>,
     connections: HashMap<StreamId, Connection>,
     /// Connection attempts, in the order of their deadlines. Some may have ended.
@@ -151,7 +151,7 @@ impl Link {
         Ok(Self {
             poll,
             mux: Mux::new(side, now()),
-            lanes: BTreeMap::from([(LaneId::FIRST, pipes)]),
+            pipes: BTreeMap::from([(LaneId::FIRST, pipes)]),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             connections: HashMap::new(),
             dials: VecDeque::new(),
@@ -169,7 +169,7 @@ impl Link {
             self.mux.lose(lane, now());
             return Err(error);
         }
-        self.lanes.insert(lane, pipes);
+        self.pipes.insert(lane, pipes);
         Ok(())
     }
 
@@ -285,7 +285,7 @@ impl Link {
     fn wait(&mut self, role: Option<Instant>, events: &mut Events) -> io::Result<()> {
         let dial = self.dials.front().map(|dial| dial.until);
         let deadline = self.mux.deadline().into_iter().chain(role).chain(dial).min();
-        let readable = self.lanes.values().any(|pipes| pipes.readable);
+        let readable = self.pipes.values().any(|pipes| pipes.readable);
         let timeout = if readable || !self.again.is_empty() {
             Some(Duration::ZERO)
         } else {

@@ -78,10 +78,10 @@ impl Link {
     }
 
     /// Resets those of [`Self::flows`] whose destination `matches`. Returns their number.
-    pub fn reset_flows(&mut self, meant: impl Fn(SocketAddr) -> bool) -> usize {
+    pub fn reset_flows(&mut self, matches: impl Fn(SocketAddr) -> bool) -> usize {
         let streams: Vec<_> = self
             .origins()
-            .filter(|(_, origin)| meant(origin.ends.destination))
+            .filter(|(_, origin)| matches(origin.ends.destination))
             .map(|(stream, _)| stream)
             .collect();
         streams.iter().for_each(|stream| self.break_off(*stream, Reason::Broken));
