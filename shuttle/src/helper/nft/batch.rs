@@ -1,5 +1,5 @@
-//! A transaction for the kernel: a message for each table, chain, set, piece of a set and rule. The kernel takes all of
-//! them or none. Numbers are those of linux/netfilter/nf_tables.h.
+//! A transaction for the kernel: a message for each table, chain, set, piece of a set, and rule. The kernel applies all
+//! of them or none. Numbers are those of linux/netfilter/nf_tables.h.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,8 @@ use super::{
     ruleset::{Chain, Element, Expr, Family, Flows, Hook, Lookup, Map, Ruleset, Set},
 };
 
-/// Elements of a map in a message, two of the kernel's for each: their list must stay below 64 KiB.
+/// The number of a map's elements in one message. Each is two of the kernel's elements, and their list must stay below
+/// 64 KiB.
 const PIECE: usize = 400;
 /// NFT_TABLE_F_OWNER.
 pub(super) const OWNED: u32 = 2;
@@ -25,13 +26,13 @@ const DYNAMIC: u32 = 0x10 | 0x20;
 const INTERVAL_END: u32 = 1;
 /// NFT_DATA_VERDICT.
 const DATA_VERDICT: u32 = 0xffff_ff00;
-/// Numbers of nft's own types, by which it lists sets (src/datatype.c): the kernel only keeps them.
+/// The numbers of nft's own types, by which nft lists sets (src/datatype.c). The kernel only stores them.
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PORT: u32 = 13;
-/// Bits of a type in the number of a concatenation.
+/// The bits that a type takes in the number of a concatenation.
 const TYPE_BITS: u32 = 6;
-/// What nft notes of a set for itself: that keys are in network order (NFTNL_UDATA_SET_KEYBYTEORDER, 4 bytes,
+/// Returns nft's own note about a set: its keys are in network order (NFTNL_UDATA_SET_KEYBYTEORDER, 4 bytes,
 /// BYTEORDER_BIG_ENDIAN).
 fn network_order() -> [u8; 6] {
     let [a, b, c, d] = 2_u32.to_ne_bytes();
@@ -41,13 +42,13 @@ fn network_order() -> [u8; 6] {
 /// Who removes the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// The kernel, when the socket that made it is closed; nobody else can change it.
+    /// The kernel, when the socket that made the table closes. Nobody else can change the table.
     Socket,
-    /// Whoever likes; it stays when its maker is gone.
+    /// Anybody. The table stays after its maker has ended.
     Nobody,
 }
 
-/// What a message is about, for errors.
+/// The subject of a message, for errors.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) operation: &'static str,
@@ -55,28 +56,28 @@ pub(super) struct Step {
     pub(super) needs: &'static str,
 }
 
-/// Messages to be, about one table.
+/// The messages of a transaction about one table.
 pub(super) struct Batch<'a> {
     table: &'a str,
     messages: Messages,
-    /// One a message.
+    /// One step for each message.
     steps: Vec<Step>,
 }
 
 impl<'a> Batch<'a> {
-    /// The messages are numbered from `first`.
+    /// Begins a batch whose messages are numbered from `first`.
     pub(super) fn new(table: &'a str, first: u32) -> Self {
         let begin =
             Step { operation: "changing", object: "anything".into(), needs: "root and CONFIG_NF_TABLES" };
         Self { table, messages: Messages::new(first), steps: vec![begin] }
     }
 
-    /// The messages, and what each is about but for the last, which ends the transaction.
+    /// Returns the messages, and the step of each, except the last message, which ends the transaction.
     pub(super) fn finish(self) -> (Vec<u8>, Vec<Step>) {
         (self.messages.finish(), self.steps)
     }
 
-    /// Makes the whole table, which must not be there yet.
+    /// Makes the whole table, which must not exist yet.
     pub(super) fn add_ruleset(&mut self, ruleset: &Ruleset, owner: Owner) {
         let flags = match owner {
             Owner::Socket => OWNED,
@@ -99,7 +100,7 @@ impl<'a> Batch<'a> {
         self.delete(Kind::DelTable, "the whole".into(), |_| ());
     }
 
-    /// Makes the maps and chains of a lookup, which nothing asks yet.
+    /// Makes the maps and chains of a lookup. No rule uses them yet.
     pub(super) fn add_lookup(&mut self, lookup: &Lookup) {
         for chain in &lookup.ports {
             self.add_chain(chain);
@@ -108,7 +109,7 @@ impl<'a> Batch<'a> {
         lookup.maps.iter().for_each(|map| self.add_map(map, lookup));
     }
 
-    /// Has this lookup asked, in the place of any other.
+    /// Makes the rules use this lookup in place of any other.
     pub(super) fn ask_lookup(&mut self, lookup: &Lookup) {
         let entry = &lookup.entry.name;
         self.delete(Kind::DelRule, format!("the rules of chain {entry}"), |message| {
@@ -117,7 +118,7 @@ impl<'a> Batch<'a> {
         self.add_rules(&lookup.entry);
     }
 
-    /// Removes the maps and chains of a lookup that is not asked any more.
+    /// Removes the maps and chains of a lookup that no rule uses any more.
     pub(super) fn delete_lookup(&mut self, lookup: &Lookup) {
         for map in &lookup.maps {
             self.delete(Kind::DelSet, format!("map {}", map.name), |message| {
@@ -162,7 +163,7 @@ impl<'a> Batch<'a> {
         self.add(Kind::NewChain, format!("chain {}", chain.name), needs, |message| {
             message.text(3, &chain.name);
             if let Some(base) = chain.base {
-                // NF_INET_LOCAL_OUT and its like of linux/netfilter.h.
+                // The hook's number: NF_INET_LOCAL_OUT and its siblings in linux/netfilter.h.
                 let (kind, hook) = match base.hook {
                     Hook::Output => ("route", 3),
                     Hook::Prerouting => ("filter", 0),
@@ -242,13 +243,13 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// By which elements find a set of the same transaction.
+    /// Returns a set's number, by which elements refer to it in the same transaction.
     fn next_id(&self) -> u32 {
         self.steps.len() as u32
     }
 }
 
-/// An interval is two elements: where it begins, and where it has ended.
+/// Adds an interval, which is two elements: its first address, and the first address after it.
 fn interval(list: &mut Attributes<'_>, family: Family, element: &Element, lookup: &Lookup) {
     list.nest(1, |first| {
         key(first, family, element.first);
@@ -284,7 +285,7 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// nft's number for it, and its length in bytes.
+/// Returns nft's number for the type of an address, and its length in bytes.
 fn address_type(family: Family) -> (u32, u32) {
     match family {
         Family::V4 => (TYPE_IPV4, 4),
