@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::sources::{self, Sources};
 
-/// In characters. rustfmt's width is smaller, but rustfmt doesn't touch comments and strings.
+/// The most characters in a line. rustfmt's width is smaller, but rustfmt doesn't touch comments and strings.
 const LONGEST: usize = 120;
 
 pub(crate) fn run() -> Result<()> {
