@@ -24,7 +24,7 @@ pub enum Kind {
 /// The offset of the tag in a frame: after both addresses.
 const ADDRESSES: usize = 12;
 /// The length of the longest packet of these devices, with its tag.
-const LONGEST: usize = 2048;
+const MAX_PACKET: usize = 2048;
 
 /// Makes a device called `name` on both hosts and joins them. It lasts as long as this process.
 pub fn join(first: &Host, second: &Host, name: &str, kind: Kind) -> Result<()> {
@@ -41,7 +41,7 @@ pub fn join(first: &Host, second: &Host, name: &str, kind: Kind) -> Result<()> {
 }
 
 fn carry(mut from: File, mut to: File, tag: Option<u16>) {
-    let mut packet = [0; LONGEST];
+    let mut packet = [0; MAX_PACKET];
     loop {
         match from.read(&mut packet) {
             Ok(length) => {

@@ -20,7 +20,7 @@ use super::queue::Queue;
 /// The shortest sleep. At a gigabit, 16 frames of 1,500 bytes arrive in that time.
 const PAUSE: Duration = Duration::from_micros(200);
 /// The length of a bundle of segments and its headers.
-const LONGEST_FRAME: usize = (64 << 10) + 256;
+const MAX_FRAME: usize = (64 << 10) + 256;
 /// The length of `struct virtio_net_hdr`, which precedes each frame with offload.
 const OFFLOAD_HEADER: usize = 10;
 
@@ -43,7 +43,7 @@ struct Direction {
 
 impl Direction {
     fn new(from: File, to: File, shape: Shape, seed: u64) -> Direction {
-        let (queue, buffer) = (Queue::new(shape, seed), vec![0; LONGEST_FRAME]);
+        let (queue, buffer) = (Queue::new(shape, seed), vec![0; MAX_FRAME]);
         Direction { from, to, offload: shape.offload, queue, started: Instant::now(), buffer }
     }
 

@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 
 use super::{
-    check::Kind as ExprKind,
+    check::ExprKind,
     encode::{jump, push_rule},
-    message::{APPEND, Attributes, CREATE, Kind, Messages, NEW},
+    message::{APPEND, Attributes, CREATE, MessageKind, Messages, NEW},
     render::FLOW_LIMIT,
     ruleset::{Chain, Element, Expr, Family, Flows, Hook, Lookup, Map, Ruleset, Set},
 };
@@ -84,7 +84,7 @@ impl<'a> Batch<'a> {
             Owner::Nobody => 0,
         };
         let needs = "CONFIG_NF_TABLES_INET, and no other shuttle that has this table: try `shuttle cleanup`";
-        self.add(Kind::NewTable, "the whole".into(), needs, |message| {
+        self.add(MessageKind::NewTable, "the whole".into(), needs, |message| {
             message.u32(2, flags);
         });
         let entry = ruleset.lookup.iter().map(|lookup| &lookup.entry);
@@ -97,7 +97,7 @@ impl<'a> Batch<'a> {
 
     /// Removes the whole table.
     pub(super) fn delete_table(&mut self) {
-        self.delete(Kind::DelTable, "the whole".into(), |_| ());
+        self.delete(MessageKind::DelTable, "the whole".into(), |_| ());
     }
 
     /// Makes the maps and chains of a lookup. No rule uses them yet.
@@ -110,9 +110,9 @@ impl<'a> Batch<'a> {
     }
 
     /// Makes the rules use this lookup in place of any other.
-    pub(super) fn ask_lookup(&mut self, lookup: &Lookup) {
+    pub(super) fn switch_to_lookup(&mut self, lookup: &Lookup) {
         let entry = &lookup.entry.name;
-        self.delete(Kind::DelRule, format!("the rules of chain {entry}"), |message| {
+        self.delete(MessageKind::DelRule, format!("the rules of chain {entry}"), |message| {
             message.text(2, entry);
         });
         self.add_rules(&lookup.entry);
@@ -121,12 +121,12 @@ impl<'a> Batch<'a> {
     /// Removes the maps and chains of a lookup that no rule uses any more.
     pub(super) fn delete_lookup(&mut self, lookup: &Lookup) {
         for map in &lookup.maps {
-            self.delete(Kind::DelSet, format!("map {}", map.name), |message| {
+            self.delete(MessageKind::DelSet, format!("map {}", map.name), |message| {
                 message.text(2, &map.name);
             });
         }
         for chain in &lookup.ports {
-            self.delete(Kind::DelChain, format!("chain {}", chain.name), |message| {
+            self.delete(MessageKind::DelChain, format!("chain {}", chain.name), |message| {
                 message.text(3, &chain.name);
             });
         }
@@ -134,18 +134,20 @@ impl<'a> Batch<'a> {
 
     fn add(
         &mut self,
-        kind: Kind,
+        kind: MessageKind,
         object: String,
         needs: &'static str,
         fill: impl FnOnce(&mut Attributes<'_>),
     ) {
         let (operation, flags) = match kind {
-            Kind::NewRule => ("adding", CREATE | APPEND),
-            Kind::NewElements => ("filling", CREATE),
-            Kind::NewTable | Kind::NewChain | Kind::NewSet => ("adding", CREATE | NEW),
-            Kind::GetTable | Kind::DelTable | Kind::DelChain | Kind::DelRule | Kind::DelSet => {
-                ("deleting", 0)
-            }
+            MessageKind::NewRule => ("adding", CREATE | APPEND),
+            MessageKind::NewElements => ("filling", CREATE),
+            MessageKind::NewTable | MessageKind::NewChain | MessageKind::NewSet => ("adding", CREATE | NEW),
+            MessageKind::GetTable
+            | MessageKind::DelTable
+            | MessageKind::DelChain
+            | MessageKind::DelRule
+            | MessageKind::DelSet => ("deleting", 0),
         };
         self.steps.push(Step { operation, object, needs });
         self.messages.add(kind, flags, |message| {
@@ -154,13 +156,13 @@ impl<'a> Batch<'a> {
         });
     }
 
-    fn delete(&mut self, kind: Kind, object: String, fill: impl FnOnce(&mut Attributes<'_>)) {
+    fn delete(&mut self, kind: MessageKind, object: String, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.add(kind, object, "root, and that nobody else changes the table", fill);
     }
 
     fn add_chain(&mut self, chain: &Chain) {
         let needs = "Linux 5.2, the first with chains of type route in the family inet";
-        self.add(Kind::NewChain, format!("chain {}", chain.name), needs, |message| {
+        self.add(MessageKind::NewChain, format!("chain {}", chain.name), needs, |message| {
             message.text(3, &chain.name);
             if let Some(base) = chain.base {
                 // The hook's number: NF_INET_LOCAL_OUT and its siblings in linux/netfilter.h.
@@ -181,7 +183,7 @@ impl<'a> Batch<'a> {
         for (index, rule) in chain.rules.iter().enumerate() {
             let needs = rule.iter().find_map(Expr::kind).map_or("CONFIG_NF_TABLES", ExprKind::needs);
             let object = format!("rule {} of chain {}", index + 1, chain.name);
-            self.add(Kind::NewRule, object, needs, |message| {
+            self.add(MessageKind::NewRule, object, needs, |message| {
                 message.text(2, &chain.name).nest(4, |list| push_rule(list, rule));
             });
         }
@@ -197,12 +199,12 @@ impl<'a> Batch<'a> {
     fn add_nameservers(&mut self, family: Family, addresses: &[IpAddr]) {
         let (name, id) = (family.nameservers(), self.next_id());
         let (address, length) = address_type(family);
-        self.add(Kind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
+        self.add(MessageKind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
             message.text(2, name).u32(3, 0).u32(4, address).u32(5, length).u32(10, id);
             message.bytes(13, &network_order());
         });
         if !addresses.is_empty() {
-            self.add(Kind::NewElements, format!("set {name}"), "memory", |message| {
+            self.add(MessageKind::NewElements, format!("set {name}"), "memory", |message| {
                 message.text(2, name).u32(4, id).nest(3, |list| {
                     for address in addresses {
                         list.nest(1, |element| key(element, family, number(*address)));
@@ -217,7 +219,7 @@ impl<'a> Batch<'a> {
         let (address, length) = address_type(flows.family());
         let parts = [address, TYPE_PORT, address, TYPE_PORT];
         let concatenation = parts.into_iter().fold(0, |all, part| all << TYPE_BITS | part);
-        self.add(Kind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
+        self.add(MessageKind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
             // Each part takes whole registers of four bytes.
             message.text(2, name).u32(3, DYNAMIC).u32(4, concatenation).u32(5, 2 * (length + 4)).u32(10, id);
             message.nest(9, |description| {
@@ -230,12 +232,12 @@ impl<'a> Batch<'a> {
     fn add_map(&mut self, map: &Map, lookup: &Lookup) {
         let (name, id) = (&map.name, self.next_id());
         let (address, length) = address_type(map.family);
-        self.add(Kind::NewSet, format!("map {name}"), "CONFIG_NF_TABLES", |message| {
+        self.add(MessageKind::NewSet, format!("map {name}"), "CONFIG_NF_TABLES", |message| {
             message.text(2, name).u32(3, INTERVAL_MAP).u32(4, address).u32(5, length);
             message.u32(6, DATA_VERDICT).u32(7, 0).u32(10, id).bytes(13, &network_order());
         });
         for piece in map.elements.chunks(PIECE) {
-            self.add(Kind::NewElements, format!("map {name}"), "memory", |message| {
+            self.add(MessageKind::NewElements, format!("map {name}"), "memory", |message| {
                 message.text(2, name).u32(4, id).nest(3, |list| {
                     piece.iter().for_each(|element| interval(list, map.family, element, lookup));
                 });

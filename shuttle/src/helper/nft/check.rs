@@ -19,12 +19,12 @@ pub enum Part {
     /// Tables of the family inet, chains of type route, sets and maps.
     Tables,
     /// Expressions of these kinds.
-    Expressions(Kind),
+    Expressions(ExprKind),
 }
 
 /// Kinds of expressions that a kernel with nf_tables may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ExprKind {
     /// `socket`.
     Socket,
     /// `socket cgroupv2`.
@@ -83,7 +83,7 @@ fn find_missing(whole: &Ruleset, add: fn(Ruleset) -> Result<Owner, Error>) -> Re
         Ok(owner) => return Ok(owner),
         Err(error) => error,
     };
-    let only = |kind: Option<Kind>| {
+    let only = |kind: Option<ExprKind>| {
         let keep = |chain: &Chain| {
             let rules = chain.rules.iter().filter(|rule| {
                 let mut kinds = rule.iter().filter_map(Expr::kind);
@@ -94,7 +94,14 @@ fn find_missing(whole: &Ruleset, add: fn(Ruleset) -> Result<Owner, Error>) -> Re
         Ruleset { chains: whole.chains.iter().map(keep).collect(), ..whole.clone() }
     };
     add(only(None)).map_err(one(Part::Tables))?;
-    let kinds = [Kind::Socket, Kind::Cgroup, Kind::Fib, Kind::Tproxy, Kind::Reject, Kind::Dynset];
+    let kinds = [
+        ExprKind::Socket,
+        ExprKind::Cgroup,
+        ExprKind::Fib,
+        ExprKind::Tproxy,
+        ExprKind::Reject,
+        ExprKind::Dynset,
+    ];
     let missing = |kind| {
         let error = add(only(Some(kind))).err()?;
         Some(Missing { part: Part::Expressions(kind), error })
@@ -110,7 +117,7 @@ fn one(part: Part) -> impl FnOnce(Error) -> Vec<Missing> {
     move |error| vec![Missing { part, error }]
 }
 
-impl Kind {
+impl ExprKind {
     /// Returns what the kernel needs for this kind.
     pub(super) fn needs(self) -> &'static str {
         match self {
@@ -126,14 +133,14 @@ impl Kind {
 
 impl Expr {
     /// Returns the kind of the expression, unless every kernel with nf_tables supports it.
-    pub(super) fn kind(&self) -> Option<Kind> {
+    pub(super) fn kind(&self) -> Option<ExprKind> {
         match self {
-            Self::SocketMark(_) | Self::SocketTransparent => Some(Kind::Socket),
-            Self::SocketCgroup(_) => Some(Kind::Cgroup),
-            Self::Destination(..) => Some(Kind::Fib),
-            Self::Tproxy(_) => Some(Kind::Tproxy),
-            Self::Reset | Self::NoRoute => Some(Kind::Reject),
-            Self::Remember(_) | Self::Forget(_) => Some(Kind::Dynset),
+            Self::SocketMark(_) | Self::SocketTransparent => Some(ExprKind::Socket),
+            Self::SocketCgroup(_) => Some(ExprKind::Cgroup),
+            Self::Destination(..) => Some(ExprKind::Fib),
+            Self::Tproxy(_) => Some(ExprKind::Tproxy),
+            Self::Reset | Self::NoRoute => Some(ExprKind::Reject),
+            Self::Remember(_) | Self::Forget(_) => Some(ExprKind::Dynset),
             Self::Family(_)
             | Self::Protocol(_)
             | Self::PacketMark(_)
@@ -179,11 +186,11 @@ mod tests {
             (|ruleset| refuse(&ruleset, |_| false), &[]),
             (
                 |ruleset| refuse(&ruleset, |expr| matches!(expr, Expr::Tproxy(_) | Expr::Destination(..))),
-                &[Part::Expressions(Kind::Fib), Part::Expressions(Kind::Tproxy)],
+                &[Part::Expressions(ExprKind::Fib), Part::Expressions(ExprKind::Tproxy)],
             ),
             (
                 |ruleset| refuse(&ruleset, |expr| matches!(expr, Expr::SocketMark(_))),
-                &[Part::Expressions(Kind::Socket)],
+                &[Part::Expressions(ExprKind::Socket)],
             ),
             (|ruleset| Err(Error::Unconfirmed(ruleset.table)), &[Part::Tables]),
         ];

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{
     message::Attributes,
-    ruleset::{Bits, Cgroup, Expr, Family, Kind, Protocol, Rule},
+    ruleset::{Bits, Cgroup, DestinationKind, Expr, Family, Protocol, Rule},
 };
 
 /// NFT_REG_1: 16 bytes, for most values.
@@ -177,11 +177,11 @@ fn protocol_number(protocol: Protocol) -> u8 {
 }
 
 /// Returns RTN_* of linux/rtnetlink.h.
-fn route_type(kind: Kind) -> u32 {
+fn route_type(kind: DestinationKind) -> u32 {
     match kind {
-        Kind::Local => 2,
-        Kind::Broadcast => 3,
-        Kind::Anycast => 4,
+        DestinationKind::Local => 2,
+        DestinationKind::Broadcast => 3,
+        DestinationKind::Anycast => 4,
     }
 }
 

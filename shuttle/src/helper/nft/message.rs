@@ -22,7 +22,7 @@ pub(super) const APPEND: u16 = 0x800;
 
 /// NFT_MSG_*.
 #[derive(Clone, Copy)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     NewTable = 0,
     GetTable = 1,
     DelTable = 2,
@@ -68,7 +68,7 @@ impl Messages {
     }
 
     /// Adds a message.
-    pub(super) fn add(&mut self, kind: Kind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+    pub(super) fn add(&mut self, kind: MessageKind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.last = self.bytes.len();
         self.frame(SUBSYSTEM << 8 | kind as u16, flags, [INET, 0], 0, fill);
     }
@@ -145,7 +145,7 @@ fn put_at(buffer: &mut [u8], at: usize, value: &[u8]) {
 /// Returns the request for a table, with the number `sequence`.
 pub(super) fn question(name: &str, sequence: u32) -> Vec<u8> {
     let mut messages = Messages { bytes: Vec::new(), next: sequence, last: 0 };
-    messages.frame(SUBSYSTEM << 8 | Kind::GetTable as u16, 0, [INET, 0], 0, |message| {
+    messages.frame(SUBSYSTEM << 8 | MessageKind::GetTable as u16, 0, [INET, 0], 0, |message| {
         message.text(1, name);
     });
     messages.bytes
@@ -157,7 +157,7 @@ pub(super) fn table_flags(datagram: &[u8]) -> Option<u32> {
     const FLAGS: u16 = 2;
     let kind = datagram.get(4..)?.first_chunk()?;
     let mut attributes = datagram.get(HEADER + 4..)?;
-    if u16::from_ne_bytes(*kind) != SUBSYSTEM << 8 | Kind::NewTable as u16 {
+    if u16::from_ne_bytes(*kind) != SUBSYSTEM << 8 | MessageKind::NewTable as u16 {
         return None;
     }
     while let Some([l0, l1, k0, k1]) = attributes.first_chunk() {

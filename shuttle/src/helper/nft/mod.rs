@@ -23,7 +23,7 @@ use std::{
 };
 
 pub use batch::Owner;
-pub use check::{Kind, Missing, Part, check};
+pub use check::{ExprKind, Missing, Part, check};
 pub use error::Error;
 pub use guard::render_guard;
 pub use render::{Listeners, Setup, render, render_lookup};

@@ -18,8 +18,8 @@ use shuttle_common::{
 use super::{
     intervals::intervals,
     ruleset::{
-        Base, Bits, Cgroup, Chain, Element, Expr, Family, Flows, Hook, Kind, Lookup, Map, Protocol, Rule,
-        Ruleset, Set,
+        Base, Bits, Cgroup, Chain, DestinationKind, Element, Expr, Family, Flows, Hook, Lookup, Map,
+        Protocol, Rule, Ruleset, Set,
     },
 };
 use crate::policy::Nameserver;
@@ -156,7 +156,7 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
     let Setup { capture, bypass, .. } = *setup;
     let exempted = Expr::SocketMark(some(bypass));
     let tcp = Expr::Protocol(Protocol::Tcp);
-    let own = [Kind::Local, Kind::Broadcast, Kind::Anycast];
+    let own = [DestinationKind::Local, DestinationKind::Broadcast, DestinationKind::Anycast];
     let enclosed = setup.exempt.iter().map(|cgroup| vec![Expr::SocketCgroup(cgroup.clone()), Expr::Return]);
     let exempted = [vec![exempted, goto("exempt")]].into_iter().chain(enclosed);
     let output = exempted
@@ -218,7 +218,7 @@ pub(super) fn exempt(setup: &Setup) -> [Rule; 2] {
     let reply = Expr::SocketMark(all(capture | bypass));
     // A listener for datagrams sends nothing.
     let mute = Expr::SocketMark(all(capture | bypass | forwarded));
-    [vec![mute, Expr::Drop], vec![reply, Expr::Destination(Kind::Local, false), Expr::Drop]]
+    [vec![mute, Expr::Drop], vec![reply, Expr::Destination(DestinationKind::Local, false), Expr::Drop]]
 }
 
 /// Returns a match for captured packets of this host that come in again.
@@ -240,7 +240,7 @@ fn incoming(setup: &Setup) -> Vec<Chain> {
         Expr::ToNameserver(Family::V6),
         Expr::Accept,
     ];
-    let own = vec![Expr::Destination(Kind::Local, true), goto("arrive_own")];
+    let own = vec![Expr::Destination(DestinationKind::Local, true), goto("arrive_own")];
     let arrive = [linked, own, vec![goto("take")]];
     let take = Family::BOTH.into_iter().flat_map(|family| {
         let to = listeners(setup, family).into_iter();
@@ -263,7 +263,7 @@ fn incoming(setup: &Setup) -> Vec<Chain> {
 fn forwarded(setup: &Setup) -> Vec<Chain> {
     let tcp = Expr::Protocol(Protocol::Tcp);
     let lans = setup.lans.iter().map(|lan| vec![Expr::InputInterface(lan.clone()), goto("forwarded")]);
-    let own = [Kind::Local, Kind::Broadcast, Kind::Anycast];
+    let own = [DestinationKind::Local, DestinationKind::Broadcast, DestinationKind::Anycast];
     let rules = [vec![Expr::ForOthers, Expr::Return], vec![Expr::ClearBits(setup.capture)]]
         .into_iter()
         .chain(own.map(|kind| vec![Expr::Destination(kind, true), Expr::Return]))

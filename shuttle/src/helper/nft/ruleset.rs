@@ -189,7 +189,7 @@ pub enum Expr {
     /// Whether the TCP packet opens a connection: SYN without ACK, FIN or RST.
     Opens(bool),
     /// Whether the destination is of this kind.
-    Destination(Kind, bool),
+    Destination(DestinationKind, bool),
     /// The interface that the packet came in by.
     InputInterface(String),
     /// The interface that the packet was first routed to.
@@ -269,7 +269,7 @@ pub struct Bits {
 
 /// The kinds of destinations, as in the routing table `local`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum DestinationKind {
     /// This host's own address.
     Local,
     /// A broadcast address of one of this host's networks.

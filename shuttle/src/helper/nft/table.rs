@@ -63,7 +63,7 @@ impl Table {
     pub fn replace(&mut self, lookup: Lookup) -> Result<(), Error> {
         self.socket.transact(&self.name, |batch| batch.add_lookup(&lookup))?;
         let lookup = lookup.without_elements();
-        if let Err(error) = self.socket.transact(&self.name, |batch| batch.ask_lookup(&lookup)) {
+        if let Err(error) = self.socket.transact(&self.name, |batch| batch.switch_to_lookup(&lookup)) {
             self.delete_lookup(&lookup);
             return Err(error);
         }

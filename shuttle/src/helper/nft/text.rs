@@ -7,7 +7,10 @@ use std::{
 
 use super::{
     render::{CAPTURED, FLOW_LIMIT},
-    ruleset::{Bits, Cgroup, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Ruleset, Set},
+    ruleset::{
+        Bits, Cgroup, Chain, DestinationKind, Element, Expr, Family, Hook, Lookup, Map, Protocol, Ruleset,
+        Set,
+    },
 };
 
 impl Display for Ruleset {
@@ -177,7 +180,7 @@ impl Display for Bits {
     }
 }
 
-impl Display for Kind {
+impl Display for DestinationKind {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Local => "local",

@@ -10,7 +10,7 @@ use std::{
 use socket2::{Domain, Protocol};
 
 use super::{
-    reply_sockets::{Reach, bind, sender, without_port},
+    reply_sockets::{Reach, bind, send_only_socket, without_port},
     slot::Slot,
 };
 use crate::capture::replies::Unreachable;
@@ -44,7 +44,7 @@ pub(crate) fn send(
             return Err(io::ErrorKind::InvalidInput.into());
         }
     };
-    let socket = sender(Domain::for_address(to), protocol)?;
+    let socket = send_only_socket(Domain::for_address(to), protocol)?;
     bind(&socket, slot, without_port(peer), reach)?;
     socket.send_to(&message, &without_port(to).into()).map(drop)
 }

@@ -102,14 +102,14 @@ impl Relays {
 }
 
 /// Makes a raw socket that only sends: its filter drops everything that it would receive.
-pub(crate) fn sender(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
+pub(crate) fn send_only_socket(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.attach_filter(&[SockFilter::new(libc::BPF_RET as u16, 0, 0, 0)])?;
     Ok(socket)
 }
 
 fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
-    let socket = sender(Domain::for_address(source), Protocol::UDP)?;
+    let socket = send_only_socket(Domain::for_address(source), Protocol::UDP)?;
     if source.is_ipv6() {
         checksum_at(&socket, CHECKSUM)?;
     }
