@@ -129,7 +129,7 @@ pub struct Direction {
 /// What was captured and not delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
-    /// Connections refused or lost on this side, for lack of descriptors or memory.
+    /// Connections refused or lost on this side, because there were no descriptors or no memory.
     pub here: u64,
     /// Connections reset by the remote side: refused by their target, unreachable, timed out, or broken later.
     pub there: u64,

@@ -26,7 +26,7 @@ use self::script::SCRIPT;
 use crate::link::Pipes;
 use crate::say::printable;
 
-/// The most bytes that a login script may print before the remote shell runs our command.
+/// The most bytes that a login script may print before the remote shell runs shuttle's command.
 const MAX_NOISE: usize = 1024 * 1024;
 /// The longest line of the dialogue, in bytes.
 const MAX_LINE: usize = 256;

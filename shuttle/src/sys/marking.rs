@@ -102,7 +102,7 @@ fn load(instructions: &[Instruction], name: [u8; 16]) -> io::Result<OwnedFd> {
         name,
         ..Load::default()
     };
-    // SAFETY: the structure, and what it points to, outlives the call, and its length is told.
+    // SAFETY: the structure and what it points to outlive the call, and its length is given.
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) })
 }
 
@@ -114,7 +114,7 @@ pub fn link_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result
         attach_type: BPF_CGROUP_INET_SOCK_CREATE,
         flags: 0,
     };
-    // SAFETY: the structure outlives the call, and its length is told.
+    // SAFETY: the structure outlives the call, and its length is given.
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const link, size_of::<Link>()) })
 }
 
@@ -145,7 +145,7 @@ fn change(
         attach_type: BPF_CGROUP_INET_SOCK_CREATE,
         flags,
     };
-    // SAFETY: the structure outlives the call, and its length is told.
+    // SAFETY: the structure outlives the call, and its length is given.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attachment, size_of::<Attachment>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

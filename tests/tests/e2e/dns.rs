@@ -146,7 +146,7 @@ fn a_resolver_on_loopback_is_captured(method: Method) -> Result<()> {
 }
 
 /// Tests a nameserver on the link to the server, which is not asked while shuttle runs, and is asked when shuttle has
-/// ended. If the method can't capture such queries, the user is told.
+/// ended. If the method can't capture such queries, shuttle warns the user.
 fn a_link_local_nameserver_is_captured(method: Method) -> Result<()> {
     let (lab, _server, _conf) = lab(&["fe80::53%wire"], REMOTE)?;
     lab.server.script("ip addr add fe80::53/64 dev wire nodad")?;
