@@ -1,4 +1,4 @@
-//! The bypass of shuttle's own connections: its kinds by name, and the options. The helper alone knows how each works.
+//! The bypass of shuttle's own connections: its kinds by name, and the options. Only the helper knows how each works.
 
 use std::fmt;
 
@@ -18,10 +18,10 @@ pub enum BypassKind {
 }
 
 impl BypassKind {
-    /// All of them, in the order of preference.
+    /// All kinds, in the order of preference.
     pub const ALL: [Self; 3] = [Self::Mark, Self::Cgroup, Self::Address];
 
-    /// Whether this kind can cover these connections.
+    /// Returns whether this kind can cover these connections.
     pub fn covers(self, whose: Bypassed) -> bool {
         match (self, whose) {
             // A local agent connects to captured destinations: its peers are those of all programs.
@@ -71,7 +71,7 @@ pub struct BypassOptions {
 }
 
 impl BypassOptions {
-    /// The kinds that may be used, in the order of preference.
+    /// Returns the kinds that may be used, in the order of preference.
     pub fn candidates(self) -> impl Iterator<Item = BypassKind> {
         BypassKind::ALL.into_iter().filter(move |kind| {
             let chosen = match self.choice {

@@ -4,7 +4,7 @@ use super::{Error, GREETING_TIMEOUT};
 use crate::link::End;
 use crate::ssh::{Process, Stderr};
 
-/// What ended a tunnel.
+/// The cause of a tunnel's end.
 pub(super) enum Cause {
     /// A signal.
     Signal,
@@ -14,7 +14,7 @@ pub(super) enum Cause {
     Helper,
     /// The agent didn't greet in time.
     Silence,
-    /// The link ended; `None` if its thread was lost.
+    /// The link ended. `None` if its thread was lost.
     Link(Option<End>),
 }
 
@@ -32,7 +32,8 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// The message for the user: none if the tunnel was to end, else the cause, with the session's last line.
+    /// Returns an error for the user, unless a signal or `shuttle stop` ended the tunnel. The error names the cause
+    /// and, unless the helper ended, the last line of the session.
     pub(super) async fn report(self) -> Result<(), Error> {
         let Self { cause, mut session } = self;
         let name = session.name;

@@ -5,7 +5,7 @@ use super::parts::{PartsError, claim, lan, listeners, netlink, tun};
 use crate::capture::Failure;
 
 impl Failure {
-    /// An operation failed.
+    /// Makes a failure of an operation.
     pub(crate) fn system(operation: impl Into<String>, reason: &dyn std::fmt::Display) -> Self {
         Self::System { operation: operation.into(), reason: reason.to_string() }
     }

@@ -1,4 +1,4 @@
-//! Snapshots of what each method sets up for some plans. `cargo insta review` shows what has changed.
+//! Snapshots of what each method sets up for some plans. `cargo insta review` shows the changes.
 
 use shuttle_common::{
     compile::compile,

@@ -1,4 +1,4 @@
-//! What is left when a capture ends, in whatever way.
+//! What remains when a capture ends, in whatever way.
 
 use std::{
     io::{Read, Write},
@@ -56,7 +56,7 @@ pub(crate) fn termination_leaves_nothing() {
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
 }
 
-/// Every packet of this namespace from now on.
+/// Returns a socket that receives every packet of this namespace from now on.
 pub(crate) fn wire() -> Socket {
     let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(all)).expect("a packet socket");
@@ -77,16 +77,16 @@ pub(crate) fn killed_helper() {
     drop(handle);
     let rules = ip("rule");
     assert!(rules.contains("fwmark 0x10000000/0x90000000 lookup 2190000 proto 219"), "{rules}");
-    // This process's own exemption may end before the programs do, which the kernel detaches one by one.
+    // The bypass of this process may end before the programs do, which the kernel detaches one by one.
     for target in ["10.99.0.1:7", "[fd99::1]:7"] {
         assert_eventually("nothing is captured", || ask(How::Plain, address(target)) == "world");
     }
-    // What a captured connection still has to say does not leave this host.
+    // What a captured connection still sends does not leave this host.
     thread::sleep(Duration::from_millis(300));
     let mut wire = wire();
     for mut socket in &established {
         match (method(), socket.write_all(b"a secret")) {
-            // Its guard may have reset the connection, as soon as that had anything to say.
+            // The guard of nft may have reset the connection as soon as it sent anything.
             (_, Ok(())) | (Method::Nft, Err(_)) => {}
             (Method::Lookup | Method::Rewrite, Err(error)) => panic!("{error}"),
         }
@@ -131,7 +131,7 @@ pub(crate) fn two_instances() {
     assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
 }
 
-/// Each step of the set-up fails in turn, the last one not at all.
+/// Tests that each step of the set-up fails in turn, and in the last run none.
 pub(crate) fn each_failing_step_leaves_nothing() {
     let this = std::env::current_exe().expect("own path");
     let case = format!("one_step{}", method().row().1);
@@ -151,7 +151,7 @@ pub(crate) fn each_failing_step_leaves_nothing() {
 
 const CAPTURED: &str = "it has captured";
 
-/// Captures, unless a fault is injected, and leaves nothing either way.
+/// Captures, unless a fault is injected, and leaves nothing in either case.
 pub(crate) fn one_step() {
     let _world = World::new();
     let before = (network_state(), our_cgroups());

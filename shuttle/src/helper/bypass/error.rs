@@ -10,7 +10,7 @@ pub(crate) enum Error {
     /// A step failed.
     #[error("{operation} {object}: {source} ({remedy})")]
     Step { operation: &'static str, object: String, source: io::Error, remedy: &'static str },
-    /// The program is attached and has no effect.
+    /// The program is attached but has no effect.
     #[error(
         "checking the mark of a new {socket} socket: the program of its cgroup didn't run (before Linux 5.15 the \
          controllers net_cls and net_prio disable it: unmount them)"
@@ -24,7 +24,7 @@ pub(crate) enum Error {
     /// No kind of bypass works.
     #[error("keeping shuttle's own connections out of the capture: {}", join(.0))]
     NoneWorks(Vec<(BypassKind, Error)>),
-    /// A local agent connects to the same peers as all programs.
+    /// A local agent connects to the same peers as any program.
     #[error(
         "keeping the local agent's connections out of the capture by {0}: it connects to what is captured (use \
          another kind of bypass, or a remote agent: -r)"

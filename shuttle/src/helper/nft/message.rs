@@ -1,10 +1,10 @@
 //! Netlink messages for nf_tables: framing and attributes. Numbers are those of linux/netfilter/nf_tables.h.
 //!
-//! By hand, since the bindings that are generated from the kernel's own description
-//! (Documentation/netlink/specs/nftables.yaml) have wrong numbers where that has: the attributes of `lookup`, the
-//! results of `fib`, the byte order of timeouts.
+//! Written by hand: the bindings that are generated from the kernel's description
+//! (Documentation/netlink/specs/nftables.yaml) have that description's wrong numbers for the attributes of `lookup`,
+//! the results of `fib` and the byte order of timeouts.
 
-/// Bytes of struct nlmsghdr.
+/// The bytes of struct nlmsghdr.
 pub(super) const HEADER: usize = 16;
 /// NFPROTO_INET of linux/netfilter.h.
 const INET: u8 = 1;
@@ -22,7 +22,7 @@ pub(super) const APPEND: u16 = 0x800;
 
 /// NFT_MSG_*.
 #[derive(Clone, Copy)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     NewTable = 0,
     GetTable = 1,
     DelTable = 2,
@@ -35,11 +35,11 @@ pub(super) enum Kind {
     NewElements = 12,
 }
 
-/// Messages one after another, numbered from `first`, between the two that make them a transaction.
+/// A sequence of messages, numbered from `first`, between the two messages that make it a transaction.
 pub(super) struct Messages {
     bytes: Vec<u8>,
     next: u32,
-    /// Where the last one begins.
+    /// The offset of the last message.
     last: usize,
 }
 
@@ -53,8 +53,8 @@ impl Messages {
         messages
     }
 
-    /// Ends the transaction. The kernel answers the last message, and those before that it refuses: an answer to each
-    /// would be more than a socket holds.
+    /// Ends the transaction. The kernel answers the last message, and any message that it refuses. Answers to all
+    /// messages would be more than a socket holds.
     pub(super) fn finish(mut self) -> Vec<u8> {
         if let Some(header) = self.bytes.get(self.last..).and_then(<[u8]>::first_chunk::<HEADER>) {
             let [_, _, _, _, _, _, f0, f1, ..] = *header;
@@ -68,7 +68,7 @@ impl Messages {
     }
 
     /// Adds a message.
-    pub(super) fn add(&mut self, kind: Kind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+    pub(super) fn add(&mut self, kind: MessageKind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.last = self.bytes.len();
         self.frame(SUBSYSTEM << 8 | kind as u16, flags, [INET, 0], 0, fill);
     }
@@ -87,7 +87,7 @@ impl Messages {
         self.bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
         self.bytes.extend(self.next.to_ne_bytes());
         self.bytes.extend([0; 4]);
-        // struct nfgenmsg.
+        // The fields of struct nfgenmsg.
         self.bytes.extend(family);
         self.bytes.extend(resource.to_be_bytes());
         fill(&mut Attributes(&mut self.bytes));
@@ -97,7 +97,7 @@ impl Messages {
     }
 }
 
-/// Attributes, one after another.
+/// A sequence of attributes.
 pub(super) struct Attributes<'a>(&'a mut Vec<u8>);
 
 impl Attributes<'_> {
@@ -116,12 +116,12 @@ impl Attributes<'_> {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// Adds a text, ended by a zero.
+    /// Adds a text, terminated by a zero byte.
     pub(super) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         self.with(kind, |buffer| buffer.extend(value.bytes().chain([0])))
     }
 
-    /// Adds attributes in an attribute, below 64 KiB.
+    /// Adds an attribute that contains attributes, below 64 KiB.
     pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) -> &mut Self {
         self.with(kind | NLA_F_NESTED, |buffer| fill(&mut Attributes(buffer)))
     }
@@ -142,22 +142,22 @@ fn put_at(buffer: &mut [u8], at: usize, value: &[u8]) {
     buffer.iter_mut().skip(at).zip(value).for_each(|(to, from)| *to = *from);
 }
 
-/// The question for a table, numbered `sequence`.
+/// Returns the request for a table, with the number `sequence`.
 pub(super) fn question(name: &str, sequence: u32) -> Vec<u8> {
     let mut messages = Messages { bytes: Vec::new(), next: sequence, last: 0 };
-    messages.frame(SUBSYSTEM << 8 | Kind::GetTable as u16, 0, [INET, 0], 0, |message| {
+    messages.frame(SUBSYSTEM << 8 | MessageKind::GetTable as u16, 0, [INET, 0], 0, |message| {
         message.text(1, name);
     });
     messages.bytes
 }
 
-/// The flags of the table that the kernel answers with.
+/// Returns the flags of the table in the kernel's answer.
 pub(super) fn table_flags(datagram: &[u8]) -> Option<u32> {
     /// NFTA_TABLE_FLAGS.
     const FLAGS: u16 = 2;
     let kind = datagram.get(4..)?.first_chunk()?;
     let mut attributes = datagram.get(HEADER + 4..)?;
-    if u16::from_ne_bytes(*kind) != SUBSYSTEM << 8 | Kind::NewTable as u16 {
+    if u16::from_ne_bytes(*kind) != SUBSYSTEM << 8 | MessageKind::NewTable as u16 {
         return None;
     }
     while let Some([l0, l1, k0, k1]) = attributes.first_chunk() {
@@ -170,7 +170,8 @@ pub(super) fn table_flags(datagram: &[u8]) -> Option<u32> {
     None
 }
 
-/// What the kernel answers: sequence numbers and errors, 0 for a message that it has taken.
+/// Returns the kernel's answers as sequence numbers and error codes. The code is 0 for a message that the kernel has
+/// applied.
 pub(super) fn answers(mut datagram: &[u8]) -> Vec<(u32, i32)> {
     /// NLMSG_ERROR of linux/netlink.h.
     const ERROR: u16 = 2;

@@ -1,8 +1,8 @@
-//! Capture with nftables: a table of ours that marks what the rules capture and hands it to the listeners.
+//! Captures with nftables. A table marks the packets that the rules capture, and hands them to the listeners.
 //!
-//! The table belongs to a netlink socket of this process, so no program is run, and the kernel removes it when the
-//! process ends (Linux 5.12). `render` makes a [`ruleset::Ruleset`] from what is to be captured; [`Table`] puts it in
-//! force. Marked packets are routed back to this host as the eBPF method's are, and given to the same listeners.
+//! The table belongs to a netlink socket of this process. So no program is run, and the kernel removes the table when
+//! the process ends (Linux 5.12). `render` makes a [`ruleset::Ruleset`] from the plan, and [`Table`] puts it in force.
+//! Marked packets are routed back to this host as with the eBPF method, and handed to the same listeners.
 
 mod batch;
 mod check;
@@ -23,7 +23,7 @@ use std::{
 };
 
 pub use batch::Owner;
-pub use check::{Kind, Missing, Part, check};
+pub use check::{ExprKind, Missing, Part, check};
 pub use error::Error;
 pub use guard::render_guard;
 pub use render::{Listeners, Setup, render, render_lookup};
@@ -47,7 +47,7 @@ use super::parts::{
 };
 use crate::capture::{self, Arrival, DatagramArrival, Failure, MethodName, StreamArrival};
 
-/// How captured traffic arrives.
+/// The arrival of captured traffic.
 pub(super) const ARRIVAL: Arrival =
     Arrival { streams: StreamArrival::LocalAddress, datagrams: DatagramArrival::ControlMessage };
 
@@ -57,13 +57,13 @@ pub(super) struct Nft {
     claim: Claim,
     setup: Setup,
     fallback: Fallback,
-    /// In force from the start on. It goes first.
+    /// The table that captures, once started. It is dropped first.
     table: Option<Table>,
     guard: Option<Table>,
 }
 
 impl Nft {
-    /// Gets ready for [`start`](Self::start), and has the kernel take such a table where it captures nothing.
+    /// Prepares [`start`](Self::start), and has the kernel accept such a table where it captures nothing.
     pub(super) async fn prepare(parts: &mut Parts) -> Result<(Self, capture::Listeners), Failure> {
         let (listeners, families, note) = listeners::open(parts.families, ARRIVAL)?;
         parts.narrow(families, note);
@@ -88,7 +88,7 @@ impl Nft {
         Ok((Self { claim, setup, fallback: Fallback::new(claim), table: None, guard: None }, listeners))
     }
 
-    /// From now on connections and datagrams are captured. The table is added last, all at once.
+    /// Starts capturing connections and datagrams. The table is added last, in one transaction.
     pub(super) async fn start(&mut self, parts: &mut Parts) -> Result<(), Failure> {
         let slot = self.claim.slot;
         for route in parts.link_local.entries(slot).collect::<Vec<_>>() {
@@ -108,7 +108,8 @@ impl Nft {
         Ok(())
     }
 
-    /// Has each packet meet all of the parts' entries, or all of those before; on an error, those before.
+    /// Replaces the rules by the parts' entries: each packet meets all of the new entries or all of the old ones. After
+    /// an error the old ones stay.
     pub(super) async fn replace(&mut self, parts: &Parts) -> Result<(), Failure> {
         let Some(table) = &mut self.table else { return Ok(()) };
         self.fallback.extend(&parts.netlink, &parts.entries).await?;
@@ -119,12 +120,12 @@ impl Nft {
         Ok(())
     }
 
-    /// The program that sends what comes in from `source`: nobody changes that address.
+    /// Returns the program whose datagrams arrive from `source`. Nothing changes that address on the way.
     pub(super) fn sender(&self, source: SocketAddr) -> Sender {
         Sender { slot: self.claim.slot, address: source }
     }
 
-    /// Takes notice of this host's own addresses, and routes anew what went with a link.
+    /// Reads this host's own addresses again, and restores the routes that disappeared with a link.
     pub(super) async fn look_at_own(&self, parts: &mut Parts) -> Result<(), netlink::Error> {
         parts.look_at_own().await?;
         if parts.families.v6 {
@@ -133,7 +134,7 @@ impl Nft {
         Ok(())
     }
 
-    /// One line for the user.
+    /// Returns one line for the user.
     pub(super) fn description(&self, parts: &Parts) -> String {
         let (table, slot) = (&self.setup.table, self.claim.slot);
         let (bit, routes) = (slot.bit(), slot.table());
@@ -141,7 +142,7 @@ impl Nft {
     }
 }
 
-/// What would be set up, as commands of `ip` and as the ruleset for `nft`.
+/// Returns what would be set up, as commands of `ip` and as a ruleset for `nft`.
 pub(super) fn commands(facts: Facts<'_>) -> String {
     let Facts { slot, families, lans, nameservers, entries, .. } = facts;
     let claim = Claim::unclaimed(slot, families);
@@ -160,8 +161,9 @@ pub(super) fn commands(facts: Facts<'_>) -> String {
     format!("{claim}{link_local}{rules}{fallback}{guard}{ruleset}")
 }
 
-/// The bridges among the LAN interfaces whose packets the IP hooks see at the ports (br_netfilter): the kernel takes
-/// away the socket that `tproxy` gives them there, and has no second look when they come in by the bridge.
+/// Returns the LAN interfaces that are bridges whose packets the IP hooks see at the ports (br_netfilter). There the
+/// kernel removes the socket that `tproxy` assigns, and the hooks don't see the packets again when they come in by the
+/// bridge.
 pub(super) fn filtered_bridges(parts: &Parts) -> Vec<capture::Missing> {
     let filtered = |family: &Family| {
         let setting = match family {
@@ -183,7 +185,7 @@ pub(super) fn filtered_bridges(parts: &Parts) -> Vec<capture::Missing> {
     bridges.map(missing).collect()
 }
 
-/// The tables that instances with these slots, which are dead, have left.
+/// Returns the tables that dead instances with these slots left.
 pub(super) fn leftovers(slots: &[Slot]) -> Result<Vec<Entry>, Error> {
     let mut found = Vec::new();
     for slot in slots {
@@ -200,7 +202,7 @@ fn name(slot: Slot) -> String {
     format!("shuttle_{}", slot.number())
 }
 
-/// Without listeners.
+/// Returns the setup without listeners.
 fn setup(tun: String, facts: Facts<'_>) -> Setup {
     let Facts { slot, lans, nameservers, bypass, .. } = facts;
     let exempt = bypass.map(|place| Cgroup { path: place.path.clone(), level: place.level, id: place.id });
@@ -219,8 +221,9 @@ fn setup(tun: String, facts: Facts<'_>) -> Setup {
     }
 }
 
-/// Those that lead marked packets back to this host. Without a guard as the eBPF method has it: the packets of a socket
-/// that is bound to a device are marked as well, and must find their way by the tables that follow.
+/// Returns the rules that route marked packets back to this host. They have no `unreachable` counterpart, unlike those
+/// of the eBPF method: the packets of a socket that is bound to a device are marked as well, and must find their route
+/// in the tables that follow.
 fn rules(claim: Claim, lans: &[Lan]) -> impl Iterator<Item = PolicyRule> {
     let Claim { slot, families, .. } = claim;
     let own = Family::of(families).map(move |family| PolicyRule::of_mark(family, slot));
@@ -240,8 +243,8 @@ fn no_claim(error: claim::Error) -> Failure {
     }
 }
 
-/// What the kernel lacks. Where it gives this process no namespace to try things in, as in some containers, the start
-/// tells.
+/// Converts what the kernel lacks into a failure. If this process may make no namespace for a trial, as in some
+/// containers, the start reports what is missing.
 fn no_namespace_or(missing: Vec<Missing>) -> Result<(), Failure> {
     if let Some(Missing { error: Error::Namespace(error), .. }) = missing.first() {
         tracing::debug!(%error, "the table is not tried before the start");

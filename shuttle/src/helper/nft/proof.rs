@@ -1,4 +1,4 @@
-//! Whether the kernel tells the sockets of a cgroup from others, proved by doing.
+//! Proves by trial whether the kernel matches the sockets of a cgroup.
 
 use std::{
     io,
@@ -15,8 +15,8 @@ use crate::{
     helper::bypass,
 };
 
-/// Drops what a socket of the cgroup sends to a socket of its own, and sends something there from within the cgroup,
-/// where this process is for that time.
+/// Adds a table that drops what sockets of the cgroup send to one port, and then sends a datagram there from within the
+/// cgroup. Meanwhile this process is in the cgroup.
 pub(super) fn matches(cgroup: &Cgroup, table: &str) -> Result<(), Failure> {
     let failed = |error| Failure::system("sending a datagram to this host", &error);
     let target = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;

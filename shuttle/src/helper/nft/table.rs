@@ -19,9 +19,9 @@ use super::{
 };
 use crate::sys::capture::wait_for_programs;
 
-/// Holds the kernel's answers to a transaction: one, or the refusals.
+/// The size of the receive buffer, which must hold the kernel's answers to a transaction: one, or the refusals.
 const ANSWERS: usize = 4 << 20;
-/// Beyond the messages, what the kernel counts as part of them.
+/// The bytes that the kernel counts in addition to the messages.
 const SPARE: usize = 4096;
 
 /// A table that is in force.
@@ -34,8 +34,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// Puts the ruleset in force in this thread's network namespace, all of it or nothing. It goes when the value is
-    /// dropped and, where the kernel knows owners (Linux 5.12), when the process ends in whatever way.
+    /// Puts the ruleset in force in this thread's network namespace, atomically. The table is removed when this value
+    /// is dropped. If the kernel supports owners (Linux 5.12), it is also removed when the process ends, however that
+    /// ends.
     pub fn add(ruleset: Ruleset) -> Result<Self, Error> {
         match Self::add_as(ruleset.clone(), Owner::Socket) {
             Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -45,7 +46,7 @@ impl Table {
         }
     }
 
-    /// As [`add`](Self::add), with an owner or without.
+    /// As [`add`](Self::add), with or without an owner.
     pub fn add_as(ruleset: Ruleset, owner: Owner) -> Result<Self, Error> {
         let mut socket = Nfnetlink::open()?;
         socket.transact(&ruleset.table, |batch| batch.add_ruleset(&ruleset, owner))?;
@@ -53,38 +54,39 @@ impl Table {
         Ok(Self { name, lookup: lookup.map(Lookup::without_elements), owner, socket })
     }
 
-    /// Replaces the rules: each packet meets all of the old ones or all of the new ones. On an error the old ones stay.
+    /// Replaces the rules. Each packet meets all of the old rules or all of the new ones. After an error the old ones
+    /// stay.
     ///
-    /// In three transactions, since the kernel switches rules at once for each packet, but maps before or after that:
-    /// new maps may still be empty when new rules ask them, and old ones be empty already for a packet that is among
-    /// the old rules.
+    /// It takes three transactions, since the kernel switches all rules at once for each packet, but maps before or
+    /// after that. In one transaction, new maps may still be empty when the new rules look them up, and old maps may be
+    /// empty already for a packet that is still traversing the old rules.
     pub fn replace(&mut self, lookup: Lookup) -> Result<(), Error> {
         self.socket.transact(&self.name, |batch| batch.add_lookup(&lookup))?;
         let lookup = lookup.without_elements();
-        if let Err(error) = self.socket.transact(&self.name, |batch| batch.ask_lookup(&lookup)) {
+        if let Err(error) = self.socket.transact(&self.name, |batch| batch.switch_to_lookup(&lookup)) {
             self.delete_lookup(&lookup);
             return Err(error);
         }
         let old = self.lookup.replace(lookup);
-        // Until no packet is left among the old rules.
+        // Waits until no packet traverses the old rules any more.
         wait_for_programs();
         old.iter().for_each(|old| self.delete_lookup(old));
         Ok(())
     }
 
-    /// What stays takes memory and nothing else.
+    /// Deletes a lookup. If that fails, the lookup takes memory and has no other effect.
     fn delete_lookup(&mut self, lookup: &Lookup) {
         if let Err(error) = self.socket.transact(&self.name, |batch| batch.delete_lookup(lookup)) {
             tracing::warn!(%error, "rules that were replaced take memory until the end");
         }
     }
 
-    /// The number that the next lookup is to have.
+    /// Returns the number of the next lookup.
     pub fn next_generation(&self) -> u32 {
         self.lookup.as_ref().map_or(0, |lookup| lookup.generation.wrapping_add(1))
     }
 
-    /// Who removes it.
+    /// Returns who removes the table.
     pub fn owner(&self) -> Owner {
         self.owner
     }
@@ -92,14 +94,14 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // Where it has an owner, closing the socket would do, but not before this returns.
+        // If the table has an owner, closing the socket would remove it as well, but not before this returns.
         if let Err(error) = self.socket.transact(&self.name, |batch| batch.delete_table()) {
             tracing::warn!(%error, "an nftables table remains; `shuttle cleanup` removes it");
         }
     }
 }
 
-/// Removes a table that a dead instance has left. One that is not there is no error.
+/// Removes a table that a dead instance left. Returns whether it existed.
 pub fn delete(name: &str) -> Result<bool, Error> {
     match Nfnetlink::open()?.transact(name, |batch| batch.delete_table()) {
         Ok(()) => Ok(true),
@@ -108,7 +110,7 @@ pub fn delete(name: &str) -> Result<bool, Error> {
     }
 }
 
-/// Whether there is such a table, and it stays without its maker. Where nf_tables can't be asked, there is none.
+/// Returns whether a table exists that stays without its maker. Returns `false` if there is no nf_tables to ask.
 pub fn stays(name: &str) -> Result<bool, Error> {
     let Ok(mut socket) = Nfnetlink::open() else { return Ok(false) };
     Ok(socket.flags_of(name)?.is_some_and(|flags| flags & OWNED == 0))
@@ -128,21 +130,21 @@ impl Nfnetlink {
             .map_err(Error::socket("opening a netlink socket"))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))
             .map_err(Error::socket("binding a netlink socket"))?;
-        // Beyond the host's limits, if this process may. If it may not, the usual size does for most rules.
+        // Exceeds the host's limits, if this process may. Otherwise the usual size is enough for most rules.
         if setsockopt(&socket, RcvBufForce, &ANSWERS).is_err() {
             setsockopt(&socket, RcvBuf, &ANSWERS).map_err(Error::socket("enlarging a netlink socket"))?;
         }
         Ok(Self { socket, sequence: 1 })
     }
 
-    /// Has the kernel take all of a batch, or nothing.
+    /// Sends a batch, which the kernel applies atomically.
     fn transact(&mut self, table: &str, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Error> {
         let first = self.sequence;
         let mut batch = Batch::new(table, first);
         fill(&mut batch);
         let (messages, steps) = batch.finish();
         self.sequence = first.wrapping_add(steps.len() as u32 + 1);
-        // A transaction must arrive in one piece.
+        // A transaction must be sent in one piece.
         let size = messages.len().saturating_add(SPARE);
         if setsockopt(&self.socket, SndBufForce, &size).is_err() {
             setsockopt(&self.socket, SndBuf, &size).map_err(Error::socket("enlarging a netlink socket"))?;
@@ -151,7 +153,7 @@ impl Nfnetlink {
         self.read_answers(first, table, &steps)
     }
 
-    /// Those of a table, if there is one.
+    /// Returns the flags of a table, if it exists.
     fn flags_of(&mut self, name: &str) -> Result<Option<u32>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         send(self.socket.as_raw_fd(), &question(name, self.sequence), MsgFlags::empty())
@@ -162,7 +164,8 @@ impl Nfnetlink {
         Ok(table_flags(buffer.get(..length).unwrap_or_default()))
     }
 
-    /// Reads what the kernel said before `send` returned: all that it refuses, or that it has taken the last message.
+    /// Reads what the kernel answered before `send` returned: the messages that it refused, or that it applied the last
+    /// one.
     fn read_answers(&self, first: u32, table: &str, steps: &[Step]) -> Result<(), Error> {
         let mut buffer = vec![0; 1 << 17];
         let (mut refused, mut confirmed) = (None, false);
@@ -170,7 +173,7 @@ impl Nfnetlink {
             let received = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => break,
-                // Of a thousand refusals, the first is there.
+                // If the refusals overflow the buffer, the first one is still there.
                 Err(Errno::EINTR | Errno::ENOBUFS) => continue,
                 Err(errno) => return Err(Error::socket("reading the answer")(errno)),
             };

@@ -13,10 +13,10 @@ use crate::policy::Families;
 /// Why there is no slot.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Eight instances run here, or other software uses all our mark bits.
+    /// Eight instances run here, or other software uses all of shuttle's mark bits.
     #[error("no mark bit is free")]
     NoSlot,
-    /// There is no device for its routes.
+    /// There is no device for the slot's routes.
     #[error(transparent)]
     Tun(#[from] tun::Error),
     /// The kernel refuses an address or a route.
@@ -32,7 +32,7 @@ pub(crate) struct Claim {
     pub(crate) slot: Slot,
     /// The index of the TUN device.
     pub(crate) tun: u32,
-    /// Those that it has addresses and routes of.
+    /// The families of its addresses and routes.
     pub(crate) families: Families,
 }
 
@@ -54,12 +54,12 @@ impl Claim {
         Err(Error::NoSlot)
     }
 
-    /// A slot that is not claimed, for printing.
+    /// Returns a slot that is not claimed, for printing.
     pub(crate) fn unclaimed(slot: Slot, families: Families) -> Self {
         Self { slot, tun: 0, families }
     }
 
-    /// The slot that would be claimed now.
+    /// Returns the slot that would be claimed now.
     pub(crate) async fn foresee(netlink: &Netlink, families: Families) -> Result<Slot, Error> {
         for slot in free(netlink).await? {
             let mut taken = false;
@@ -74,13 +74,13 @@ impl Claim {
     }
 }
 
-/// The slots whose bit no policy rule tests.
+/// Returns the slots whose bit no policy rule tests.
 async fn free(netlink: &Netlink) -> Result<impl Iterator<Item = Slot>, netlink::Error> {
     let masks = netlink.masks_in_use().await?;
     Ok(SLOTS.into_iter().filter(move |slot| masks & slot.bit() == 0))
 }
 
-/// Adds the slot's addresses and routes. Returns false if its table belongs to another instance.
+/// Adds the slot's addresses and routes. Returns `false` if its table belongs to another instance.
 async fn add_routes(
     netlink: &Netlink,
     tun: u32,
@@ -98,7 +98,7 @@ async fn add_routes(
     Ok(true)
 }
 
-/// The name of our TUN device if there is no other.
+/// The name of the TUN device, if it is the only one.
 pub(crate) const DEVICE: &str = "shuttle0";
 
 /// Prints the equivalent `ip` commands.
