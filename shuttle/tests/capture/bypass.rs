@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use nix::{
@@ -32,6 +33,7 @@ use crate::{
     cases::{assert_eventually, capture, everything},
     lab::{World, address, listen, network_state, proxy, say, serve},
     method,
+    packet_filter::load,
     udp::BYPASS_BIT,
 };
 
@@ -110,17 +112,19 @@ fn cgroup_of(process: impl std::fmt::Display) -> String {
 
 /// A cgroup of the test's own, which contains this process. Dropping it removes it, which fails if a cgroup is left in
 /// it.
-struct Throwaway {
+pub(crate) struct Throwaway {
     root: OwnedFd,
     home: String,
     name: String,
 }
 
 impl Throwaway {
-    fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
         let root = cgroup2_root().expect("needs root");
-        let this =
-            Self { root, home: cgroup_of("self"), name: format!("shuttle-test-{}", std::process::id()) };
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("shuttle-test-{}-{number}", std::process::id());
+        let this = Self { root, home: cgroup_of("self"), name };
         fs::create_dir(this.path()).expect("a cgroup");
         this.move_to(&this.path());
         this
@@ -142,8 +146,21 @@ impl Throwaway {
         fs::write(path.join("cgroup.procs"), std::process::id().to_string()).expect("move this process");
     }
 
+    /// Removes it with the cgroups in it, which a helper that was killed may have left.
+    pub(crate) fn end(self) {
+        self.leave();
+        assert_eventually("the processes in it have ended", || self.remove_all());
+    }
+
+    fn remove_all(&self) -> bool {
+        for child in self.children() {
+            drop(fs::remove_dir(self.path().join(child)));
+        }
+        fs::remove_dir(self.path()).is_ok()
+    }
+
     /// Returns the cgroups in it.
-    fn children(&self) -> Vec<String> {
+    pub(crate) fn children(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path()).expect("a cgroup").flatten();
         let directories = entries.filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
         directories.map(|it| it.file_name().into_string().expect("a name")).collect()
@@ -152,7 +169,14 @@ impl Throwaway {
 
 impl Drop for Throwaway {
     fn drop(&mut self) {
+        if !self.path().exists() {
+            return;
+        }
         self.leave();
+        if std::thread::panicking() {
+            self.remove_all();
+            return;
+        }
         // A process that has ended may be in it for a moment.
         assert_eventually("nothing is left in it", || fs::remove_dir(self.path()).is_ok());
     }
@@ -325,14 +349,34 @@ fn captures_all_but_what_is_in(cgroup: &Throwaway, handle: &mut Handle) {
     cgroup.leave();
 }
 
+/// Keeps the kernel from accepting a program in the cgroups below, as `ip vrf exec` does.
+fn refuse_programs_below(cgroup: &Throwaway) {
+    let directory = fs::File::open(cgroup.path()).expect("a cgroup");
+    let program = load_marking_program(0).expect("a program");
+    attach_marking_program(&program, &directory, Company::Nobody).expect("attach");
+}
+
+/// Tests the fallback if a firewall keeps the match of a cgroup from being proved, as it drops what would show it.
+pub(crate) fn falls_back_without_proof() {
+    let _world = World::new();
+    let cgroup = Throwaway::enter();
+    refuse_programs_below(&cgroup);
+    let drops = "ip daddr 127.0.0.1 meta l4proto udp drop";
+    load(&format!("table inet other {{ chain o {{ type filter hook output priority 0; {drops}; }}\n}}"));
+    let mut handle = enclosed(BypassOptions::default());
+    let _ssh = Connected::new(DESCENTS[0], address(PROBE));
+    let captured = start(&mut handle);
+    assert_eq!(captured.bypass, Some(BypassKind::Address));
+    assert_eq!(ask(How::Plain, address(PROBE)), "world");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+}
+
 /// Tests the fallback if the kernel refuses the program because a cgroup above has an exclusive program (as with `ip
 /// vrf exec`).
 pub(crate) fn falls_back() {
     let _world = World::new();
     let cgroup = Throwaway::enter();
-    let directory = fs::File::open(cgroup.path()).expect("a cgroup");
-    let program = load_marking_program(0).expect("a program");
-    attach_marking_program(&program, &directory, Company::Nobody).expect("attach");
+    refuse_programs_below(&cgroup);
 
     let mut handle = Handle::spawn().expect("a helper");
     let refused = handle

@@ -40,6 +40,7 @@ pub(crate) const ALL: &[Case] = &[
     ("bypass_by_address_later", ROUTING, bypass::by_address_later),
     ("bypass_by_cgroup", ROUTING, bypass::by_cgroup),
     ("bypass_falls_back", EVERY, bypass::falls_back),
+    ("bypass_falls_back_without_proof", NFT, bypass::falls_back_without_proof),
     ("bypass_attached", LOOKUP, bypass::an_attached_program_ends_with_its_cgroup),
     ("bypass_killed", LOOKUP, bypass::killed),
     ("other_namespaces", EVERY, other_namespaces),

@@ -97,15 +97,19 @@ const OTHERS: [(&str, &str); 5] = [
     ),
 ];
 
+/// Loads a ruleset of somebody else.
+pub(crate) fn load(ruleset: &str) {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+    nft.stdin.take().expect("a pipe").write_all(ruleset.as_bytes()).expect("nft reads");
+    assert!(nft.wait().expect("nft").success(), "{ruleset}");
+}
+
 /// Tests that what machines behind a LAN interface send is captured whatever other tables do. (`tests/nft` tests this
 /// host's own traffic.)
 pub(crate) fn forwarded_beside_others() {
     for (name, chains) in OTHERS {
         let world = World::new();
-        let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-        let table = format!("table inet other {{ {chains}\n}}");
-        nft.stdin.take().expect("a pipe").write_all(table.as_bytes()).expect("nft reads");
-        assert!(nft.wait().expect("nft").success(), "{name}");
+        load(&format!("table inet other {{ {chains}\n}}"));
         let lans = Lans::Named(vec!["v0".into()]);
         let (_handle, captured) = start(&Plan { lans, ..everything() });
         let _proxy = udp::answer_captured(captured);
