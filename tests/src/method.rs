@@ -82,7 +82,8 @@ impl Method {
                 called: "nft: table shuttle_",
                 forwarded: Ok(&[]),
                 filtered_bridges: Err(
-                    "while net.bridge.bridge-nf-call-iptables is 1: set it to 0 if no firewall relies on it; --method=ebpf can",
+                    "while net.bridge.bridge-nf-call-iptables is 1: set it to 0 if no firewall relies on it; \
+                     --method=ebpf can",
                 ),
                 passes_fragments: false,
                 names_firewalls: false,

@@ -51,6 +51,35 @@ pub enum BypassChoice {
     Only(BypassKind),
 }
 
+/// Why shuttle's own connections can't bypass the capture. Each kind's reason is a line with its remedy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum BypassFailure {
+    /// No kind works on this machine.
+    #[error("keeping shuttle's own connections out of the capture: {}", by_kind(.0))]
+    NoneWorks(Vec<(BypassKind, String)>),
+    /// A local agent connects to the same peers as all programs.
+    #[error(
+        "keeping the local agent's connections out of the capture by {0}: it connects to what is captured (use \
+         another kind of bypass, or a remote agent: -r)"
+    )]
+    NotForAgent(BypassKind),
+    /// No method can use the kinds that work.
+    #[error(
+        "keeping shuttle's own connections out of the capture by {0}: the method can't, and no other kind is left \
+         (use another method)"
+    )]
+    NoneLeft(BypassKind),
+    /// A step failed after the kind was chosen.
+    #[error("{0}")]
+    Step(String),
+}
+
+/// Returns the reasons as one line.
+pub(crate) fn by_kind(refusals: &[(BypassKind, String)]) -> String {
+    let each: Vec<_> = refusals.iter().map(|(kind, reason)| format!("by {kind}: {reason}")).collect();
+    each.join("; ")
+}
+
 /// Whose connections bypass the capture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bypassed {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BypassKind, MethodName};
+use super::{BypassFailure, BypassKind, MethodName};
 
 /// Why the helper did not carry out a request. Each variant names the object and, where there is one, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -44,8 +44,8 @@ pub enum Failure {
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
     /// Shuttle's own connections can't bypass the capture.
-    #[error("{0}")]
-    Bypass(String),
+    #[error(transparent)]
+    Bypass(#[from] BypassFailure),
     /// An operation failed that is not one of the method's requirements.
     #[error("{operation}: {reason}")]
     System {

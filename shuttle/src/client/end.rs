@@ -2,6 +2,7 @@
 
 use super::{Error, GREETING_TIMEOUT};
 use crate::link::End;
+use crate::say::printable;
 use crate::ssh::{Process, Stderr};
 
 /// The cause of a tunnel's end.
@@ -50,6 +51,7 @@ impl Ended {
         };
         let said = session.stderr.rest().await.into_iter().rfind(|line| !line.is_empty());
         let said = said.map(|line| format!("; its last words: {line}")).unwrap_or_default();
-        Err(Error::Ended(reason + &said))
+        // The agent's own words may be among them.
+        Err(Error::Ended(printable(&(reason + &said))))
     }
 }

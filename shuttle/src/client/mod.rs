@@ -6,29 +6,29 @@ mod control;
 mod end;
 mod helper;
 mod identity;
-mod lanes;
+mod remote;
 mod running;
 mod signals;
 
 use std::io;
-use std::num::NonZeroU8;
 use std::time::Duration;
 
 use tokio::runtime;
 
 use crate::capture::handle::{self, Captured, Handle};
 use crate::capture::{BypassOptions, Bypassed, joined};
-use crate::config::{self, Config, Verbosity};
+use crate::config::{self, Config};
 use crate::control::{Claim, ClaimError};
 use crate::policy::{Plan, RuleSet};
 use crate::say::say;
-use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings};
+use crate::ssh::ConnectError;
 use crate::sys;
 use control::{Control, Responder, TunnelInfo};
 use end::{Cause, Ended};
 use helper::Helper;
 use identity::Identity;
 pub use identity::IdentityError;
+use remote::{Ssh, ask_ssh, connect};
 use running::Running;
 use signals::Signals;
 
@@ -156,27 +156,6 @@ fn assume(identity: &Identity) -> Result<(), Error> {
     Ok(())
 }
 
-/// How to run ssh.
-struct Ssh {
-    line: CommandLine,
-    extras: Extras,
-    settings: Settings,
-}
-
-/// Asks ssh for its configuration, while the helper sets up the bypass. Makes no connection. Returns `None` if the
-/// agent runs on this machine.
-async fn ask_ssh(config: &Config, identity: &Identity) -> Option<Ssh> {
-    let line = config.ssh.clone()?;
-    let settings = Settings {
-        environment: identity.environment(),
-        prefer_cipher: config.prefer_cipher,
-        share: config.lanes != LaneCount::Exactly(NonZeroU8::MIN),
-        verbose: config.verbosity > Verbosity::Warnings,
-    };
-    let extras = Extras::find(&line, &settings).await;
-    Some(Ssh { line, extras, settings })
-}
-
 /// Waits until this process bypasses the capture. Then reads the files of subnets, looks up names, and has the helper
 /// prepare, which it does while ssh connects.
 ///
@@ -192,24 +171,6 @@ fn resolve_rules(config: &Config, handle: &mut Handle) -> Result<RuleSet, Error>
 fn claim_name(config: &Config) -> Result<Option<Claim>, Error> {
     let host = config.ssh.as_ref().map(|line| line.remote().host.as_str());
     Ok(control::claim(config.name.as_ref(), host)?)
-}
-
-/// Starts the agent, by ssh or on this machine. Returns `None` after a signal.
-async fn connect(ssh: Option<Ssh>, signals: &mut Signals) -> Result<Option<Session>, Error> {
-    let start = async {
-        match ssh {
-            Some(Ssh { line, extras, settings }) => ssh::connect(&line, extras, &settings).await,
-            None => ssh::local_agent(),
-        }
-    };
-    tokio::select! {
-        session = start => match session {
-            Ok(session) => Ok(Some(session)),
-            Err(_) if signals.follow().await => Ok(None),
-            Err(error) => Err(error.into()),
-        },
-        () = signals.any() => Ok(None),
-    }
 }
 
 /// Has the helper start capturing. Returns `None` after a signal.

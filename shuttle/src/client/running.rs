@@ -15,7 +15,7 @@ use super::accept::{
 use super::control::{Control, Responder};
 use super::end::{Cause, Ended, SessionEnd};
 use super::helper::Helper;
-use super::lanes::{Opener, Wanted};
+use super::remote::{Opener, Wanted};
 use super::signals::Signals;
 use crate::capture::replies::ReplyChannel;
 use crate::capture::{Arrival, DatagramArrival, Listeners};

@@ -15,7 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::place::{Instance, InstanceName, instances};
 use super::wire::{self, MAX_RESPONSE};
 use super::{Change, Request, Response, table};
-use crate::say::say;
+use crate::say::{printable, say};
 
 /// How long an instance may take to answer. A change of 100,000 rules takes half a second. A change with names takes as
 /// long as the resolver.
@@ -151,11 +151,9 @@ fn print<T: Serialize>(answer: &T, json: bool, table: impl Fn(&T) -> String) -> 
 
 /// Prints text. Control characters in the response of another user's tunnel must not reach root's terminal.
 fn tell(text: &str) -> Result<(), Error> {
-    Ok(io::stdout().lock().write_all(printable(text).as_bytes())?)
-}
-
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+    Ok(io::stdout()
+        .lock()
+        .write_all(text.lines().map(|line| printable(line) + "\n").collect::<String>().as_bytes())?)
 }
 
 /// Returns the only instance that matches the question.

@@ -34,7 +34,8 @@ impl Choice {
         })
     }
 
-    /// Goes on to the next candidate, if `failure` says that the current one lacks something. Returns any other failure.
+    /// Goes on to the next candidate, if `failure` says that the current one lacks something. Returns any other
+    /// failure.
     pub(super) fn pass_over(&mut self, failure: Failure) -> Result<(), Failure> {
         let Some(missing) = failure.missing().map(<[_]>::to_vec) else { return Err(failure) };
         tracing::debug!(%failure, "passed over");
@@ -106,10 +107,13 @@ mod tests {
             // That rewriting can't forward says more than what lookup lacks.
             (Auto, vec![lacks("a"), vec![NO_FORWARDING]], Ok(Nft), vec![(MethodName::Ebpf, vec![NO_FORWARDING])]),
             (Auto, vec![lacks("a"), lacks("b"), lacks("c")],
-                Err(Failure::NoMethod { tried: vec![(MethodName::Ebpf, lacks("a")), (MethodName::Nft, lacks("c"))] }),
+                Err(Failure::NoMethod {
+                    tried: vec![(MethodName::Ebpf, lacks("a")), (MethodName::Nft, lacks("c"))]
+                }),
                 vec![(MethodName::Ebpf, lacks("a")), (MethodName::Nft, lacks("c"))]),
             (ebpf, vec![lacks("a")], Ok(rewrite), vec![]),
-            (ebpf, vec![lacks("a"), lacks("b")], Err(unable(MethodName::Ebpf, "a")), vec![(MethodName::Ebpf, lacks("a"))]),
+            (ebpf, vec![lacks("a"), lacks("b")],
+                Err(unable(MethodName::Ebpf, "a")), vec![(MethodName::Ebpf, lacks("a"))]),
             (nft, vec![], Ok(Nft), vec![]),
             (nft, vec![lacks("c")], Err(unable(MethodName::Nft, "c")), vec![(MethodName::Nft, lacks("c"))]),
         ];

@@ -2,7 +2,7 @@
 
 use super::bypass;
 use super::parts::{PartsError, claim, lan, listeners, netlink, tun};
-use crate::capture::Failure;
+use crate::capture::{BypassFailure, Failure};
 
 impl Failure {
     /// Makes a failure of an operation.
@@ -24,7 +24,7 @@ impl From<netlink::Error> for Failure {
 
 impl From<bypass::Error> for Failure {
     fn from(error: bypass::Error) -> Self {
-        Self::Bypass(error.to_string())
+        Self::Bypass(BypassFailure::Step(error.to_string()))
     }
 }
 

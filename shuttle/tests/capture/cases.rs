@@ -16,11 +16,11 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 use crate::{
     Case, Method,
     app::{How, ask, connect},
-    bypass, kernel_rules,
+    bypass,
+    cgroup::our_cgroups,
+    kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite,
-    rewrite::our_cgroups,
-    router, swaps, udp,
+    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite, router, swaps, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];

@@ -26,9 +26,9 @@ use crate::{
     Method,
     app::{How, ask, connect},
     cases::{assert_eventually, capture, everything, rule, start},
+    cgroup::our_cgroups,
     lab::{World, address, ip, network_state, proxy, serve},
     method,
-    rewrite::our_cgroups,
 };
 
 pub(crate) fn drop_leaves_nothing() {

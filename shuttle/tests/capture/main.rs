@@ -5,6 +5,7 @@
 mod app;
 mod bypass;
 mod cases;
+mod cgroup;
 mod kernel_rules;
 mod lab;
 mod lifetime;
@@ -93,7 +94,7 @@ fn main() -> ExitCode {
             let (_, method, case) =
                 all_runs().find(|(other, _, _)| *other == name).expect("a case of that name");
             METHOD.set(method).expect("one case a process");
-            let home = bypass::Throwaway::enter();
+            let home = cgroup::Throwaway::enter();
             case();
             home.end();
             ExitCode::SUCCESS

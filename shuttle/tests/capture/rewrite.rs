@@ -20,6 +20,7 @@ use crate::{
     Method,
     app::{How, ask},
     cases::{BOTH, assert_eventually, capture, everything, rule, start},
+    cgroup::our_cgroups,
     lab::{World, address, ip, network_state, proxy, serve},
     udp::{self, answer_captured, receive},
 };
@@ -82,18 +83,6 @@ pub(crate) fn however_it_ends_nothing_stays() {
         exchange("world");
         assert_eq!(our_cgroups(), cgroups, "{signal:?}");
     }
-}
-
-/// Returns shuttle's cgroups in this case's own cgroup.
-pub(crate) fn our_cgroups() -> Vec<String> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 hierarchy");
-    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-    let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|it| it[2] == "cgroup2");
-    let folder = std::path::Path::new(mount.expect("a cgroup2 mount")[1]).join(path);
-    let entries = std::fs::read_dir(folder).expect("our own cgroup").flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("shuttle.")).collect()
 }
 
 /// Tests UDP sockets. Every case checks those of TCP.

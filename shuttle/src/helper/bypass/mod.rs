@@ -14,7 +14,7 @@ mod servers;
 
 use shuttle_common::rule::Rule;
 
-use crate::capture::{BypassKind, BypassOptions};
+use crate::capture::{BypassFailure, BypassKind, BypassOptions, by_kind};
 pub(crate) use cgroup::{Cgroup, sweep};
 pub(crate) use enclosure::{Enclosure, Place};
 pub(crate) use error::Error;
@@ -28,7 +28,7 @@ pub(crate) struct Bypass {
     client: i32,
     means: Means,
     /// The kinds that don't work here, and why.
-    refusals: Vec<(BypassKind, Error)>,
+    refusals: Vec<(BypassKind, String)>,
 }
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Means {
 impl Bypass {
     /// Uses the first kind that works, and moves the process `client` into a cgroup, which its later children inherit.
     /// Call it before ssh starts.
-    pub(crate) fn enter(client: i32, options: BypassOptions) -> Result<Self, Error> {
+    pub(crate) fn enter(client: i32, options: BypassOptions) -> Result<Self, BypassFailure> {
         match sweep() {
             removed if removed.is_empty() => {}
             removed => tracing::debug!(?removed, "left by dead instances"),
@@ -75,14 +75,14 @@ impl Bypass {
                 Ok(means) => return Ok(Self { options, client, means, refusals }),
                 Err(error) => {
                     tracing::debug!(%error, "no bypass by {kind}");
-                    refusals.push((kind, error));
+                    refusals.push((kind, error.to_string()));
                 }
             }
         }
         if refusals.is_empty() {
-            return Err(Error::NotForAgent(BypassKind::Address));
+            return Err(BypassFailure::NotForAgent(BypassKind::Address));
         }
-        Err(Error::NoneWorks(refusals))
+        Err(BypassFailure::NoneWorks(refusals))
     }
 
     /// The kind in use. The method has to prove a cgroup match.
@@ -92,10 +92,10 @@ impl Bypass {
 
     /// Changes to the next kind that works, as no method can use the current one. Processes stay in the cgroup, and
     /// sockets keep the marks that they have.
-    pub(crate) fn fall_back(self) -> Result<Self, Error> {
+    pub(crate) fn fall_back(self) -> Result<Self, BypassFailure> {
         let Self { options, client, means, refusals } = self;
         let from = means.kind();
-        let next = options.candidates().find(|kind| *kind > from).ok_or(Error::NoneLeft(from))?;
+        let next = options.candidates().find(|kind| *kind > from).ok_or(BypassFailure::NoneLeft(from))?;
         let enclosure = match means {
             Means::Mark(mark) => Some(mark.into_enclosure()),
             Means::Cgroup(enclosure) => Some(enclosure),
@@ -103,7 +103,10 @@ impl Bypass {
         };
         let means = match (next, enclosure) {
             (BypassKind::Cgroup, Some(enclosure)) => Means::Cgroup(enclosure),
-            (_, enclosure) => Means::Address(Servers::new(client, enclosure)?),
+            (_, enclosure) => {
+                let servers = Servers::new(client, enclosure);
+                Means::Address(servers.map_err(|error| BypassFailure::Step(error.to_string()))?)
+            }
         };
         tracing::info!("bypass by {next}, since no method can use {from}");
         Ok(Self { options, client, means, refusals })
@@ -111,7 +114,7 @@ impl Bypass {
 
     /// Why none of the kinds before is in use; empty if this is the first.
     pub(crate) fn refusals(&self) -> String {
-        error::join(&self.refusals)
+        by_kind(&self.refusals)
     }
 
     /// The cgroup that a packet filter is to match, where the bypass is by that.

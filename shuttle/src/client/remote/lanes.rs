@@ -15,14 +15,14 @@ const MAX_AUTOMATIC: usize = 8;
 
 /// How many lanes and connections there should be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
-    pub(super) lanes: LaneCount,
+pub(in crate::client) struct Wanted {
+    pub(in crate::client) lanes: LaneCount,
     /// The number of ssh connections, each with at least one lane.
-    pub(super) connections: u8,
+    pub(in crate::client) connections: u8,
 }
 
 /// The lanes beside the first one: those being opened, and the ssh processes of the open ones.
-pub(super) struct Opener {
+pub(in crate::client) struct Opener {
     /// Whether the lane that the session began with still exists.
     has_first: bool,
     /// `None` once no more lanes can be opened, and for a local agent.
@@ -35,7 +35,7 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    pub(super) fn new(lanes: Option<ssh::LaneSpawner>, wanted: Wanted) -> Self {
+    pub(in crate::client) fn new(lanes: Option<ssh::LaneSpawner>, wanted: Wanted) -> Self {
         Self {
             has_first: true,
             lanes: lanes.map(Arc::new),
@@ -48,7 +48,7 @@ impl Opener {
     }
 
     /// Opens the lanes that were asked for, as the agent accepts further lanes at this door.
-    pub(super) fn found_door(&mut self, door: Door) {
+    pub(in crate::client) fn found_door(&mut self, door: Door) {
         self.door = Some(door);
         self.open(LaneConnection::Separate, self.wanted.connections.saturating_sub(1).into());
         if let LaneCount::Exactly(count) = self.wanted.lanes {
@@ -58,7 +58,7 @@ impl Opener {
 
     /// Opens lanes, since those that exist limit the session: up to half of [`MAX_AUTOMATIC`], then up to all of it.
     /// Does nothing if `--lanes` gave their number.
-    pub(super) fn is_narrow(&mut self) {
+    pub(in crate::client) fn is_narrow(&mut self) {
         let there = usize::from(self.has_first) + self.processes.len() + self.opening.len();
         if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
             let step = if there < MAX_AUTOMATIC / 2 { MAX_AUTOMATIC / 2 } else { MAX_AUTOMATIC };
@@ -67,7 +67,7 @@ impl Opener {
     }
 
     /// Ends the ssh of a lane that has ended, unless it is the first one's, whose connection other lanes may share.
-    pub(super) fn lost(&mut self, lane: LaneId) {
+    pub(in crate::client) fn lost(&mut self, lane: LaneId) {
         tracing::info!("lane {} has ended; the others carry on", lane.0);
         self.has_first &= lane != LaneId::FIRST;
         self.processes.remove(&lane);
@@ -90,7 +90,7 @@ impl Opener {
 
     /// Returns the next lane that the agent has accepted. Never ready while none is being opened. Dropping the future
     /// loses nothing.
-    pub(super) async fn opened(&mut self) -> (LaneId, Pipes) {
+    pub(in crate::client) async fn opened(&mut self) -> (LaneId, Pipes) {
         loop {
             match self.opening.join_next().await {
                 Some(Ok((lane, Ok(opened)))) => {
