@@ -38,7 +38,7 @@ pub(crate) struct Bench {
     /// Only how long each takes to start.
     #[arg(long)]
     start_only: bool,
-    /// Only what many rules cost.
+    /// Only what many rules cost those peers that load rules.
     #[arg(long)]
     rules_only: bool,
     /// Only the processor time of shuttle, of those peers that are shuttle, on lan.
@@ -66,7 +66,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         install_sshuttle()?;
     }
     if bench.rules_only {
-        return rules::run();
+        return rules::run(&bench.peers);
     }
     if bench.cost_only {
         return cost::run(&bench.peers, bench.before.as_deref(), bench.runs.unwrap_or(COST_ROUNDS));

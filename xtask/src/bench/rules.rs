@@ -26,14 +26,16 @@ enum Loader {
     Sshuttle(&'static str),
 }
 
-const LOADERS: [Loader; 4] = [
-    Loader::Shuttle(Method::Lookup),
-    Loader::Shuttle(Method::Nft),
-    Loader::Sshuttle("nft"),
-    Loader::Sshuttle("nat"),
-];
-
 impl Loader {
+    /// Those of a peer.
+    fn of(peer: Peer) -> Vec<Loader> {
+        match peer {
+            Peer::Shuttle(method) => vec![Loader::Shuttle(method)],
+            Peer::Sshuttle => vec![Loader::Sshuttle("nft"), Loader::Sshuttle("nat")],
+            Peer::Direct | Peer::Ssh | Peer::SshGcm => Vec::new(),
+        }
+    }
+
     fn name(self) -> String {
         match self {
             Loader::Shuttle(method) => Peer::Shuttle(method).name().into(),
@@ -57,13 +59,13 @@ impl Loader {
     }
 }
 
-/// Prints a table with a line for each number of rules and each peer.
-pub(super) fn run() -> Result<()> {
+/// Prints a table with a line for each number of rules and each of `peers` that loads rules.
+pub(super) fn run(peers: &[Peer]) -> Result<()> {
     println!(
         "| rules | by | from exec to captured, ms | connect+echo p50, ms | p99, ms | one more excluded, ms |"
     );
     println!("|---:|---|---:|---:|---:|---:|");
-    for loader in LOADERS {
+    for loader in peers.iter().copied().flat_map(Loader::of) {
         for count in COUNTS {
             let figures = measure(loader, count).unwrap_or_else(|error| format!("{error:#} | - | - | -"));
             println!("| {count} | {} | {figures} |", loader.name());
