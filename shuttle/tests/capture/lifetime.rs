@@ -1,7 +1,9 @@
 //! What is left when a capture ends, in whatever way.
 
 use std::{
+    fs,
     io::{Read, Write},
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
     process::Command,
     thread,
     time::Duration,
@@ -13,11 +15,11 @@ use nix::{
 };
 use shuttle::{
     capture::{
-        BypassOptions,
+        BypassChoice, BypassKind, BypassOptions, IngressHook, Mechanism,
         handle::{Captured, Handle},
     },
     helper::cleanup,
-    policy::Plan,
+    policy::{Lans, Plan},
 };
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,10 +27,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     Method,
     app::{How, ask, connect},
-    cases::{assert_eventually, capture, everything, rule, start},
+    cases::{assert_eventually, everything, rule, start},
     lab::{World, address, ip, network_state, proxy, serve},
-    method,
-    rewrite::our_cgroups,
+    method, resolvers,
+    rewrite::cgroups_of,
 };
 
 pub(crate) fn drop_leaves_nothing() {
@@ -133,16 +135,34 @@ pub(crate) fn two_instances() {
 
 /// Each step of the set-up fails in turn, the last one not at all.
 pub(crate) fn each_failing_step_leaves_nothing() {
+    each_step("one_step", FAIL, 6);
+}
+
+/// As that, with all that a plan may ask for.
+pub(crate) fn each_failing_step_of_all_leaves_nothing() {
+    each_step("one_step_of_all", FAIL, 12);
+}
+
+/// At each step the helper dies.
+pub(crate) fn a_death_at_each_step_leaves_what_is_found() {
+    each_step("one_step_of_all", DIE, 12);
+}
+
+/// The faults that can be injected into a step.
+const FAIL: &str = "SHUTTLE_FAIL_AT_STEP";
+const DIE: &str = "SHUTTLE_DIE_AT_STEP";
+
+fn each_step(case: &str, fault: &str, least: u32) {
     let this = std::env::current_exe().expect("own path");
-    let case = format!("one_step{}", method().row().1);
+    let case = format!("{case}{}", method().row().1);
     for step in 1..100 {
         let mut run = Command::new(&this);
-        run.args(["--case", &case]).env("SHUTTLE_FAIL_AT_STEP", step.to_string());
+        run.args(["--case", &case]).env(fault, step.to_string());
         let output = run.output().expect("run a case");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "step {step}: {said}{}", String::from_utf8_lossy(&output.stderr));
         if said.contains(CAPTURED) {
-            assert!(step > 6, "it has {step} steps only");
+            assert!(step > least, "it has {step} steps only");
             return;
         }
     }
@@ -154,21 +174,70 @@ const CAPTURED: &str = "it has captured";
 /// Captures, unless a fault is injected, and leaves nothing either way.
 pub(crate) fn one_step() {
     let _world = World::new();
-    let before = (network_state(), our_cgroups());
+    one_step_of(&everything(), method().mechanism(), None);
+}
+
+/// As that, of a plan with a LAN interface, a nameserver on a link and a bypass.
+pub(crate) fn one_step_of_all() {
+    let (_world, link) = resolvers::link();
+    let nameserver = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x53), 53, 0, link);
+    let lans = match method() {
+        Method::Lookup | Method::Nft => Lans::Named(vec!["v0".into()]),
+        Method::Rewrite => Lans::None,
+    };
+    let mut mechanism = method().mechanism();
+    // By tcx nothing could stay.
+    if method() == Method::Lookup {
+        mechanism.ebpf.ingress = IngressHook::Clsact;
+    }
+    let bypass = match method() {
+        Method::Lookup | Method::Rewrite => BypassKind::Mark,
+        Method::Nft => BypassKind::Cgroup,
+    };
+    let plan = Plan { lans, nameservers: vec![SocketAddr::from(nameserver).into()], ..everything() };
+    one_step_of(&plan, mechanism, Some(BypassChoice::Only(bypass)));
+}
+
+fn one_step_of(plan: &Plan, mechanism: Mechanism, bypass: Option<BypassChoice>) {
+    let own_cgroup = || fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
+    let before = (network_state(), own_cgroup());
     let mut handle = Handle::spawn().expect("a helper");
-    match capture(&mut handle, &everything()) {
+    let processes = [handle.pid(), std::process::id()].map(|process| process.to_string());
+    if let Some(choice) = bypass {
+        let options = BypassOptions { choice, ..BypassOptions::default() };
+        handle.enclose(options).and_then(|()| handle.settle()).expect("a bypass");
+    }
+    match handle.prepare(plan, mechanism).and_then(|()| handle.capture()) {
         Ok(captured) => {
-            assert_eq!(ask_captured(captured), "proxy 10.99.0.1:7");
+            // With a bypass, this process is in it.
+            let want = if bypass.is_some() { "world" } else { "proxy 10.99.0.1:7" };
+            assert_eq!(ask_captured(captured), want);
             println!("{CAPTURED}");
+        }
+        Err(_) if std::env::var_os(DIE).is_some() => {
+            drop(handle);
+            assert_eventually("its device is gone", || !ip("-br link").contains("shuttle0"));
+            cleanup::run().expect("clean up");
+            assert_eq!(without_empty_clsact(&network_state()), before.0);
+            return;
         }
         Err(error) => {
             assert!(error.to_string().contains("a fault was injected"), "{error}");
-            assert_eq!((network_state(), our_cgroups()), before, "before the helper ends");
+            assert_eq!(network_state(), before.0, "before the helper ends");
         }
     }
     drop(handle);
-    assert_eq!((network_state(), our_cgroups()), before);
+    assert_eq!((network_state(), own_cgroup()), before);
+    let left = cgroups_of(|process| processes.iter().any(|it| it == process));
+    assert_eq!(left, Vec::<String>::new());
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+/// The one thing that nobody can tell from what others have.
+fn without_empty_clsact(state: &str) -> String {
+    let is_empty = !state.contains("shuttle_router");
+    let lines = state.lines().filter(|line| !is_empty || !line.starts_with("qdisc clsact "));
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 fn ask_captured(captured: Captured) -> String {

@@ -143,7 +143,7 @@ const LINKED: &str = "fe80::53";
 const NOBODY: &str = "fe80::55";
 
 /// A world in which nameservers are on the link, and the link's index here.
-fn link() -> (World, u32) {
+pub(crate) fn link() -> (World, u32) {
     let world = World::new();
     add_to_link();
     world.run(|| {

@@ -84,8 +84,13 @@ pub(crate) fn however_it_ends_nothing_stays() {
     }
 }
 
-/// The cgroups of shuttle, those of other tests included, which come and go: only this process's helpers count.
+/// Of the cgroups of shuttle, those of this process's helpers, as far as one can tell.
 pub(crate) fn our_cgroups() -> Vec<String> {
+    cgroups_of(is_child)
+}
+
+/// The cgroups of shuttle beside this process whose processes are wanted. Those of other tests come and go.
+pub(crate) fn cgroups_of(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let own = std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
     let path = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 hierarchy");
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
@@ -93,7 +98,7 @@ pub(crate) fn our_cgroups() -> Vec<String> {
     let folder = std::path::Path::new(mount.expect("a cgroup2 mount")[1]).join(path);
     let entries = std::fs::read_dir(folder).expect("our own cgroup").flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.strip_prefix("shuttle.").is_some_and(is_child)).collect()
+    names.filter(|name| name.strip_prefix("shuttle.").is_some_and(&is_wanted)).collect()
 }
 
 fn is_child(pid: &str) -> bool {

@@ -36,8 +36,7 @@ pub(super) enum AttachError {
     Netlink(#[from] Error),
 }
 
-/// Attaches the program to an interface. Records the qdisc if it was created for this, unless filters of others keep
-/// it.
+/// Attaches the program to an interface. Records the qdisc if it is made for this; filters of others will keep it.
 pub(super) async fn attach(
     program: &mut SchedClassifier,
     lan: &Lan,
@@ -54,16 +53,22 @@ pub(super) async fn attach(
             Err(error) => tracing::debug!(%error, interface, "no tcx: trying clsact"),
         }
     }
-    match qdisc_add_clsact(interface) {
-        Ok(()) => ledger.record(Entry::Qdisc(lan.clone()))?,
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
-            // The instance that ends last removes the qdisc.
-            if is_shared(netlink, lan.index, slot).await? {
-                ledger.record(Entry::Qdisc(lan.clone()))?;
-            }
-        }
-        Err(error) => return Err(ProgramError::from(error).into()),
+    let there = with_clsact(netlink).await?.contains(&lan.index);
+    // The instance that ends last removes the qdisc.
+    if !there || is_shared(netlink, lan.index, slot).await? {
+        ledger.record(Entry::Qdisc(lan.clone()))?;
     }
+    if !there {
+        match qdisc_add_clsact(interface) {
+            Ok(()) => {}
+            // Somebody else has made it since.
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
+                ledger.take_back();
+            }
+            Err(error) => return Err(ProgramError::from(error).into()),
+        }
+    }
+    ledger.record(Entry::Filter { lan: lan.clone(), slot })?;
     let options = NlOptions { priority: priority(slot), handle: HANDLE, classid: None };
     program.attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::Netlink(options))?;
     Ok(ledger.step()?)
@@ -87,26 +92,37 @@ pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>
             let Some(slot) = slot_of(&filter) else { continue };
             if !is_alive(netlink, slot).await? {
                 let lan = Lan { index, name: netlink.name_of(index).await?, bridge: false };
-                found.push(Entry::Filter { lan, slot });
+                found.extend([Entry::Filter { lan: lan.clone(), slot }, Entry::Qdisc(lan)]);
             }
         }
     }
     Ok(found)
 }
 
-/// Deletes the filter of a dead instance, and the qdisc if no filter is left.
-pub(in crate::helper) async fn delete_filter(netlink: &Netlink, lan: &Lan, slot: Slot) -> Result<(), Error> {
+/// Deletes the filter of a slot. Returns whether there was one.
+pub(in crate::helper) async fn delete_filter(
+    netlink: &Netlink,
+    lan: &Lan,
+    slot: Slot,
+) -> Result<bool, Error> {
+    let all = filters(netlink, lan.index, Parent::MIN_INGRESS).await?;
+    if !all.iter().any(|filter| slot_of(filter) == Some(slot)) {
+        return Ok(false);
+    }
     let link = SchedClassifierLink::attached(&lan.name, TcAttachType::Ingress, priority(slot), HANDLE, None);
     // Dropping it detaches it.
     drop(link.map_err(Error::system(format!("looking for the interface {}", lan.name)))?);
-    delete_unused(netlink, lan.index).await
+    Ok(true)
 }
 
-/// Deletes the clsact qdisc of an interface if no filter is in it.
-pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> Result<(), Error> {
+/// Deletes the clsact qdisc of an interface if there is one without any filter. Returns whether there was.
+pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> Result<bool, Error> {
+    if !with_clsact(netlink).await?.contains(&index) {
+        return Ok(false);
+    }
     for direction in [Parent::MIN_INGRESS, Parent::MIN_EGRESS] {
         if !filters(netlink, index, direction).await?.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
     }
     let mut request = netlink.handle().qdisc().del(index.cast_signed());
@@ -114,7 +130,8 @@ pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> R
     message.header.handle = Parent { major: 0xffff, minor: 0 };
     message.header.parent = Parent::CLSACT;
     message.attributes.push(TcAttribute::Kind(CLSACT.to_owned()));
-    request.execute().await.map_err(Error::netlink("deleting a clsact qdisc"))
+    request.execute().await.map_err(Error::netlink("deleting a clsact qdisc"))?;
+    Ok(true)
 }
 
 /// The interfaces with a clsact qdisc.

@@ -121,13 +121,13 @@ impl Ebpf {
 
     /// Starts capturing the traffic of the programs in one cgroup.
     pub(super) async fn start_in(&mut self, cgroup: &Cgroup, parts: &mut Parts) -> Result<(), Error> {
-        self.look_at_own(parts).await?;
         if let State::Lookup { slot, .. } = &self.steering {
             let routes: Vec<_> = parts.link_local.entries(*slot).collect();
             for route in routes {
                 parts.ledger.record(route)?;
             }
         }
+        self.look_at_own(parts).await?;
         let (last, first): (Vec<_>, Vec<_>) =
             self.setup.attachments.iter().cloned().partition(Attachment::is_at_cgroup);
         for rule in &self.setup.rules {

@@ -3,6 +3,9 @@
 //! An entry is recorded before its step is made, so that a step that fails half way is undone too. Undoing what is not
 //! there does no harm. Leftovers of dead instances are described by the same entries. [`undo`](crate::helper::undo)
 //! undoes them.
+//!
+//! A helper that is killed between making a clsact qdisc and its filter leaves a qdisc that nobody can tell from those
+//! of others. It stays: without a filter it does nothing, and the next start puts its filter there.
 
 use rtnetlink::packet_route::{route::RouteMessage, rule::RuleMessage};
 
@@ -31,7 +34,7 @@ pub(crate) enum Entry {
     Table(String),
     /// The clsact qdisc of an interface, which goes unless somebody else has a filter in it.
     Qdisc(Lan),
-    /// Our filter in a clsact qdisc, left by a dead instance: it outlives its process.
+    /// Our filter in a clsact qdisc: it outlives its process.
     Filter {
         /// The interface.
         lan: Lan,
@@ -60,6 +63,11 @@ impl Ledger {
         self.step()
     }
 
+    /// Takes back the last entry: its step was refused, since another's object is there already.
+    pub(crate) fn take_back(&mut self) {
+        self.entries.pop();
+    }
+
     /// Marks a step that needs no entry, as it ends with its descriptors.
     pub(crate) fn step(&mut self) -> Result<(), netlink::Error> {
         self.steps.next()
@@ -71,7 +79,8 @@ impl Ledger {
     }
 }
 
-/// Counts steps. In a debug build, the step with the number in `SHUTTLE_FAIL_AT_STEP` fails: tests make each step fail.
+/// Counts steps. In a debug build, the step with the number in `SHUTTLE_FAIL_AT_STEP` fails, and at the one in
+/// `SHUTTLE_DIE_AT_STEP` the process ends at once: tests do both at each step.
 #[derive(Debug, Default)]
 struct Steps {
     made: u32,
@@ -80,7 +89,10 @@ struct Steps {
 impl Steps {
     fn next(&mut self) -> Result<(), netlink::Error> {
         self.made += 1;
-        if cfg!(debug_assertions) && injected() == Some(self.made) {
+        if cfg!(debug_assertions) && injected("SHUTTLE_DIE_AT_STEP") == Some(self.made) {
+            std::process::abort();
+        }
+        if cfg!(debug_assertions) && injected("SHUTTLE_FAIL_AT_STEP") == Some(self.made) {
             let fault = std::io::Error::other("a fault was injected");
             return Err(netlink::Error::system(format!("step {}", self.made))(fault));
         }
@@ -88,6 +100,6 @@ impl Steps {
     }
 }
 
-fn injected() -> Option<u32> {
-    std::env::var("SHUTTLE_FAIL_AT_STEP").ok()?.parse().ok()
+fn injected(fault: &str) -> Option<u32> {
+    std::env::var(fault).ok()?.parse().ok()
 }
