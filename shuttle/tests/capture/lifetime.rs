@@ -100,8 +100,11 @@ pub(crate) fn killed_helper() {
         assert!(!leaks, "{:?}", String::from_utf8_lossy(&packet[..length]));
     }
     let report = cleanup::run().expect("clean up").to_string();
-    for family in ["V4", "V6"] {
-        assert!(report.contains(&format!("removed: {family} policy rule for mark 0x10000000")), "{report}");
+    for family in ["IPv4", "IPv6"] {
+        let line = format!(
+            "removed: {family} policy rule: packets with the mark 0x10000000 are routed by table 2190000\n"
+        );
+        assert!(report.contains(&line), "{report}");
     }
     let guard = report.contains("removed: nftables table shuttle_0_guard");
     assert_eq!(guard, method() == Method::Nft, "{report}");

@@ -270,7 +270,10 @@ pub(crate) fn on_a_link_of_a_killed_helper() {
         assert_eq!(ask(how, server), "world", "{how:?}");
     }
     let report = cleanup::run().expect("clean up").to_string();
-    for what in ["route to a link-local nameserver in table 2190000", "V6 policy rule for mark 0x10000000"] {
+    for what in [
+        "route to a link-local nameserver in table 2190000",
+        "IPv6 policy rule: packets with the mark 0x10000000",
+    ] {
         assert!(report.contains(&format!("removed: {what}")), "{report}");
     }
     assert_eq!(network_state(), before);

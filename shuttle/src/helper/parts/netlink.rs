@@ -82,6 +82,14 @@ impl Family {
         })
     }
 
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
     /// The option of `ip`.
     pub(crate) fn flag(self) -> &'static str {
         match self {
