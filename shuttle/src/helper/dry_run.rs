@@ -61,7 +61,7 @@ async fn render(
     let entries = compile(&plan.rules).map_err(|error| Failure::Rules(error.to_string()))?;
     let mut parts = Parts::find(Netlink::open()?, plan, Arc::new(entries.clone())).await?;
     parts.enforce(entries);
-    let slot = Claim::foresee(&parts.netlink, parts.families).await?;
+    let slot = Claim::foresee(&parts.netlink, parts.families, &candidate.taken()?).await?;
     let steps = candidate.render(mechanism, parts.facts(slot));
     Ok(format!("# by {candidate}\n{remarks}{steps}"))
 }

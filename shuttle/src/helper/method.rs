@@ -14,6 +14,7 @@ use super::{
     parts::{
         Facts, Parts,
         answer::{Sender, SenderError},
+        slot::Slot,
     },
 };
 use crate::{
@@ -119,6 +120,14 @@ impl Candidate {
         match self {
             Self::Ebpf(_) => Vec::new(),
             Self::Nft => nft::filtered_bridges(parts),
+        }
+    }
+
+    /// The slots that others keep from it.
+    pub(super) fn taken(self) -> Result<Vec<Slot>, Failure> {
+        match self {
+            Self::Ebpf(_) => Ok(Vec::new()),
+            Self::Nft => Ok(nft::taken()?),
         }
     }
 

@@ -31,10 +31,8 @@ pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
 pub(super) async fn leftovers(netlink: &Netlink) -> Result<Vec<String>, Error> {
     // Routes first: without them an instance counts as dead.
     let mut removed = each(link_local::leftovers(netlink).await?, netlink).await?;
-    // Then tables, which are looked for by the slots of the rules.
-    let (rules, slots) = policy_rules::leftovers(netlink).await?;
-    removed.extend(each(nft::leftovers(&slots)?, netlink).await?);
-    removed.extend(each(rules, netlink).await?);
+    removed.extend(each(nft::leftovers(netlink).await?, netlink).await?);
+    removed.extend(each(policy_rules::leftovers(netlink).await?, netlink).await?);
     removed.extend(each(hook::leftovers(netlink).await?, netlink).await?);
     Ok(removed)
 }

@@ -20,7 +20,7 @@ use crate::{
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
     lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite,
     rewrite::our_cgroups,
-    router, swaps, udp,
+    router, swaps, tables, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
@@ -50,6 +50,8 @@ pub(crate) const ALL: &[Case] = &[
     ("termination_leaves_nothing", EVERY, lifetime::termination_leaves_nothing),
     ("killed_helper", ROUTING, lifetime::killed_helper),
     ("two_instances", EVERY, lifetime::two_instances),
+    ("tables_without_rules", NFT, tables::without_rules),
+    ("foreign_tables", NFT, tables::foreign),
     ("new_addresses_are_ours", EVERY, new_addresses_are_ours),
     ("replaced_rules", EVERY, replaced_rules),
     ("forwarded_while_rules_change", ROUTING, router::while_rules_change),

@@ -15,6 +15,7 @@ mod resolvers;
 mod rewrite;
 mod router;
 mod swaps;
+mod tables;
 mod udp;
 
 use std::{

@@ -13,9 +13,10 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle as Pa
 
 use crate::capture::IngressHook;
 use crate::helper::parts::{
+    claim::is_claimed,
     lan::Lan,
     ledger::{Entry, Ledger},
-    netlink::{Error, Family, Netlink},
+    netlink::{Error, Netlink},
     slot::{SLOTS, Slot},
 };
 
@@ -90,7 +91,7 @@ pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>
     for index in with_clsact(netlink).await? {
         for filter in filters(netlink, index, Parent::MIN_INGRESS).await? {
             let Some(slot) = slot_of(&filter) else { continue };
-            if !is_alive(netlink, slot).await? {
+            if !is_claimed(netlink, slot).await? {
                 let lan = Lan { index, name: netlink.name_of(index).await?, bridge: false };
                 found.extend([Entry::Filter { lan: lan.clone(), slot }, Entry::Qdisc(lan)]);
             }
@@ -169,13 +170,4 @@ fn kind(message: &TcMessage) -> Option<&str> {
         TcAttribute::Kind(kind) => Some(&kind[..]),
         _ => None,
     })
-}
-
-async fn is_alive(netlink: &Netlink, slot: Slot) -> Result<bool, Error> {
-    for family in Family::BOTH {
-        if !netlink.routes(family, slot.table()).await?.is_empty() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -102,7 +102,7 @@ impl Ebpf {
     ) -> Result<(Self, Listeners), Error> {
         let (listeners, families, note) = listeners::open(parts.families, LOOKUP)?;
         parts.narrow(families, note);
-        let claim = Claim::take(&parts.netlink, families, &mut parts.ledger).await?;
+        let claim = Claim::take(&parts.netlink, families, &[], &mut parts.ledger).await?;
         let settings = Settings::new(claim.slot, families, claim.tun, listeners::any(&listeners));
         let mut programs = Programs::load(loader, &settings, options.log)?;
         programs.set_listeners(&listeners)?;

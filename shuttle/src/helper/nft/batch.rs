@@ -82,7 +82,7 @@ impl<'a> Batch<'a> {
             Owner::Socket => OWNED,
             Owner::Nobody => 0,
         };
-        let needs = "CONFIG_NF_TABLES_INET, and no other shuttle that has this table: try `shuttle cleanup`";
+        let needs = "CONFIG_NF_TABLES_INET, and that no other program has a table of this name";
         self.add(Kind::NewTable, "the whole".into(), needs, |message| {
             message.u32(2, flags);
         });
@@ -142,9 +142,12 @@ impl<'a> Batch<'a> {
             Kind::NewRule => ("adding", CREATE | APPEND),
             Kind::NewElements => ("filling", CREATE),
             Kind::NewTable | Kind::NewChain | Kind::NewSet => ("adding", CREATE | NEW),
-            Kind::GetTable | Kind::DelTable | Kind::DelChain | Kind::DelRule | Kind::DelSet => {
-                ("deleting", 0)
-            }
+            Kind::GetTable
+            | Kind::GetChain
+            | Kind::DelTable
+            | Kind::DelChain
+            | Kind::DelRule
+            | Kind::DelSet => ("deleting", 0),
         };
         self.steps.push(Step { operation, object, needs });
         self.messages.add(kind, flags, |message| {

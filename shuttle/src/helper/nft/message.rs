@@ -27,6 +27,7 @@ pub(super) enum Kind {
     GetTable = 1,
     DelTable = 2,
     NewChain = 3,
+    GetChain = 4,
     DelChain = 5,
     NewRule = 6,
     DelRule = 8,
@@ -142,48 +143,86 @@ fn put_at(buffer: &mut [u8], at: usize, value: &[u8]) {
     buffer.iter_mut().skip(at).zip(value).for_each(|(to, from)| *to = *from);
 }
 
-/// The question for a table, numbered `sequence`.
-pub(super) fn question(name: &str, sequence: u32) -> Vec<u8> {
+/// The question which tables there are, numbered `sequence`.
+pub(super) fn all_tables(sequence: u32) -> Vec<u8> {
+    /// NLM_F_DUMP.
+    const DUMP: u16 = 0x300;
+    question(Kind::GetTable, DUMP, sequence, |_| ())
+}
+
+/// The question for a chain, numbered `sequence`.
+pub(super) fn one_chain(table: &str, chain: &str, sequence: u32) -> Vec<u8> {
+    question(Kind::GetChain, 0, sequence, |message| {
+        message.text(1, table).text(3, chain);
+    })
+}
+
+fn question(kind: Kind, flags: u16, sequence: u32, fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
     let mut messages = Messages { bytes: Vec::new(), next: sequence, last: 0 };
-    messages.frame(SUBSYSTEM << 8 | Kind::GetTable as u16, 0, [INET, 0], 0, |message| {
-        message.text(1, name);
-    });
+    messages.frame(SUBSYSTEM << 8 | kind as u16, flags, [INET, 0], 0, fill);
     messages.bytes
 }
 
-/// The flags of the table that the kernel answers with.
-pub(super) fn table_flags(datagram: &[u8]) -> Option<u32> {
-    /// NFTA_TABLE_FLAGS.
-    const FLAGS: u16 = 2;
-    let kind = datagram.get(4..)?.first_chunk()?;
-    let mut attributes = datagram.get(HEADER + 4..)?;
-    if u16::from_ne_bytes(*kind) != SUBSYSTEM << 8 | Kind::NewTable as u16 {
-        return None;
-    }
-    while let Some([l0, l1, k0, k1]) = attributes.first_chunk() {
-        if u16::from_ne_bytes([*k0, *k1]) == FLAGS {
-            return attributes.get(4..)?.first_chunk().map(|flags| u32::from_be_bytes(*flags));
-        }
-        let length = usize::from(u16::from_ne_bytes([*l0, *l1])).next_multiple_of(4).max(4);
-        attributes = attributes.get(length..)?;
-    }
-    None
+/// What the kernel says, one message each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// That it refuses the message of this number, by an errno; or that it has taken it, by 0.
+    Answer { sequence: u32, code: i32 },
+    /// That there is a table.
+    Table { name: String, flags: u32 },
+    /// That there is a chain.
+    Chain,
+    /// That it has listed all.
+    Done,
+    /// Something else.
+    Other,
 }
 
-/// What the kernel answers: sequence numbers and errors, 0 for a message that it has taken.
-pub(super) fn answers(mut datagram: &[u8]) -> Vec<(u32, i32)> {
-    /// NLMSG_ERROR of linux/netlink.h.
-    const ERROR: u16 = 2;
-    let mut found = Vec::new();
+/// The messages of a datagram.
+pub(super) fn said(mut datagram: &[u8]) -> Vec<Said> {
+    let mut all = Vec::new();
     while let Some(header) = datagram.first_chunk::<HEADER>() {
         let [l0, l1, l2, l3, t0, t1, _, _, s0, s1, s2, s3, ..] = *header;
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        if u16::from_ne_bytes([t0, t1]) == ERROR
-            && let Some(code) = datagram.get(HEADER..).and_then(<[u8]>::first_chunk::<4>)
-        {
-            found.push((u32::from_ne_bytes([s0, s1, s2, s3]), i32::from_ne_bytes(*code)));
-        }
-        datagram = datagram.get(length.next_multiple_of(4).max(HEADER)..).unwrap_or_default();
+        let (kind, sequence) = (u16::from_ne_bytes([t0, t1]), u32::from_ne_bytes([s0, s1, s2, s3]));
+        let end = length.clamp(HEADER, datagram.len());
+        all.push(message(kind, sequence, datagram.get(HEADER..end).unwrap_or_default()));
+        datagram = datagram.get(end.next_multiple_of(4)..).unwrap_or_default();
     }
-    found
+    all
+}
+
+fn message(kind: u16, sequence: u32, body: &[u8]) -> Said {
+    /// NLMSG_ERROR and NLMSG_DONE of linux/netlink.h.
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    const TABLE: u16 = SUBSYSTEM << 8 | Kind::NewTable as u16;
+    const CHAIN: u16 = SUBSYSTEM << 8 | Kind::NewChain as u16;
+    // After struct nfgenmsg.
+    let attributes = body.get(4..).unwrap_or_default();
+    match (kind, body.first_chunk()) {
+        (ERROR, Some(code)) => Said::Answer { sequence, code: i32::from_ne_bytes(*code) },
+        (DONE, _) => Said::Done,
+        (TABLE, _) => table(attributes),
+        (CHAIN, _) => Said::Chain,
+        _ => Said::Other,
+    }
+}
+
+fn table(mut attributes: &[u8]) -> Said {
+    /// NFTA_TABLE_NAME and NFTA_TABLE_FLAGS.
+    const NAME: u16 = 1;
+    const FLAGS: u16 = 2;
+    let (mut name, mut flags) = (String::new(), 0);
+    while let Some([l0, l1, k0, k1]) = attributes.first_chunk() {
+        let end = usize::from(u16::from_ne_bytes([*l0, *l1])).clamp(4, attributes.len());
+        let value = attributes.get(4..end).unwrap_or_default();
+        match u16::from_ne_bytes([*k0, *k1]) {
+            NAME => name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            FLAGS => flags = value.first_chunk().map_or(0, |flags| u32::from_be_bytes(*flags)),
+            _ => {}
+        }
+        attributes = attributes.get(end.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Said::Table { name, flags }
 }

@@ -11,6 +11,7 @@ mod error;
 mod guard;
 mod intervals;
 mod message;
+mod names;
 mod proof;
 mod render;
 pub mod ruleset;
@@ -27,21 +28,22 @@ pub use check::{Kind, Missing, Part, check};
 pub use error::Error;
 pub use guard::render_guard;
 pub use render::{Listeners, Setup, render, render_lookup};
-pub use ruleset::Cgroup;
-pub use table::{Table, delete, stays};
+pub use ruleset::{Cgroup, Ruleset};
+pub use table::{Listed, Table, delete, list};
 
-use self::guard::guard_name;
+use self::names::name;
+pub(super) use self::names::{leftovers, taken};
 use super::parts::{
     Facts, Parts,
     answer::Sender,
     claim::{self, Claim, DEVICE},
     fallback::Fallback,
     lan::Lan,
-    ledger::Entry,
+    ledger::{Entry, Ledger},
     listeners,
     netlink::{self, Family},
     policy_rules::PolicyRule,
-    slot::{BYPASS_BIT, FORWARDED_BIT, SLOTS, Slot},
+    slot::{BYPASS_BIT, FORWARDED_BIT, SLOTS},
     tun,
 };
 use crate::capture::{self, Arrival, DatagramArrival, Failure, MethodName, StreamArrival};
@@ -66,7 +68,8 @@ impl Nft {
     pub(super) async fn prepare(parts: &mut Parts) -> Result<(Self, capture::Listeners), Failure> {
         let (listeners, families, note) = listeners::open(parts.families, ARRIVAL)?;
         parts.narrow(families, note);
-        let claim = Claim::take(&parts.netlink, families, &mut parts.ledger).await.map_err(no_claim)?;
+        let claim = Claim::take(&parts.netlink, families, &taken()?, &mut parts.ledger).await;
+        let claim = claim.map_err(no_claim)?;
         listeners::suit_packet_filter(&listeners, claim.slot)?;
         let tun = parts.netlink.name_of(claim.tun).await?;
         let at = |listener: &capture::Listener| -> Result<Listeners, Failure> {
@@ -86,7 +89,7 @@ impl Nft {
             Err(missing) => no_namespace_or(missing)?,
         }
         if let Some(cgroup) = &setup.exempt {
-            proof::matches(cgroup, &setup.table)?;
+            proof::matches(cgroup, &setup.table, &mut parts.ledger)?;
         }
         parts.ledger.step()?;
         Ok((Self { claim, setup, fallback: Fallback::new(claim), table: None, guard: None }, listeners))
@@ -105,10 +108,9 @@ impl Nft {
         }
         self.fallback.add_routes(&parts.netlink, &mut parts.ledger).await?;
         self.fallback.extend(&parts.netlink, &parts.entries).await?;
-        parts.ledger.record(Entry::Table(guard_name(&self.setup.table)))?;
-        self.guard = Some(Table::add_as(render_guard(&self.setup), Owner::Nobody)?);
-        parts.ledger.record(Entry::Table(self.setup.table.clone()))?;
-        self.table = Some(Table::add(render(&self.setup, &parts.entries))?);
+        let unowned = |ruleset| Table::add_as(ruleset, Owner::Nobody);
+        self.guard = Some(add(&mut parts.ledger, render_guard(&self.setup), unowned)?);
+        self.table = Some(add(&mut parts.ledger, render(&self.setup, &parts.entries), Table::add)?);
         Ok(())
     }
 
@@ -185,21 +187,18 @@ pub(super) fn filtered_bridges(parts: &Parts) -> Vec<capture::Missing> {
     bridges.map(missing).collect()
 }
 
-/// The tables that instances with these slots, which are dead, have left.
-pub(super) fn leftovers(slots: &[Slot]) -> Result<Vec<Entry>, Error> {
-    let mut found = Vec::new();
-    for slot in slots {
-        for name in [name(*slot), guard_name(&name(*slot))] {
-            if stays(&name)? {
-                found.push(Entry::Table(name));
-            }
-        }
+/// Records a table, and adds it. If the kernel refuses it, one of that name that is there is not ours.
+fn add(
+    ledger: &mut Ledger,
+    ruleset: Ruleset,
+    add: impl FnOnce(Ruleset) -> Result<Table, Error>,
+) -> Result<Table, Failure> {
+    ledger.record(Entry::Table(ruleset.table.clone()))?;
+    let added = add(ruleset);
+    if let Err(Error::Refused { .. }) = &added {
+        ledger.take_back();
     }
-    Ok(found)
-}
-
-fn name(slot: Slot) -> String {
-    format!("shuttle_{}", slot.number())
+    Ok(added?)
 }
 
 /// Without listeners.

@@ -1,6 +1,9 @@
 //! The table in the kernel, and the socket that owns it.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use nix::{
     errno::Errno,
@@ -14,7 +17,8 @@ use nix::{
 use super::{
     batch::{Batch, OWNED, Owner, Step},
     error::Error,
-    message::{answers, question, table_flags},
+    message::{Said, all_tables, one_chain, said},
+    render::TAG,
     ruleset::{Lookup, Ruleset},
 };
 use crate::sys::capture::wait_for_programs;
@@ -93,25 +97,34 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         // Where it has an owner, closing the socket would do, but not before this returns.
-        if let Err(error) = self.socket.transact(&self.name, |batch| batch.delete_table()) {
+        if let Err(error) = self.socket.delete_ours(&self.name) {
             tracing::warn!(%error, "an nftables table remains; `shuttle cleanup` removes it");
         }
     }
 }
 
-/// Removes a table that a dead instance has left. One that is not there is no error.
+/// Removes a table of ours. Returns whether there was one: another's of that name is left alone.
 pub fn delete(name: &str) -> Result<bool, Error> {
-    match Nfnetlink::open()?.transact(name, |batch| batch.delete_table()) {
-        Ok(()) => Ok(true),
-        Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
+    Nfnetlink::open()?.delete_ours(name)
 }
 
-/// Whether there is such a table, and it stays without its maker. Where nf_tables can't be asked, there is none.
-pub fn stays(name: &str) -> Result<bool, Error> {
-    let Ok(mut socket) = Nfnetlink::open() else { return Ok(false) };
-    Ok(socket.flags_of(name)?.is_some_and(|flags| flags & OWNED == 0))
+/// A table of the family `inet` that is in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Who removes it.
+    pub owner: Owner,
+    /// Whether an instance of shuttle has made it.
+    pub ours: bool,
+}
+
+/// The tables in this thread's network namespace. Where nf_tables can't be asked, there is none.
+pub fn list() -> Result<Vec<Listed>, Error> {
+    match Nfnetlink::open() {
+        Ok(mut socket) => socket.list(),
+        Err(_) => Ok(Vec::new()),
+    }
 }
 
 /// A socket to the kernel's nf_tables.
@@ -151,36 +164,75 @@ impl Nfnetlink {
         self.read_answers(first, table, &steps)
     }
 
-    /// Those of a table, if there is one.
-    fn flags_of(&mut self, name: &str) -> Result<Option<u32>, Error> {
-        self.sequence = self.sequence.wrapping_add(1);
-        send(self.socket.as_raw_fd(), &question(name, self.sequence), MsgFlags::empty())
-            .map_err(Error::socket("sending"))?;
-        let mut buffer = vec![0; 4096];
-        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)
-            .map_err(Error::socket("reading the answer"))?;
-        Ok(table_flags(buffer.get(..length).unwrap_or_default()))
+    /// Removes a table if it has our tag. Returns whether it was there.
+    fn delete_ours(&mut self, name: &str) -> Result<bool, Error> {
+        if !self.is_ours(name)? {
+            return Ok(false);
+        }
+        match self.transact(name, |batch| batch.delete_table()) {
+            Ok(()) => Ok(true),
+            Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Reads what the kernel said before `send` returned: all that it refuses, or that it has taken the last message.
-    fn read_answers(&self, first: u32, table: &str, steps: &[Step]) -> Result<(), Error> {
+    fn list(&mut self) -> Result<Vec<Listed>, Error> {
+        let tables = self.ask(all_tables)?.into_iter().filter_map(|said| match said {
+            Said::Table { name, flags } => Some((name, flags)),
+            Said::Answer { .. } | Said::Chain | Said::Done | Said::Other => None,
+        });
+        let listed = |(name, flags): (String, u32)| -> Result<Listed, Error> {
+            let owner = if flags & OWNED == 0 { Owner::Nobody } else { Owner::Socket };
+            Ok(Listed { ours: self.is_ours(&name)?, name, owner })
+        };
+        tables.map(listed).collect()
+    }
+
+    /// Whether there is such a table, and it has our tag.
+    fn is_ours(&mut self, name: &str) -> Result<bool, Error> {
+        let answers = self.ask(|sequence| one_chain(name, TAG, sequence))?;
+        if let [Said::Answer { code, .. }] = answers[..]
+            && code != -libc::ENOENT
+        {
+            let source = io::Error::from_raw_os_error(code.wrapping_neg());
+            return Err(Error::Unanswered { table: name.to_owned(), source });
+        }
+        Ok(answers.contains(&Said::Chain))
+    }
+
+    /// Sends a question, and reads all that the kernel says.
+    fn ask(&mut self, question: impl FnOnce(u32) -> Vec<u8>) -> Result<Vec<Said>, Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        send(self.socket.as_raw_fd(), &question(self.sequence), MsgFlags::empty())
+            .map_err(Error::socket("sending"))?;
+        self.read()
+    }
+
+    /// Reads what the kernel said before `send` returned, and the rest of what it lists.
+    fn read(&self) -> Result<Vec<Said>, Error> {
         let mut buffer = vec![0; 1 << 17];
-        let (mut refused, mut confirmed) = (None, false);
+        let mut all = Vec::new();
         loop {
-            let received = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(received) => received,
-                Err(Errno::EAGAIN) => break,
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(received) => all.extend(said(buffer.get(..received).unwrap_or_default())),
+                Err(Errno::EAGAIN) => return Ok(all),
                 // Of a thousand refusals, the first is there.
-                Err(Errno::EINTR | Errno::ENOBUFS) => continue,
+                Err(Errno::EINTR | Errno::ENOBUFS) => {}
                 Err(errno) => return Err(Error::socket("reading the answer")(errno)),
-            };
-            for (sequence, code) in answers(buffer.get(..received).unwrap_or_default()) {
-                let index = sequence.wrapping_sub(first) as usize;
-                if code == 0 {
-                    confirmed |= index + 1 == steps.len();
-                } else if let (None, Some(step)) = (&refused, steps.get(index)) {
-                    refused = Some(Error::refused(table, step, code));
-                }
+            }
+        }
+    }
+
+    /// Reads whether the kernel has taken the last message, or what it refuses.
+    fn read_answers(&self, first: u32, table: &str, steps: &[Step]) -> Result<(), Error> {
+        let (mut refused, mut confirmed) = (None, false);
+        for said in self.read()? {
+            let Said::Answer { sequence, code } = said else { continue };
+            let index = sequence.wrapping_sub(first) as usize;
+            if code == 0 {
+                confirmed |= index + 1 == steps.len();
+            } else if let (None, Some(step)) = (&refused, steps.get(index)) {
+                refused = Some(Error::refused(table, step, code));
             }
         }
         match refused {

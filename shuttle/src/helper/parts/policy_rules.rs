@@ -173,9 +173,9 @@ impl Netlink {
     }
 }
 
-/// The policy rules of dead instances, which are those whose table is empty; and the slots of these instances.
-pub(crate) async fn leftovers(netlink: &Netlink) -> Result<(Vec<Entry>, Vec<Slot>), Error> {
-    let (mut found, mut slots) = (Vec::new(), Vec::new());
+/// The policy rules of dead instances, which are those whose table is empty.
+pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
     for family in Family::BOTH {
         for rule in netlink.rules(family).await? {
             let Some(slot) = slot_of(&rule) else { continue };
@@ -184,12 +184,9 @@ pub(crate) async fn leftovers(netlink: &Netlink) -> Result<(Vec<Entry>, Vec<Slot
             }
             let words = words(family, &rule);
             found.push(Entry::Rule { rule, words });
-            if !slots.contains(&slot) {
-                slots.push(slot);
-            }
         }
     }
-    Ok((found, slots))
+    Ok(found)
 }
 
 /// What a rule of ours does, for the user.
