@@ -238,11 +238,10 @@ impl Method {
     }
 
     /// Watches what was set up. Never returns; may be dropped and called again.
-    pub(super) async fn watch(&mut self) {
+    pub(super) async fn watch(&mut self, parts: &Parts) {
         match self {
             Self::Ebpf(ebpf) => ebpf.watch().await,
-            // The kernel lets nobody else change its table.
-            Self::Nft(_) => std::future::pending().await,
+            Self::Nft(nft) => nft.watch(parts).await,
         }
     }
 

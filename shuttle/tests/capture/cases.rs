@@ -52,6 +52,7 @@ pub(crate) const ALL: &[Case] = &[
     ("two_instances", EVERY, lifetime::two_instances),
     ("tables_without_rules", NFT, tables::without_rules),
     ("foreign_tables", NFT, tables::foreign),
+    ("flushed_tables", NFT, tables::flushed),
     ("new_addresses_are_ours", EVERY, new_addresses_are_ours),
     ("replaced_rules", EVERY, replaced_rules),
     ("forwarded_while_rules_change", ROUTING, router::while_rules_change),

@@ -77,3 +77,19 @@ pub(crate) fn foreign() {
     assert_eq!(clean_up(), [""; 0]);
     assert_eq!(network_state(), before);
 }
+
+/// Somebody else removes all tables: what stays with the helper stays, and what can be removed comes back.
+pub(crate) fn flushed() {
+    let _world = World::new();
+    let before = network_state();
+    let (handle, captured) = start(&everything());
+    let tables = nft("list ruleset");
+    assert!(tables.contains("table inet shuttle_0_guard"), "{tables}");
+    nft("flush ruleset");
+    assert!(!nft("list tables").contains("shuttle_0_guard"));
+    assert_eventually("it is there again", || nft("list ruleset").len() == tables.len());
+    assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    nft("flush ruleset");
+    drop((handle, captured));
+    assert_eq!(network_state(), before);
+}

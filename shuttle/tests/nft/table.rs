@@ -174,13 +174,19 @@ impl io::Write for Log {
     }
 }
 
-/// A table that somebody else has removed is no leftover.
+/// A table that somebody else has removed is no leftover, and can be put back.
 #[test]
 fn a_table_without_owner_may_be_removed_by_others() {
     enter();
-    let table = Table::add_as(render_guard(&setup()), Owner::Nobody).expect("a table");
+    let ruleset = || render_guard(&setup());
+    let mut table = Table::add_as(ruleset(), Owner::Nobody).expect("a table");
+    let before = listing();
+    assert!(!table.put_back(ruleset).expect("it is there"));
     run("nft", &["flush", "ruleset"], "");
     assert_eq!(listing(), "");
+    assert!(table.put_back(ruleset).expect("put back"));
+    assert_eq!(listing(), before);
+    run("nft", &["flush", "ruleset"], "");
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();

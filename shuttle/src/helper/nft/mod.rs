@@ -21,7 +21,10 @@ mod text;
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
+
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 pub use batch::Owner;
 pub use check::{Kind, Missing, Part, check};
@@ -61,6 +64,8 @@ pub(super) struct Nft {
     /// In force from the start on. It goes first.
     table: Option<Table>,
     guard: Option<Table>,
+    /// When to look whether they are there; never again once one can't be put back.
+    looks: Option<Interval>,
 }
 
 impl Nft {
@@ -92,7 +97,10 @@ impl Nft {
             proof::matches(cgroup, &setup.table, &mut parts.ledger)?;
         }
         parts.ledger.step()?;
-        Ok((Self { claim, setup, fallback: Fallback::new(claim), table: None, guard: None }, listeners))
+        let mut looks = interval(Duration::from_secs(1));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let fallback = Fallback::new(claim);
+        Ok((Self { claim, setup, fallback, table: None, guard: None, looks: Some(looks) }, listeners))
     }
 
     /// From now on connections and datagrams are captured. The table is added last, all at once.
@@ -137,6 +145,35 @@ impl Nft {
             parts.link_local.add_routes(&parts.netlink, self.claim.slot).await;
         }
         Ok(())
+    }
+
+    /// Puts back the tables that somebody else removes, as `nft flush ruleset` does with those that have no owner. Never
+    /// returns; may be dropped and called again.
+    ///
+    /// It looks each second. The kernel's own notices would come at once, but one for each element of our maps, too.
+    pub(super) async fn watch(&mut self, parts: &Parts) {
+        while let Some(looks) = &mut self.looks {
+            looks.tick().await;
+            if let Err(error) = self.put_back(parts) {
+                tracing::warn!(%error, "nftables tables that somebody else removes are not put back any more");
+                self.looks = None;
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn put_back(&mut self, parts: &Parts) -> Result<(), Error> {
+        let Self { setup, table, guard, .. } = self;
+        let put_back = |table: &mut Option<Table>, ruleset: &dyn Fn() -> Ruleset| -> Result<(), Error> {
+            if let Some(table) = table
+                && table.put_back(ruleset)?
+            {
+                tracing::warn!("somebody has removed the nftables table {}: it is there again", table.name());
+            }
+            Ok(())
+        };
+        put_back(guard, &|| render_guard(setup))?;
+        put_back(table, &|| render(setup, &parts.entries))
     }
 
     /// One line for the user.

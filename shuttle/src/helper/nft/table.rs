@@ -83,6 +83,23 @@ impl Table {
         }
     }
 
+    /// Adds it again, without owner, where somebody else has removed it. Returns whether that was so.
+    pub fn put_back(&mut self, ruleset: impl FnOnce() -> Ruleset) -> Result<bool, Error> {
+        // Nobody else can remove what has an owner.
+        if self.owner == Owner::Socket || self.socket.is_ours(&self.name)? {
+            return Ok(false);
+        }
+        let ruleset = ruleset();
+        self.socket.transact(&self.name, |batch| batch.add_ruleset(&ruleset, self.owner))?;
+        self.lookup = ruleset.lookup.map(Lookup::without_elements);
+        Ok(true)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The number that the next lookup is to have.
     pub fn next_generation(&self) -> u32 {
         self.lookup.as_ref().map_or(0, |lookup| lookup.generation.wrapping_add(1))
