@@ -19,7 +19,7 @@ use crate::{
     bypass, kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
     lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite,
-    rewrite::our_cgroups,
+    rewrite::cgroups_of,
     router, swaps, tables, udp,
 };
 
@@ -374,11 +374,11 @@ pub(crate) fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
 /// It names what would be set up, and the trial behind it leaves nothing.
 fn dry_run() {
     let _world = World::new();
-    let before = (network_state(), our_cgroups());
+    let before = network_state();
     let mut handle = Handle::spawn().expect("a helper");
     let lans = if method() == Method::Rewrite { Lans::None } else { Lans::Named(vec!["v0".into()]) };
     let text = handle.dry_run(&Plan { lans, ..everything() }, method().mechanism()).expect("a text");
-    assert_eq!((network_state(), our_cgroups()), before, "nothing changes");
+    assert_eq!((network_state(), cgroups_of(&[handle.pid()])), (before, vec![]), "nothing changes");
     println!("{text}");
     let wanted: &[&str] = match method() {
         Method::Lookup => &[

@@ -205,7 +205,7 @@ fn one_step_of(plan: &Plan, mechanism: Mechanism, bypass: Option<BypassChoice>) 
     let own_cgroup = || fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
     let before = (network_state(), own_cgroup());
     let mut handle = Handle::spawn().expect("a helper");
-    let processes = [handle.pid(), std::process::id()].map(|process| process.to_string());
+    let processes = [handle.pid(), std::process::id()];
     if let Some(choice) = bypass {
         let options = BypassOptions { choice, ..BypassOptions::default() };
         handle.enclose(options).and_then(|()| handle.settle()).expect("a bypass");
@@ -231,8 +231,7 @@ fn one_step_of(plan: &Plan, mechanism: Mechanism, bypass: Option<BypassChoice>) 
     }
     drop(handle);
     assert_eq!((network_state(), own_cgroup()), before);
-    let left = cgroups_of(|process| processes.iter().any(|it| it == process));
-    assert_eq!(left, Vec::<String>::new());
+    assert_eq!(cgroups_of(&processes), [""; 0]);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
 }
 

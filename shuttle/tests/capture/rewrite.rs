@@ -62,10 +62,11 @@ fn everybody_says(want: impl Fn(&str) -> String) {
 /// Also after kill -9, and without a cleanup.
 pub(crate) fn however_it_ends_nothing_stays() {
     let _world = udp::world();
-    let (before, cgroups) = (network_state(), our_cgroups());
+    let before = network_state();
     for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGKILL)] {
         let (handle, _) = start_both(&everything());
-        assert_eq!(our_cgroups(), cgroups, "while it captures");
+        let helper = [handle.pid()];
+        assert_eq!(cgroups_of(&helper), [""; 0], "while it captures");
         everybody_says(|destination| format!("proxy {destination}"));
         let unconnected = udp::socket(udp::How::Unconnected, address("10.99.0.1:7"));
         let exchange = |want: &str| {
@@ -80,17 +81,13 @@ pub(crate) fn however_it_ends_nothing_stays() {
         assert_eventually("nothing is left", || network_state() == before);
         everybody_says(|_| "world".to_owned());
         exchange("world");
-        assert_eq!(our_cgroups(), cgroups, "{signal:?}");
+        assert_eq!(cgroups_of(&helper), [""; 0], "{signal:?}");
     }
 }
 
-/// Of the cgroups of shuttle, those of this process's helpers, as far as one can tell.
-pub(crate) fn our_cgroups() -> Vec<String> {
-    cgroups_of(is_child)
-}
-
-/// The cgroups of shuttle beside this process whose processes are wanted. Those of other tests come and go.
-pub(crate) fn cgroups_of(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
+/// The cgroups of shuttle beside this process that are named after these processes. Those of other tests come and go.
+pub(crate) fn cgroups_of(processes: &[u32]) -> Vec<String> {
+    let wanted: Vec<_> = processes.iter().map(|process| format!("shuttle.{process}")).collect();
     let own = std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
     let path = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 hierarchy");
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
@@ -98,13 +95,7 @@ pub(crate) fn cgroups_of(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let folder = std::path::Path::new(mount.expect("a cgroup2 mount")[1]).join(path);
     let entries = std::fs::read_dir(folder).expect("our own cgroup").flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.strip_prefix("shuttle.").is_some_and(&is_wanted)).collect()
-}
-
-fn is_child(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
-    parent == Some(std::process::id()) || stat.is_empty()
+    names.filter(|name| wanted.contains(name)).collect()
 }
 
 /// Of UDP sockets; those of TCP are asked in every case.

@@ -147,8 +147,8 @@ impl Nft {
         Ok(())
     }
 
-    /// Puts back the tables that somebody else removes, as `nft flush ruleset` does with those that have no owner. Never
-    /// returns; may be dropped and called again.
+    /// Puts back the tables that somebody else removes, as `nft flush ruleset` does with those that have no owner.
+    /// Never returns; may be dropped and called again.
     ///
     /// It looks each second. The kernel's own notices would come at once, but one for each element of our maps, too.
     pub(super) async fn watch(&mut self, parts: &Parts) {
