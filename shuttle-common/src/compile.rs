@@ -92,7 +92,7 @@ impl Entries {
         }
     }
 
-    /// Whether connections to `port` of `address` are captured, according to the longest-prefix match of the kernel's
+    /// Returns whether connections to `port` of `address` are captured, by the longest-prefix match of the kernel's
     /// map.
     pub fn captures(&self, address: IpAddr, port: u16) -> bool {
         let ports = match address {
@@ -114,14 +114,14 @@ impl Entries {
         ports.is_some_and(|ports| ports.contains(port))
     }
 
-    /// The entries' keys and values as the maps store them: prefix length, address in network order, ports.
+    /// Returns the entries' keys and values as the maps store them: prefix length, address in network order, ports.
     pub fn v4_raw(&self) -> impl Iterator<Item = (u32, [u8; 4], PortSet)> {
         self.v4
             .iter()
             .map(|(net, ports)| (u32::from(net.prefix_len()), Ipv4Addr::octets(&net.network()), *ports))
     }
 
-    /// As [`v4_raw`](Self::v4_raw).
+    /// Returns the same as [`v4_raw`](Self::v4_raw) for IPv6.
     pub fn v6_raw(&self) -> impl Iterator<Item = (u32, [u8; 16], PortSet)> {
         self.v6
             .iter()
@@ -129,7 +129,7 @@ impl Entries {
     }
 }
 
-/// The entry of the longest of the prefix lengths up to `max`.
+/// Returns the entry of the longest prefix, of the lengths up to `max`.
 fn longest<'a>(max: u8, find: impl Fn(u8) -> Option<&'a PortSet>) -> Option<&'a PortSet> {
     (0..=max).rev().find_map(find)
 }
@@ -150,7 +150,7 @@ struct Piece {
 }
 
 impl Piece {
-    /// The widest width: every rule beats it.
+    /// The ports that no rule has decided. The width is the widest one, so every rule beats it.
     const UNDECIDED: Self = Self { ports: Ports::ALL, width: u16::MAX, verdict: Verdict::Pass };
 }
 

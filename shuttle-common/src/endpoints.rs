@@ -30,7 +30,7 @@ pub const fn endpoint([a, b, c, d]: Words, port: u16) -> Endpoint {
     [a, b, c, d, port as u32]
 }
 
-/// Whether an IPv4 address, in host order, is a token.
+/// Returns whether an IPv4 address, in host order, is a token.
 #[inline(always)]
 pub const fn is_token4(address: u32) -> bool {
     address & !(TOKENS4 - 1) == FIRST_TOKEN4

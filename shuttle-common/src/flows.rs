@@ -11,13 +11,13 @@ pub type FlowKey = [u32; 5];
 /// The program chose no address.
 pub const UNCHOSEN: Words = [0; 4];
 
-/// The key of a flow. Ports are in host order.
+/// Returns the key of a flow. Ports are in host order.
 #[inline(always)]
 pub const fn flow_key([a, b, c, d]: Words, port: u16, source_port: u16) -> FlowKey {
     [a, b, c, d, (port as u32) << 16 | source_port as u32]
 }
 
-/// An IPv4 address in network order, as a v4-mapped IPv6 address.
+/// Converts an IPv4 address, in network order, to a v4-mapped IPv6 address.
 #[inline(always)]
 pub const fn mapped(address: u32) -> Words {
     [0, 0, 0xffff_u32.to_be(), address]

@@ -1,6 +1,6 @@
 //! The value of a rule map: which ports of a prefix are captured.
 
-/// The most port ranges that one prefix can have after all rules are applied. Each costs a comparison in the kernel.
+/// The maximum number of port ranges of a prefix after all rules are applied. Each costs a comparison in the kernel.
 pub const MAX_RANGES: usize = 16;
 
 /// A [`PortSet`] as the map stores it: `[first, last]` pairs in host byte order.
@@ -18,7 +18,7 @@ impl PortSet {
     /// No port.
     pub const NONE: Self = Self([UNUSED; MAX_RANGES]);
 
-    /// Whether connections to `port` are captured.
+    /// Returns whether connections to `port` are captured.
     #[inline(always)]
     pub fn contains(&self, port: u16) -> bool {
         for [first, last] in self.0 {
@@ -32,7 +32,7 @@ impl PortSet {
         false
     }
 
-    /// Whether connections to every port are captured.
+    /// Returns whether connections to every port are captured.
     #[inline(always)]
     pub fn is_all(&self) -> bool {
         let [[first, last], ..] = self.0;
@@ -61,13 +61,13 @@ impl PortSet {
         Self(raw)
     }
 
-    /// The map's value.
+    /// Converts to the map's value.
     pub const fn raw(self) -> RawPorts {
         self.0
     }
 }
 
-/// `all ports`, `no port`, or the ranges.
+/// Writes `all ports`, `no port`, or the ranges.
 impl core::fmt::Display for PortSet {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         if self.is_all() {

@@ -3,7 +3,7 @@
 /// The port of DNS.
 pub const PORT: u16 = 53;
 
-/// The most nameservers that the map holds; a host usually has about three.
+/// The maximum number of nameservers in the map; a host usually has about three.
 pub const MAX_RESOLVERS: u32 = 64;
 
 /// The source of exempt sockets that send to a nameserver of this host, in network order. It distinguishes their

@@ -42,7 +42,7 @@ pub struct Rule {
     pub verdict: Verdict,
 }
 
-/// The verdict for one destination, by a search through all rules. It is the reference for the compiled maps.
+/// Returns the verdict for one destination, by a search through all rules. It is the reference for the compiled maps.
 pub fn decide(rules: &[Rule], address: IpAddr, port: u16) -> Verdict {
     let width = |rule: &Rule| u32::from(rule.ports.last) - u32::from(rule.ports.first);
     rules

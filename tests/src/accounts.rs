@@ -67,7 +67,8 @@ impl Users {
         }
     }
 
-    /// Makes homes, keys and the `/etc` files. `server` selects the remote login shell and the keys that sshd accepts.
+    /// Makes the homes, the keys and the `/etc` files. `server` selects the remote login shell and the keys that sshd
+    /// accepts.
     pub(crate) fn create(&self, dir: &Path, server: Server) -> Result<()> {
         for user in [&self.root, &self.local, &self.remote] {
             user.make_home()?;
@@ -113,10 +114,10 @@ impl Users {
 
 /// The files that [`Users::create`] writes and every host mounts over the machine's own.
 pub(crate) const ETC: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "resolv.conf"];
-/// Also written by [`Users::create`], for the client only: the configuration of the real sudo.
+/// A file that [`Users::create`] also writes, for the client only: the configuration of the real sudo.
 pub(crate) const SUDOERS: &str = "sudoers";
 
-/// Debian's sudo configuration, but without a password.
+/// Returns Debian's sudo configuration, except that it asks for no password.
 fn sudoers_text(user: &User) -> String {
     format!(
         "Defaults env_reset\nDefaults use_pty\n\
@@ -135,7 +136,7 @@ fn hosts() -> String {
     )
 }
 
-/// Strict and complete: the machine's own ssh configuration and known hosts have no effect.
+/// Returns a strict and complete configuration: the machine's own ssh configuration and known hosts have no effect.
 fn ssh_config(user: &User) -> String {
     let ssh = user.home.join(".ssh");
     let ssh = ssh.display();

@@ -18,7 +18,7 @@ impl Cgroup {
         Ok(Cgroup(path))
     }
 
-    /// The cgroup at `path`, which need not exist.
+    /// Returns the cgroup at `path`, which need not exist.
     pub(crate) fn at(path: PathBuf) -> Cgroup {
         Cgroup(path)
     }
@@ -31,7 +31,7 @@ impl Cgroup {
         &self.0
     }
 
-    /// `cgroup.procs`, open. A process that writes `0` to it moves into the cgroup.
+    /// Opens `cgroup.procs`. A process that writes `0` to it moves into the cgroup.
     pub(crate) fn door(&self) -> Result<OwnedFd> {
         let procs = self.0.join("cgroup.procs");
         let file =
@@ -39,7 +39,7 @@ impl Cgroup {
         Ok(file.into())
     }
 
-    /// The processor time of all processes that ever ran here or below.
+    /// Returns the processor time of all processes that ever ran here or below.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let text = fs::read_to_string(self.0.join("cpu.stat"))?;
         let micros = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
@@ -62,7 +62,7 @@ impl Cgroup {
     }
 }
 
-/// A cgroup directory is removed by `rmdir` only: its files can't be unlinked.
+/// Removes a cgroup and those below it, by `rmdir` only, since the files in them can't be unlinked.
 fn remove_tree(path: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -73,7 +73,7 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// The machine's mount point of cgroup2: `/sys/fs/cgroup`, or another place on a hybrid machine.
+/// Returns the machine's mount point of cgroup2: `/sys/fs/cgroup`, or another place on a hybrid machine.
 pub(crate) fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     let point =

@@ -26,7 +26,7 @@ pub struct Host {
     cgroup_space: Arc<OwnedFd>,
     /// The root of the cgroup tree that programs here see.
     cgroup: Cgroup,
-    /// The cgroup of the programs under test, and that of the load, which are counted separately.
+    /// The cgroup of the programs under test, and that of the load, whose processor time is counted separately.
     tools: Cgroup,
     apps: Cgroup,
     root: User,
@@ -57,7 +57,7 @@ impl Host {
         Ok(host)
     }
 
-    /// Makes a container of this host. Its cgroup is below this one's. Its other namespaces are its own, except the
+    /// Makes a container of this host. Its cgroup is below this host's. Its other namespaces are its own, except the
     /// network if `network` says so.
     pub(crate) fn container(&self, network: Network, binds: &[(PathBuf, PathBuf)]) -> Result<Host> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -82,7 +82,7 @@ impl Host {
         self.script(&script)
     }
 
-    /// A command of the load: as root, in the namespaces, with a minimal environment.
+    /// Returns a command of the load: as root, in the namespaces, with a minimal environment.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         self.prepare(program, &self.root, &self.apps)
     }
@@ -92,7 +92,7 @@ impl Host {
         self.prepare(program, user, &self.apps)
     }
 
-    /// A command under test: [`Host::tools_cpu`] includes its processor time.
+    /// Returns a command under test, whose processor time [`Host::tools_cpu`] includes.
     pub fn tool(&self, user: &User, program: impl AsRef<OsStr>) -> Command {
         self.prepare(program, user, &self.tools)
     }
@@ -117,14 +117,14 @@ impl Host {
         command
     }
 
-    /// Runs lines of `sh` as root in this host. The first line that fails ends it.
+    /// Runs lines of `sh` as root in this host. The first line that fails ends the script.
     pub fn script(&self, lines: &str) -> Result<()> {
         let output = self.command("/bin/sh").args(["-exc", lines]).stdin(Stdio::null()).output()?;
         ensure!(output.status.success(), "lab set-up failed:\n{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 
-    /// The standard output of a command that must succeed.
+    /// Returns the standard output of a command that must succeed.
     pub fn output(&self, program: &str, args: &[&str]) -> Result<String> {
         let output = self.command(program).args(args).output().with_context(|| format!("run {program}"))?;
         if !output.status.success() {
@@ -138,29 +138,29 @@ impl Host {
         sys::in_netns(&self.net, work)
     }
 
-    /// The processor time of the programs under test: all of the host's except the load's.
+    /// Returns the processor time of the programs under test: that of the host without that of the load.
     pub fn tools_cpu(&self) -> Result<Duration> {
         Ok(self.cgroup.cpu()?.saturating_sub(self.apps.cpu()?))
     }
 
-    /// The programs under test that are running.
+    /// Returns the programs under test that are running.
     pub fn tool_processes(&self) -> Vec<Process> {
         let loads = process::in_cgroup(self.apps.path());
         let all = process::in_cgroup(self.cgroup.path());
         all.into_iter().filter(|process| !loads.contains(process) && process.0 != self.holder.id()).collect()
     }
 
-    /// Memory of the programs under test, in KiB: resident and not shared with a file.
+    /// Returns the memory of the programs under test, in KiB: resident and not shared with a file.
     pub fn tools_memory(&self) -> u64 {
         self.tool_processes().into_iter().filter_map(|process| process.memory().ok()).sum()
     }
 
-    /// The root of this host's cgroup tree, as a path of the machine.
+    /// Returns the root of this host's cgroup tree, as a path of the machine.
     pub fn cgroup_root(&self) -> &Path {
         self.cgroup.path()
     }
 
-    /// A process of this host, for `ip link … netns`.
+    /// Returns a process of this host, for `ip link … netns`.
     pub fn pid(&self) -> u32 {
         self.holder.id()
     }

@@ -20,7 +20,7 @@ use crate::traffic::port;
 use crate::turn::Turn;
 
 const PREFIX: &str = "shut-lab.";
-/// With the default of 4 MiB for sending, one flow could not fill the fat link.
+/// Buffers for the fat link: with the default of 4 MiB for sending, one flow could not fill it.
 const WIDE_BUFFERS: &str = "echo '4096 16384 33554432' > /proc/sys/net/ipv4/tcp_wmem
 echo '4096 131072 33554432' > /proc/sys/net/ipv4/tcp_rmem";
 /// Makes a host forward packets.
@@ -28,7 +28,7 @@ const FORWARD: &str =
     "echo 1 > /proc/sys/net/ipv4/ip_forward\necho 1 > /proc/sys/net/ipv6/conf/all/forwarding\n";
 const PARENT: &str = "/var/tmp";
 
-/// What kind of lab to make.
+/// The kind of lab to make.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The link between the client and the server.
@@ -40,7 +40,7 @@ pub struct Options {
     pub forwarding: bool,
     /// Whether there is a machine behind the client, which then forwards packets.
     pub lan: bool,
-    /// Whether no other lab of this process may run beside it: for what is measured, in time or in losses.
+    /// Whether no other lab of this process may run at the same time, for measurements of time or losses.
     pub alone: bool,
     /// The folder of the programs; by default that of the running program.
     pub programs: Option<PathBuf>,
@@ -77,17 +77,17 @@ pub struct Lab {
     cgroup: Cgroup,
     before: Snapshot,
     daemons: Vec<Child>,
-    /// Last, and so given back when all else is gone.
+    /// The last field, so that the turn is returned when everything else is gone.
     turn: Turn,
 }
 
 impl Lab {
-    /// A lab with a plain server and forwarding.
+    /// Makes a lab with a plain server and forwarding.
     pub fn new(link: Link) -> Result<Lab> {
         Lab::with(Options { link, ..Options::default() })
     }
 
-    /// Makes a lab with `options`. This takes about a tenth of a second, and waits while a lab is alone.
+    /// Makes a lab with `options`. This takes about a tenth of a second, and waits while a lab runs alone.
     pub fn with(options: Options) -> Result<Lab> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         ensure!(
@@ -157,17 +157,17 @@ impl Lab {
         sshd::wait_for_port(&self.target, (crate::addr::TARGET, port::LAST).into(), || Ok(()))
     }
 
-    /// A program of this workspace, under a path that every host sees (their `/tmp` is not the machine's).
+    /// Returns a program of this workspace, under a path that every host sees (their `/tmp` is not the machine's).
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         place_program(&self.dir, self.programs.as_deref(), name)
     }
 
-    /// The machine behind the client.
+    /// Returns the machine behind the client.
     pub fn lan(&self) -> Result<&Host> {
         self.lan.as_ref().context("this lab has no LAN")
     }
 
-    /// A container of the client. One with a network of its own has no link yet.
+    /// Makes a container of the client. One with a network of its own has no link yet.
     pub fn container(&self, network: Network) -> Result<Host> {
         self.client.container(network, &binds(&self.dir, "container"))
     }
@@ -185,23 +185,23 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("lab-tool {args:?}: {}\n{errors}", output.status))
     }
 
-    /// The lab's folder. `client/tmp`, `server/tmp` and so on in it are the hosts' own.
+    /// Returns the lab's folder. `client/tmp`, `server/tmp` and so on in it are the hosts' own.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Lets other labs run beside it from now on, though it was to be alone.
+    /// Lets other labs run at the same time from now on, although this one began alone.
     pub fn share(&self) {
         self.turn.share();
     }
 
-    /// What exists now and did not when the lab was made, and what is gone: rules, routes, links, packet filters,
-    /// cgroups, files. It must be empty after a test.
+    /// Returns what exists now and did not when the lab was made, and what is gone: rules, routes, links, packet
+    /// filters, cgroups, files. It must be empty after a test.
     pub fn leftovers(&self) -> Result<Vec<String>> {
         Ok(Snapshot::take(self)?.beyond(&self.before))
     }
 
-    /// The log of sshd.
+    /// Returns the log of sshd.
     pub fn sshd_log(&self) -> String {
         fs::read_to_string(self.dir.join("sshd.log")).unwrap_or_default()
     }
@@ -216,7 +216,7 @@ impl Drop for Lab {
     }
 }
 
-/// The traces of a lab outside its namespaces: a folder and a cgroup. Dropping it removes both, and ends the processes.
+/// The traces of a lab outside its namespaces: a folder and a cgroup. Dropping it ends the processes and removes both.
 struct Traces {
     dir: PathBuf,
     cgroup: PathBuf,
@@ -243,7 +243,7 @@ fn place_program(dir: &Path, programs: Option<&Path>, name: &str) -> Result<Path
     Ok(placed)
 }
 
-/// A killed test leaves its folder and cgroup, which are named after its process.
+/// Removes the folders and cgroups of killed tests, which are named after their processes.
 fn purge_leftovers_of_the_dead() {
     let Ok(point) = cgroup::mount_point() else { return };
     let names = [Path::new(PARENT), &point].into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten();
@@ -256,7 +256,7 @@ fn purge_leftovers_of_the_dead() {
     }
 }
 
-/// The `/etc` files for every host, and `/tmp` and `/run` for the hosts where shuttle or its agent may write.
+/// Returns the `/etc` files for every host, and `/tmp` and `/run` for the hosts where shuttle or its agent may write.
 fn binds(dir: &Path, host: &str) -> Vec<(PathBuf, PathBuf)> {
     let mut binds: Vec<_> =
         ETC.iter().map(|file| (dir.join("etc").join(file), Path::new("/etc").join(file))).collect();
@@ -314,12 +314,12 @@ fn put_behind(client: &Host, server: &Host, lan: &Host) -> Result<()> {
         FORWARD
     ))?;
     lan.script(&format!("{}{}", addresses("up", &["10.76.0.2/24", "fd76::2/64"]), defaults("76", 1)))?;
-    // All addresses that may be behind the client.
+    // The route covers all addresses that may be behind the client.
     server.script("ip route add 10.72.0.0/13 via 10.77.0.1\nip -6 route add fd70::/13 via fd77::1\n")
 }
 
 fn addresses(device: &str, addresses: &[&str]) -> String {
-    // Without it an IPv6 address, also a link-local one, can't be used for its first second.
+    // With duplicate address detection, no IPv6 address could be used in its first second, not even a link-local one.
     let mut script = format!("echo 0 > /proc/sys/net/ipv6/conf/{device}/accept_dad\n");
     for address in addresses {
         script += &format!("ip addr add {address} dev {device}\n");

@@ -1,4 +1,4 @@
-//! Finds what a tunnel left behind, by comparing two snapshots: a list of things to look for could be incomplete.
+//! Finds what a tunnel left behind, by comparing two snapshots. A list of things to look for could be incomplete.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -32,12 +32,12 @@ impl Snapshot {
         for user in [&lab.users.local, &lab.users.remote] {
             tree(&format!("home of {}", user.name), &user.home, false, &mut facts)?;
         }
-        // sudo's own record of who has seen its lecture.
+        // sudo's own record of the users who have seen its lecture.
         facts.retain(|fact| !fact.starts_with("client /run/sudo"));
         Ok(Snapshot(facts))
     }
 
-    /// What has come since `before`, and what has gone.
+    /// Returns what has appeared since `before`, and what has disappeared.
     pub(crate) fn beyond(&self, before: &Snapshot) -> Vec<String> {
         let gone = before.0.difference(&self.0).map(|fact| format!("gone: {fact}"));
         self.0.difference(&before.0).cloned().chain(gone).collect()
@@ -46,7 +46,7 @@ impl Snapshot {
 
 impl Lab {
     /// Waits until nothing is left, and returns what is left after `limit`. The helper and the remote agent of a killed
-    /// tunnel take their time to clean up.
+    /// tunnel need some time to clean up.
     pub fn wait_clean(&self, limit: Duration) -> Result<Vec<String>> {
         let started = Instant::now();
         loop {
@@ -82,14 +82,14 @@ fn network(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> 
     ];
     for (what, args) in questions {
         let text = host.output("ip", args)?;
-        // The kernel's own routes follow links, which are listed, and appear late: with the carrier.
+        // The kernel's own routes follow links, which are listed. They appear late, when the carrier does.
         let facts_there = text.lines().filter(|line| !line.contains("proto kernel"));
         facts.extend(facts_there.map(|line| format!("{name} {what}: {}", line.trim())));
     }
     Ok(())
 }
 
-/// The qdiscs, and the filters of those that have any.
+/// Adds the qdiscs, and the filters of those that have any.
 fn traffic_control(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> {
     let text = host.output("tc", &["qdisc"])?;
     let qdiscs = text.lines().filter(|line| !line.contains("noqueue") && !line.contains("fifo"));
@@ -104,9 +104,9 @@ fn traffic_control(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Res
     Ok(())
 }
 
-/// The rules of nftables, among which are those of iptables-nft, and those of iptables-legacy, without their counters.
+/// Adds the rules of nftables, which include those of iptables-nft, and those of iptables-legacy, without counters.
 fn packet_filter(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Result<()> {
-    // With handles, which tell equal rules apart.
+    // The handles distinguish equal rules.
     let text = host.output("nft", &["--stateless", "--handle", "list", "ruleset"])?;
     facts.extend(nft_facts(&text).map(|fact| format!("{name} nft: {fact}")));
     for program in ["iptables-legacy-save", "ip6tables-legacy-save"] {
@@ -116,7 +116,7 @@ fn packet_filter(name: &str, host: &Host, facts: &mut BTreeSet<String>) -> Resul
     Ok(())
 }
 
-/// Each line with the heads of the blocks that it is in.
+/// Returns each line with the heads of its enclosing blocks.
 fn nft_facts(text: &str) -> impl Iterator<Item = String> {
     let mut heads: Vec<&str> = Vec::new();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -133,7 +133,7 @@ fn nft_facts(text: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Each line with its table. A table is there once anybody has asked for it, so an empty one is no fact.
+/// Returns each line with its table. A table exists once anybody has listed it, so an empty one is no fact.
 fn iptables_facts(text: &str) -> impl Iterator<Item = String> {
     let mut table = "";
     text.lines().filter_map(move |line| {
@@ -146,7 +146,7 @@ fn iptables_facts(text: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Whether the line is about a chain that every table has, and leaves it as it is made.
+/// Returns whether the line is about a chain that every table has, and has that chain's initial policy.
 fn is_default_policy(line: &str) -> bool {
     const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
     let policy = line.strip_prefix(':').and_then(|rest| rest.split_once(' '));
@@ -156,7 +156,7 @@ fn is_default_policy(line: &str) -> bool {
 fn tree(what: &str, dir: &Path, folders_only: bool, facts: &mut BTreeSet<String>) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        // A folder may vanish meanwhile.
+        // A folder may disappear meanwhile.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     };

@@ -31,13 +31,13 @@ impl Load {
         Ok(Load { child, stdin, lines })
     }
 
-    /// Waits for its next line.
+    /// Waits for the program's next line.
     pub fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
         let line = self.lines.next().context("the load has ended")??;
         serde_json::from_str(&line).context(line)
     }
 
-    /// Sends it a line, and waits for the answer.
+    /// Sends a line to the program, and waits for the answer.
     pub fn ask<T: DeserializeOwned>(&mut self) -> Result<T> {
         self.stdin.as_mut().context("no input")?.write_all(b"\n")?;
         self.answer()

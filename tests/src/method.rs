@@ -1,4 +1,4 @@
-//! The capture methods, as the table of end-to-end cases has them: what each is asked for by, and what it can't do.
+//! The capture methods of the table of end-to-end cases: the options that request each, and what it can't do.
 
 /// A method of capture, by which cases run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,29 +11,30 @@ pub enum Method {
     Nft,
 }
 
-/// What differs by method. What a method can't do is here with the words that say so.
+/// What differs by method. What a method can't do is here, with the words of its refusal.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The arguments that ask for it, and for nothing else.
+    /// The arguments that request the method, and nothing else.
     pub args: &'static [&'static str],
-    /// What the first line on standard error calls it.
+    /// The method's name in the first line on standard error.
     pub called: &'static str,
-    /// The options that choose how forwarded traffic is captured, each to be tried; or the refusal of such traffic.
+    /// The options that choose how forwarded traffic is captured, each of which is tested, or the refusal of such
+    /// traffic.
     pub forwarded: Result<&'static [&'static str], &'static str>,
-    /// Nothing, where a bridge's packets are captured whether or not br_netfilter is on; or the refusal while it is.
+    /// `Ok` if a bridge's packets are captured whether or not br_netfilter is on, or the refusal while it is on.
     pub filtered_bridges: Result<(), &'static str>,
-    /// Whether fragments of forwarded datagrams that aren't captured pass as they are; else the kernel puts all
-    /// together.
+    /// Whether fragments of forwarded datagrams that aren't captured pass unchanged. Otherwise the kernel reassembles
+    /// all fragments.
     pub passes_fragments: bool,
-    /// Whether it warns where a firewall drops forwarded connections that it has captured.
+    /// Whether it warns if a firewall drops forwarded connections that it has captured.
     pub names_firewalls: bool,
-    /// Whether programs hear of datagrams that nobody takes at the far side.
+    /// Whether programs are notified of datagrams that nobody receives at the far side.
     pub hears_refusals: bool,
-    /// Nothing, where queries to link-local nameservers are captured; or the warning that they aren't.
+    /// `Ok` if queries to link-local nameservers are captured, or the warning that they aren't.
     pub link_local: Result<(), &'static str>,
-    /// What a connection may meet that stands when the helper is killed.
+    /// The possible ends of a connection that is open when the helper is killed.
     pub fate_if_killed: &'static [&'static str],
-    /// How the lines begin that may be left of a helper that was killed, and how each of them is tagged.
+    /// What a killed helper may leave: the beginnings of the lines, and the tag of each.
     pub inert: &'static [(&'static str, &'static str)],
     /// The nftables table that such a helper leaves. `--dry-run` has its text.
     pub guard: Option<&'static str>,
@@ -45,7 +46,7 @@ const CGROUP: (&str, &str) = ("client cgroup", "/shuttle.");
 const RULES: [(&str, &str); 2] = [("client rule: ", "proto 219"), ("client rule6: ", "proto 219")];
 
 impl Method {
-    /// What differs.
+    /// Returns what differs for this method.
     pub fn row(self) -> Row {
         match self {
             Method::Lookup => Row {
@@ -57,7 +58,8 @@ impl Method {
                 names_firewalls: true,
                 hears_refusals: true,
                 link_local: Ok(()),
-                // Its own address goes with the helper's TUN device, and whatever is sent to it is lost from then on.
+                // The connection's own address disappears with the helper's TUN device, and whatever is sent to it is
+                // lost.
                 fate_if_killed: &["reset", "timeout"],
                 inert: &[CGROUP, RULES[0], RULES[1]],
                 guard: None,
@@ -80,7 +82,10 @@ impl Method {
                 args: &["--method=nft"],
                 called: "nft: table shuttle_",
                 forwarded: Ok(&[]),
-                filtered_bridges: Err("while net.bridge.bridge-nf-call-iptables is 1: use --method=ebpf"),
+                filtered_bridges: Err(
+                    "while net.bridge.bridge-nf-call-iptables is 1: set it to 0 if no firewall relies on it; \
+                     --method=ebpf can",
+                ),
                 passes_fragments: false,
                 names_firewalls: false,
                 hears_refusals: true,

@@ -19,7 +19,7 @@ pub struct Nameserver {
     log: PathBuf,
 }
 
-/// A unique number for a file.
+/// Returns a unique number for a file.
 fn unique() -> u32 {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     COUNT.fetch_add(1, Ordering::Relaxed)
@@ -59,7 +59,7 @@ impl Nameserver {
         Ok(Nameserver { child, log: PathBuf::new() })
     }
 
-    /// How many queries for `name` it has received.
+    /// Returns how many queries for `name` it has received.
     pub fn asked(&self, name: &str) -> usize {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         log.lines().filter(|line| line.contains("query[") && line.contains(&format!(" {name} "))).count()

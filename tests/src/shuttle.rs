@@ -36,7 +36,7 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// The user who types the command.
+    /// Returns the user who types the command.
     fn starter(self, lab: &Lab) -> &User {
         match self {
             Self::Sudo | Self::Root => &lab.users.root,
@@ -52,29 +52,29 @@ pub struct Run<'a> {
     pub identity: Identity,
     /// Whether `-r shut-remote@server` is given.
     pub remote: bool,
-    /// The method that is asked for; none if the arguments choose it, or for a verb.
+    /// The method that is requested. `None` for a verb, or if the arguments choose the method.
     pub method: Option<Method>,
     /// The other arguments.
     pub args: &'a [&'a str],
 }
 
 impl<'a> Run<'a> {
-    /// Through the ssh account, under sudo: the usual case.
+    /// Runs through the ssh account, under sudo: the usual case.
     pub const fn remote(args: &'a [&'a str]) -> Run<'a> {
         Run { identity: Identity::Sudo, remote: true, method: Some(Method::Lookup), args }
     }
 
-    /// With an agent on the client itself.
+    /// Runs with an agent on the client itself.
     pub const fn local(args: &'a [&'a str]) -> Run<'a> {
         Run { remote: false, ..Run::remote(args) }
     }
 
-    /// Just these arguments, under sudo: a verb, or a mistake.
+    /// Runs with only these arguments, under sudo: a verb, or a mistake.
     pub const fn bare(args: &'a [&'a str]) -> Run<'a> {
         Run { remote: false, method: None, ..Run::remote(args) }
     }
 
-    /// The same by another method.
+    /// Runs the same by another method.
     pub const fn by(self, method: Method) -> Run<'a> {
         Run { method: Some(method), ..self }
     }
@@ -85,7 +85,7 @@ impl<'a> Run<'a> {
 pub enum Role {
     /// The privileged helper, and the sudo that runs it.
     Helper,
-    /// Any ssh client: there may be several.
+    /// Any ssh client. There may be several.
     Ssh,
 }
 
@@ -110,7 +110,7 @@ pub struct Shuttle {
 }
 
 impl Shuttle {
-    /// Starts it and waits until it captures. If it ends early, the error has what it printed.
+    /// Starts shuttle and waits until it captures. If it ends early, the error contains what it printed.
     pub fn connect(lab: &Lab, run: Run) -> Result<Shuttle> {
         let mut shuttle = Shuttle::start(lab, run)?;
         let started = Instant::now();
@@ -126,7 +126,7 @@ impl Shuttle {
         Ok(shuttle)
     }
 
-    /// Starts it without waiting.
+    /// Starts shuttle without waiting.
     pub fn start(lab: &Lab, run: Run) -> Result<Shuttle> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let stderr = lab.dir().join(format!("shuttle.{}.stderr", COUNT.fetch_add(1, Ordering::Relaxed)));
@@ -135,7 +135,7 @@ impl Shuttle {
         Ok(Shuttle { child: command.spawn().context("start shuttle")?, stderr })
     }
 
-    /// The bare command, for runs that end by themselves: `cleanup`, bad arguments.
+    /// Returns the command, for runs that end by themselves: `cleanup`, bad arguments.
     pub fn command(lab: &Lab, run: Run) -> Result<Command> {
         let (program, user, starter) = (lab.program("shuttle")?, &lab.users.local, run.identity.starter(lab));
         let mut command = match run.identity {
@@ -159,17 +159,17 @@ impl Shuttle {
         Ok(command)
     }
 
-    /// The client process.
+    /// Returns the client process.
     pub fn process(&self) -> Process {
         Process(self.child.id())
     }
 
-    /// The tunnel's processes with `role`.
+    /// Returns the tunnel's processes with `role`.
     pub fn find(&self, role: Role) -> Vec<Process> {
         self.process().descendants().into_iter().filter(|process| role.is(*process)).collect()
     }
 
-    /// Everything that it and its children have printed on standard error.
+    /// Returns everything that shuttle and its children have printed on standard error.
     pub fn stderr(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
@@ -179,7 +179,7 @@ impl Shuttle {
         send(self.process(), signal)
     }
 
-    /// Waits for the client's end.
+    /// Waits until the client ends.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let started = Instant::now();
         while started.elapsed() < limit {
@@ -204,8 +204,8 @@ impl Drop for Shuttle {
     }
 }
 
-/// Runs it on a terminal of its own, and types `keys` once it has printed `prompt`. Returns everything that was on the
-/// terminal, with its settings afterwards, and the exit code.
+/// Runs shuttle on a terminal of its own, and types `keys` once it has printed `prompt`. Returns everything that was on
+/// the terminal, with its settings afterwards, and the exit code.
 pub fn at_a_terminal(lab: &Lab, run: Run, prompt: &str, keys: &str) -> Result<(String, Option<i32>)> {
     let command = Shuttle::command(lab, run)?;
     let mut line = "trap : INT; env".to_owned();
@@ -239,7 +239,7 @@ pub fn at_a_terminal(lab: &Lab, run: Run, prompt: &str, keys: &str) -> Result<(S
     Ok((says, terminal.wait()?.code()))
 }
 
-/// Sends `signal` to one process. It is no error if that has ended.
+/// Sends `signal` to one process. It is no error if the process has ended.
 pub fn send(process: Process, signal: Signal) -> Result<()> {
     match kill(Pid::from_raw(process.0 as i32), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
@@ -247,7 +247,7 @@ pub fn send(process: Process, signal: Signal) -> Result<()> {
     }
 }
 
-/// The exit code, as a shell would give it.
+/// Returns the exit code, as a shell would return it.
 pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

@@ -28,7 +28,7 @@ pub enum Server {
     NoShell,
     /// The account accepts no key of the user's.
     KeyRefused,
-    /// The server's key is not the one the user knows.
+    /// The server's key is not the one that the user knows.
     HostKeyChanged,
     /// `uname` on the server prints a machine for which there is no agent.
     UnknownMachine,
@@ -41,7 +41,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// The account's login shell. A shell that has to be made is made in `dir`.
+    /// Returns the account's login shell. A shell that has to be made is made in `dir`.
     pub(crate) fn login_shell(self, dir: &Path) -> Result<String> {
         match self {
             Server::NoisyLogin => {
@@ -61,7 +61,7 @@ impl Server {
         }
     }
 
-    /// Lines added to sshd's configuration.
+    /// Returns lines to add to sshd's configuration.
     fn config(self, dir: &Path) -> Result<String> {
         match self {
             Server::OneSession => Ok("MaxSessions 1\n".into()),
@@ -106,7 +106,7 @@ pub(crate) fn start(host: &Host, root: &User, dir: &Path, server: Server) -> Res
     Ok(Some(sshd))
 }
 
-/// File modes are not checked, as the lab's folder is in a world-writable one.
+/// Returns sshd's configuration. It doesn't check file modes, since the lab's folder is in a world-writable one.
 fn sshd_config(dir: &Path, server: Server) -> Result<String> {
     Ok(format!(
         "{}Port 22\nHostKey {}/host_key\nPidFile none\nUsePAM no\nStrictModes no\nUseDNS no\n\

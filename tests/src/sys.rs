@@ -69,11 +69,11 @@ nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 
 /// Adds hop-by-hop and destination options to each packet of an IPv6 socket: padding, eight bytes each. Needs root.
 pub(crate) fn add_extension_headers(socket: &impl AsRawFd) -> io::Result<()> {
-    // The kernel fills in the next header's number; no more than these eight bytes; PadN of six.
+    // The kernel fills in the number of the next header. Then come a length of eight bytes and a PadN of six.
     let padding: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
     for option in [libc::IPV6_HOPOPTS, libc::IPV6_DSTOPTS] {
         let (value, length) = (padding.as_ptr().cast(), padding.len() as libc::socklen_t);
-        // SAFETY: the value outlives the call and is as long as said.
+        // SAFETY: the value outlives the call and has the length given.
         let failed =
             unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IPV6, option, value, length) };
         if failed < 0 {

@@ -1,4 +1,4 @@
-//! Labs stand side by side, but for those in which something is measured.
+//! Labs run side by side, except those that measure something.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -9,28 +9,28 @@ static CHANGED: Condvar = Condvar::new();
 /// The labs of this process.
 #[derive(Debug)]
 struct Turns {
-    /// The thread of each lab that stands.
+    /// The thread of each lab that runs.
     standing: Vec<ThreadId>,
     /// Whether other threads' labs have to wait.
     alone: bool,
-    /// How many labs wait until no other stands.
+    /// The number of labs that wait until no other lab runs.
     waiting: usize,
 }
 
-/// A lab's permission to stand. Dropping it returns it.
+/// A lab's permission to run. Dropping it returns it.
 #[derive(Debug)]
 pub(crate) struct Turn(ThreadId);
 
 impl Turn {
-    /// Waits while a lab stands alone, or waits to: if others overtook it, it might wait for ever. A thread that has a
-    /// lab already gets its next one at once.
+    /// Waits while a lab runs alone, or waits to run alone: if others overtook it, it might wait for ever. A thread
+    /// that already has a lab gets its next one at once.
     pub(crate) fn shared() -> Turn {
         let own = thread::current().id();
         let stays = |turns: &mut Turns| (turns.alone || turns.waiting > 0) && !turns.standing.contains(&own);
         Turn::of(CHANGED.wait_while(turns(), stays).unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until no other lab stands, and keeps others waiting. Panics in a thread that has a lab already: it would
+    /// Waits until no other lab runs, and keeps others waiting. Panics in a thread that already has a lab, as it would
     /// wait for itself.
     pub(crate) fn alone() -> Turn {
         let mut turns = turns();
@@ -52,7 +52,7 @@ impl Turn {
         Turn(own)
     }
 
-    /// Lets others stand beside it from now on.
+    /// Lets other labs run at the same time from now on.
     pub(crate) fn share(&self) {
         let mut turns = turns();
         if turns.standing.contains(&self.0) {
@@ -87,7 +87,8 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(100);
 
-    /// Takes a turn in a thread of its own, and says when it has it; it is returned when the receiver is dropped.
+    /// Takes a turn in a separate thread, and reports when it has it. The turn is returned when the receiver is
+    /// dropped.
     fn elsewhere(take: fn() -> Turn) -> Receiver<()> {
         let (sender, receiver) = mpsc::sync_channel(0);
         thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! A wire between two hosts that the test can tap: devices at both ends, and threads that carry what is sent.
+//! A wire between two hosts, by which a test can change what is sent: devices at both ends, and threads that carry the
+//! packets.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -22,8 +23,8 @@ pub enum Kind {
 
 /// The offset of the tag in a frame: after both addresses.
 const ADDRESSES: usize = 12;
-/// The longest packet of these devices, with its tag.
-const LONGEST: usize = 2048;
+/// The length of the longest packet of these devices, with its tag.
+const MAX_PACKET: usize = 2048;
 
 /// Makes a device called `name` on both hosts and joins them. It lasts as long as this process.
 pub fn join(first: &Host, second: &Host, name: &str, kind: Kind) -> Result<()> {
@@ -40,7 +41,7 @@ pub fn join(first: &Host, second: &Host, name: &str, kind: Kind) -> Result<()> {
 }
 
 fn carry(mut from: File, mut to: File, tag: Option<u16>) {
-    let mut packet = [0; LONGEST];
+    let mut packet = [0; MAX_PACKET];
     loop {
         match from.read(&mut packet) {
             Ok(length) => {

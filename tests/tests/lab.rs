@@ -1,4 +1,4 @@
-//! The lab itself, shown to work with plain ssh before anything is built on it.
+//! The lab itself, which works with plain ssh before anything is built on it.
 
 use std::process::Stdio;
 use std::thread::sleep;
@@ -12,7 +12,7 @@ use shuttle_tests::traffic::exchange::Exchanged;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::{Lab, Link, Options, Server};
 
-/// What `ssh server COMMAND` gives as the local user: exit code, standard output, standard error.
+/// Returns the exit code, the standard output and the standard error of `ssh server COMMAND` as the local user.
 fn ssh(lab: &Lab, args: &[&str]) -> Result<(i32, String, String)> {
     let output = lab.client.command_as(&lab.users.local, "ssh").args(args).stdin(Stdio::null()).output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -122,7 +122,7 @@ fn leftovers_name_what_is_left() -> Result<()> {
     ] {
         ensure!(left.contains(part), "{part} is not in\n{left}");
     }
-    // What only counts, or has been asked for, is no change.
+    // What only counts, or has been listed, is no change.
     let before = lab.leftovers()?;
     lab.client.script("iptables-legacy -t nat -L -n >/dev/null\n")?;
     lab.measure::<Probe>(&["probe", "127.0.0.1:7004"])?;

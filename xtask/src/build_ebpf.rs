@@ -1,5 +1,5 @@
 //! `cargo xtask build-ebpf`: builds the eBPF objects that are committed, so that a plain `cargo build` needs neither
-//! bpf-linker nor unstable features. Installs missing tools under target/tools where it can.
+//! bpf-linker nor unstable features. Installs missing tools under target/tools if it can.
 
 use std::{
     env, fs,
@@ -9,12 +9,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The version that is linked against rustc's LLVM below, and produces the committed bytes.
+/// The version that is linked to rustc's LLVM below, and that produces the committed bytes.
 const LINKER_VERSION: &str = "0.13.0";
 const TARGET: &str = "bpfel-unknown-none";
 /// Cargo features, and the object that they produce.
 const OBJECTS: [(&str, &str); 2] = [("", "shuttle.bpf.o"), ("log", "shuttle-log.bpf.o")];
-/// The file that names the tools with which the objects were built; other versions produce other bytes.
+/// The file that names the tools with which the objects were built. Other versions produce other bytes.
 const BUILT_WITH: &str = "BUILT_WITH";
 
 /// Builds the objects into shuttle-ebpf/prebuilt. With `check`, compares the result with the objects there, and fails
@@ -47,7 +47,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
     Ok(())
 }
 
-/// The bytes of one object. They don't depend on the paths of the sources or of cargo's registry.
+/// Returns the bytes of one object. They don't depend on the paths of the sources or of cargo's registry.
 fn build(linker: &Path, features: &str) -> Result<Vec<u8>> {
     let target_dir = target().join("ebpf");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -71,7 +71,7 @@ fn profile((key, value): (&str, &'static str)) -> (String, &'static str) {
     (format!("CARGO_PROFILE_RELEASE_{key}"), value)
 }
 
-/// Flags that replace every path that differs between machines.
+/// Returns flags that replace every path that differs between machines.
 fn remapped() -> String {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
@@ -100,7 +100,7 @@ impl Rustc {
         })
     }
 
-    /// The LLVM library of rustc itself: bpf-linker must read that LLVM's bitcode.
+    /// Returns the LLVM library of rustc itself, since bpf-linker must read that LLVM's bitcode.
     fn shared_llvm(&self) -> Result<PathBuf> {
         let lib = self.sysroot.join("lib");
         let files = fs::read_dir(&lib).with_context(|| format!("reading {}", lib.display()))?.flatten();
@@ -119,7 +119,7 @@ fn rustc(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Makes sure that the sources of `core`, which is built for the target, are there: from rustup or from a tarball.
+/// Ensures that the sources of `core`, which is built for the target, are installed: from rustup or from a tarball.
 fn ensure_rust_src(rustc: &Rustc) -> Result<()> {
     let home = rustc.sysroot.join("lib/rustlib/src/rust");
     let is_there = || home.join("library/core/src/lib.rs").exists();
@@ -182,7 +182,7 @@ fn ensure_linker(rustc: &Rustc) -> Result<PathBuf> {
     Ok(ours)
 }
 
-/// Makes a folder laid out as bpf-linker's build script expects an LLVM installation.
+/// Makes a folder with the layout that bpf-linker's build script expects of an LLVM installation.
 fn link_llvm(rustc: &Rustc, folder: &Path) -> Result<PathBuf> {
     let library = rustc.shared_llvm()?;
     let lib = folder.join("lib64");

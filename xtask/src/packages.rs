@@ -33,7 +33,7 @@ pub(crate) struct Package {
     proof: &'static str,
 }
 
-/// Installs the missing ones of `packages`.
+/// Installs those of `packages` that are missing.
 pub(crate) fn install(packages: &[Package]) -> Result<()> {
     ensure_root()?;
     let missing: Vec<_> = packages.iter().filter(|package| !Path::new(package.proof).exists()).collect();
@@ -55,7 +55,7 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     Ok(())
 }
 
-/// Adds the target with which the agent is smaller. shuttle builds without it too.
+/// Adds the target with which the agent is smaller. shuttle also builds without it.
 pub(crate) fn add_musl() {
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     if output(Command::new("rustup").args(["target", "add", &target])).is_err() {
@@ -63,7 +63,7 @@ pub(crate) fn add_musl() {
     }
 }
 
-/// The lab makes network namespaces, which only root may.
+/// Checks for root, which may make network namespaces for the lab.
 fn ensure_root() -> Result<()> {
     let id = output(Command::new("id").arg("-u"))?;
     ensure!(id.trim() == "0", "this needs root, for network namespaces and sshd: run it with sudo");

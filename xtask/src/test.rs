@@ -8,11 +8,11 @@ use anyhow::{Context, Result, ensure};
 use crate::packages;
 use crate::run::cargo;
 
-/// The eBPF programs compile for another target only.
+/// The packages to test. The eBPF programs compile only for another target.
 const WHOLE: [&str; 3] = ["--workspace", "--exclude", "shuttle-ebpf"];
-/// Where the lab and the end-to-end cases are.
+/// The package of the lab and the end-to-end cases.
 const LAB: &str = "shuttle-tests";
-/// How many of the lab's tests run at the same time. They wait more than they work. Those that measure run alone
+/// The number of the lab's tests that run at the same time. They wait more than they work. Those that measure run alone
 /// (`Options::alone`).
 const SIDE_BY_SIDE: &str = "6";
 

@@ -12,7 +12,7 @@ fn rule(network: &str, first: u16, last: u16, verdict: Verdict) -> Rule {
     Rule { network: network.parse().unwrap(), ports: Ports { first, last }, verdict }
 }
 
-/// A longest-prefix match, as the kernel's map does it.
+/// Does a longest-prefix match, as the kernel's map does.
 fn look_up(entries: &Entries, address: IpAddr, port: u16) -> Verdict {
     let ports = match address {
         IpAddr::V4(address) => entries
@@ -31,7 +31,7 @@ fn look_up(entries: &Entries, address: IpAddr, port: u16) -> Verdict {
     if ports.is_some_and(|ports| ports.contains(port)) { Verdict::Capture } else { Verdict::Pass }
 }
 
-/// Few address bits and few port edges, so that rules often overlap and nest.
+/// Makes rules of few address bits and few port edges, so that they often overlap and nest.
 fn any_rule() -> impl Strategy<Value = Rule> {
     let edge = prop_oneof![Just(0), Just(u16::MAX), 79_u16..84];
     let network = (any::<bool>(), 0_u8..=6, 0_u8..64).prop_map(|(v6, length, bits)| {
@@ -50,7 +50,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// The first and last address of every rule's network, and their neighbours.
+/// Returns the first and last address of every rule's network, and their neighbours.
 fn edges(rules: &[Rule]) -> Vec<IpAddr> {
     let mut all = Vec::new();
     for rule in rules {

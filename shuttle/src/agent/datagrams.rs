@@ -11,11 +11,11 @@ use super::unreachable;
 use crate::link::{Link, association_token, reason};
 use crate::mux::{AssociationId, Peer};
 
-/// The most associations: the client's bound of flows. For another one, the least recently used is ended.
+/// The maximum number of associations: that of the client's flows. Beyond it, the least recently used one is ended.
 const MAX_ASSOCIATIONS: usize = 4096;
-/// The most addresses for each association: see [`Association::addresses`].
+/// The maximum number of addresses for each association: see [`Association::addresses`].
 const MAX_ADDRESSES: usize = 4096;
-/// How many datagrams are read of one association before others have a turn.
+/// How many datagrams of one association are read before others have a turn.
 const READS_PER_TURN: usize = 64;
 /// The receive buffer of each socket, bytes. The kernel gives less where net.core.rmem_max is lower.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -42,7 +42,8 @@ impl Default for Associations {
 }
 
 impl Associations {
-    /// Sends a datagram to a peer. A new association gets a socket. What can't be sent is lost, as datagrams may be.
+    /// Sends a datagram to a peer. A new association gets a socket. A datagram that can't be sent is lost, as datagrams
+    /// may be.
     pub(super) fn send(&mut self, link: &mut Link, id: AssociationId, peer: Peer, bytes: &[u8]) {
         self.clock += 1;
         if !self.open.contains_key(&id) && self.begin(link, id, peer).is_err() {
@@ -122,7 +123,7 @@ impl Association {
         }
     }
 
-    /// Accepts datagrams from an address. Above the bound, the half that was used least recently is forgotten.
+    /// Accepts datagrams from an address. Above the bound, the least recently used half is forgotten.
     fn remember(&mut self, address: IpAddr, clock: u64) {
         self.addresses.insert(address, clock);
         if self.addresses.len() > MAX_ADDRESSES {
@@ -134,7 +135,7 @@ impl Association {
     }
 }
 
-/// A socket for peers of this one's family.
+/// Opens a socket for peers of this one's family.
 fn open(peer: Peer) -> io::Result<UdpSocket> {
     let any: IpAddr =
         if peer.0.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };

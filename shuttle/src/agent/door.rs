@@ -1,9 +1,9 @@
-//! How further lanes get to a running agent.
+//! How further lanes reach a running agent.
 //!
-//! A lane is an ssh session of its own, so sshd starts a process of its own for it: the agent's program again, in its
-//! other role ([`enter`]), which hands its stdin and stdout to the agent over an abstract UNIX socket and waits until
-//! the agent lets go of it. No file is needed: the program is found as `/proc/PID/exe`, though its file is gone by
-//! then. Both ends check that the other belongs to the same user.
+//! Each lane is an ssh session, for which sshd starts a process: the agent's program again, in its other role
+//! ([`enter`]). That process hands its stdin and stdout to the agent over an abstract UNIX socket, and waits until the
+//! agent closes the connection. No file is needed: the program is found as `/proc/PID/exe`, although its file has been
+//! removed. Both ends check that the other belongs to the same user.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,56 +24,56 @@ const LISTENER: Token = role_token(0);
 /// The agent's end.
 pub(super) struct Doorway {
     listener: UnixListener,
-    /// Processes of lanes: each waits for its connection to be closed.
-    visitors: HashMap<Token, Visitor>,
+    /// The processes of lanes. Each waits for its connection to be closed.
+    processes: HashMap<Token, LaneProcess>,
     next: usize,
 }
 
-struct Visitor {
+struct LaneProcess {
     stream: UnixStream,
     lane: Option<LaneId>,
 }
 
 impl Doorway {
-    /// Listens, and has the client told.
+    /// Listens, and tells the client how to reach the listener.
     pub(super) fn open(link: &mut Link) -> io::Result<Self> {
         let door = Door { process: std::process::id(), token: secret()? };
         let mut listener = UnixListener::bind_addr(&address(door.token)?)?;
         link.watch(&mut listener, LISTENER)?;
         link.open_door(door);
-        Ok(Self { listener, visitors: HashMap::new(), next: 1 })
+        Ok(Self { listener, processes: HashMap::new(), next: 1 })
     }
 
-    /// Lets in who knocks, or who has just handed over a lane.
+    /// Accepts new connections, or takes the lane that a connection has handed over.
     pub(super) fn ready(&mut self, link: &mut Link, token: Token) {
         if token != LISTENER {
             return self.admit(link, token);
         }
-        // Any other failure is the visitor's.
+        // Errors are those of single connections.
         while let Ok((mut stream, _)) = self.listener.accept() {
             let token = role_token(self.next);
             if peer_is_own_user(&stream).is_ok_and(|own| own) && link.watch(&mut stream, token).is_ok() {
                 self.next += 1;
-                self.visitors.insert(token, Visitor { stream, lane: None });
+                self.processes.insert(token, LaneProcess { stream, lane: None });
             }
         }
     }
 
     fn admit(&mut self, link: &mut Link, token: Token) {
-        let Some(visitor) = self.visitors.get_mut(&token).filter(|visitor| visitor.lane.is_none()) else {
+        let Some(process) = self.processes.get_mut(&token).filter(|process| process.lane.is_none()) else {
             return;
         };
-        let taken = take_lane(&visitor.stream);
+        let taken = take_lane(&process.stream);
         match taken.and_then(|(lane, pipes)| link.join(lane, pipes).map(|()| lane)) {
-            Ok(lane) => visitor.lane = Some(lane),
+            Ok(lane) => process.lane = Some(lane),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => drop(self.visitors.remove(&token)),
+            Err(_) => drop(self.processes.remove(&token)),
         }
     }
 
-    /// Lets the process of a lane go.
+    /// Closes the connection to a lane's process, so that it ends.
     pub(super) fn lost(&mut self, lane: LaneId) {
-        self.visitors.retain(|_, visitor| visitor.lane != Some(lane));
+        self.processes.retain(|_, process| process.lane != Some(lane));
     }
 }
 
@@ -88,8 +88,8 @@ fn take_lane(stream: &UnixStream) -> io::Result<(LaneId, Pipes)> {
     }
 }
 
-/// Hands this process's stdin and stdout over as lane `number` of the agent whose door has `token`, and waits until the
-/// lane has ended. `token` is in hexadecimal digits.
+/// Hands this process's stdin and stdout over as lane `number` of the agent whose door has `token`, in hexadecimal
+/// digits. Waits until the lane has ended.
 pub fn enter(token: &str, number: &str) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let token = u128::from_str_radix(token, 16).map_err(invalid)?;
@@ -101,7 +101,7 @@ pub fn enter(token: &str, number: &str) -> io::Result<()> {
     io::stdout().write_all(Door::ENTERING.as_bytes())?;
     io::stdout().flush()?;
     send_with_descriptors(&agent, &number.to_be_bytes(), &[io::stdin().as_fd(), io::stdout().as_fd()])?;
-    // The agent says nothing: this is its end, or the lane's.
+    // The agent sends nothing: reading ends when the lane or the agent ends.
     (&agent).read_to_end(&mut Vec::new()).map(drop)
 }
 

@@ -1,4 +1,4 @@
-//! The agent: what runs on the remote machine. Its stdin and stdout are the first lane.
+//! The agent: the process on the remote machine. Its stdin and stdout are the first lane.
 
 mod datagrams;
 pub mod door;
@@ -25,13 +25,13 @@ use resolver::Resolver;
 
 /// Serves stdin and stdout until the client is gone.
 ///
-/// `home` is the directory that the bootstrap made to hold this program: it is removed first of all.
+/// `home` is the directory that the bootstrap made for this program. It is removed first.
 pub fn run(home: Option<&Path>) -> Result<(), End> {
     sys::return_freed_memory();
-    // The hard limit may be the soft one; then that is how many streams there can be.
+    // The hard limit may equal the soft one. Then it limits the number of streams.
     drop(sys::raise_descriptor_limit());
     if let Some(home) = home {
-        // On some network file systems a running program's file can't go.
+        // On some network file systems the file of a running program can't be removed.
         if let Err(error) = fs::remove_dir_all(home) {
             drop(writeln!(io::stderr(), "shuttle-agent: {} remains: {error}", home.display()));
         }
@@ -43,15 +43,16 @@ pub fn run(home: Option<&Path>) -> Result<(), End> {
     let door = home.and_then(|_| door::Doorway::open(&mut link).ok());
     match link.run(&mut Agent { door, associations: Associations::default(), resolver: Resolver::default() })
     {
-        // The client has left, as clients do.
+        // The client has left, which is no error.
         End::Closed => Ok(()),
         end @ (End::Goaway(_) | End::Protocol(_) | End::Io(_) | End::Stopped) => Err(end),
     }
 }
 
-/// Leaves the first lane's pipes to the link alone: they are closed when it loses that lane, and others go on.
+/// Makes the link the only holder of the first lane's pipes, so that they are closed when that lane is lost and others
+/// go on.
 fn let_go_of_standard_streams() {
-    // Without /dev/null they stay open, and so may ssh's session until the agent ends.
+    // Without /dev/null they stay open. Then ssh's session may stay open too, until the agent ends.
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).ok();
     }

@@ -19,7 +19,7 @@ use crate::dns::resolv_conf;
 use crate::link::{Link, association_token, now};
 use crate::mux::{AssociationId, Target};
 
-/// The most queries that wait for an answer. For another one, the oldest is given up.
+/// The maximum number of queries that wait for an answer. Beyond it, the oldest is ended.
 const MAX_QUERIES: usize = 2048;
 /// How long a query waits for an answer. Programs ask again after 5 s (resolv.conf(5)).
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ struct Servers {
 }
 
 impl Servers {
-    /// The servers in the order in which to ask them.
+    /// Returns the servers in the order in which to ask them.
     fn in_order(&mut self, now: Instant) -> Vec<SocketAddr> {
         if self.read.is_none_or(|read| now >= read + REREAD_AFTER) {
             let mut all = resolv_conf::nameservers(Path::new(resolv_conf::FILE));
@@ -76,14 +76,14 @@ impl Servers {
         servers
     }
 
-    /// This server is asked first from now on.
+    /// Asks this server first from now on.
     fn has_answered(&mut self, server: SocketAddr) {
         if let Some(index) = self.all.iter().position(|one| *one == server) {
             self.first = index;
         }
     }
 
-    /// If this server was asked first, the next one is from now on.
+    /// Asks the next server first from now on, if this one was first.
     fn has_failed(&mut self, server: SocketAddr) {
         if self.all.get(self.first) == Some(&server) {
             self.first = (self.first + 1) % self.all.len();
@@ -125,8 +125,8 @@ impl Resolver {
         self.retries.push_back((now + SERVER_TIMEOUT, id));
     }
 
-    /// Reads a query's sockets, and passes on its answer if that has come. Returns `false` if the association is not a
-    /// query's.
+    /// Reads a query's sockets, and passes on its answer if one has arrived. Returns `false` if the association is not
+    /// a query's.
     pub(super) fn receive(&mut self, link: &mut Link, id: AssociationId) -> bool {
         let Some(query) = self.pending.get_mut(id) else { return false };
         for index in 0..query.asked.len() {
@@ -153,12 +153,12 @@ impl Resolver {
         true
     }
 
-    /// The client has ended a query.
+    /// Ends a query that the client has ended.
     pub(super) fn close(&mut self, id: AssociationId) {
         self.pending.remove(id);
     }
 
-    /// When [`Self::tick`] may have something to do.
+    /// Returns when [`Self::tick`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let retry = self.retries.front().map(|(at, _)| *at);
         retry.into_iter().chain(self.pending.deadline()).min()
@@ -186,7 +186,7 @@ impl Resolver {
     }
 }
 
-/// What was read of a socket.
+/// What was read from a socket.
 enum Read {
     Nothing,
     /// An answer of this many bytes, in the buffer.
@@ -235,7 +235,7 @@ impl Query {
         Read::Nothing
     }
 
-    /// Every server has failed: answers so, with a server's message or with our own.
+    /// Answers that every server has failed, with a server's message or with our own.
     fn fail(self, link: &mut Link, id: AssociationId) {
         match self.failure.or_else(|| server_failure(&self.bytes)) {
             Some(answer) => link.send_query(id, Target::Resolver, &answer),
@@ -243,14 +243,14 @@ impl Query {
         }
     }
 
-    /// Whether every server has failed.
+    /// Returns whether every server has failed.
     fn has_failed(&self) -> bool {
         self.asked.len() == self.servers.len() && self.asked.iter().all(Option::is_none)
     }
 }
 
 /// Sends a query from a socket of its own. The socket gets its port from connect, not from bind: by that, the capture
-/// tells the sockets of a local agent from those of programs (`shuttle-ebpf/src/resolvers.rs`).
+/// distinguishes the sockets of a local agent from those of programs (`shuttle-ebpf/src/resolvers.rs`).
 fn send(server: SocketAddr, query: &[u8]) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;

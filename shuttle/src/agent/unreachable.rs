@@ -1,5 +1,5 @@
-//! ICMP errors about datagrams that were sent. An unconnected socket, as an association's is, gets them only if it asks
-//! for them (Linux: IP_RECVERR in ip(7)); each then names the peer of its datagram.
+//! ICMP errors about datagrams that were sent. An association's socket is unconnected, so it gets them only if it asks
+//! for them (Linux: IP_RECVERR in ip(7)). Each error names the peer of its datagram.
 
 use std::io;
 #[cfg(target_os = "linux")]
@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use crate::mux::{Peer, Reason};
 
-/// Has the kernel queue errors for [`next`]. From then on, each error also fails one call to send or receive.
+/// Makes the kernel queue errors for [`next`]. From then on, each error also fails one call to send or receive.
 #[cfg(target_os = "linux")]
 pub(super) fn listen(socket: &impl AsFd, peer: Peer) -> io::Result<()> {
     use nix::sys::socket::{setsockopt, sockopt};
@@ -20,8 +20,8 @@ pub(super) fn listen(socket: &impl AsFd, peer: Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the next error from the queue: the peer, and why it is unreachable; no reason if it is an error of another
-/// kind.
+/// Takes the next error from the queue. Returns the peer, and why it is unreachable; no reason if the error is of
+/// another kind.
 #[cfg(target_os = "linux")]
 #[allow(clippy::wildcard_enum_match_arm, reason = "control messages are an open set")]
 pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
@@ -49,7 +49,8 @@ pub(super) fn next(socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     Some((Peer(peer), is_one.then(|| crate::link::reason(&error))))
 }
 
-/// ICMP's type "destination unreachable" (RFC 792, RFC 4443). Programs at the client can do nothing about other types.
+/// Returns ICMP's type "destination unreachable" (RFC 792, RFC 4443). Programs at the client can do nothing about other
+/// types.
 #[cfg(target_os = "linux")]
 fn destination_unreachable(peer: &SocketAddr) -> u8 {
     if peer.is_ipv4() { 3 } else { 1 }
@@ -61,13 +62,13 @@ fn to_std(address: &nix::sys::socket::SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::V6(SocketAddrV6::from(*it))))
 }
 
-/// Other systems have no such queue.
+/// Does nothing: other systems have no such queue.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn listen(_socket: &impl AsFd, _peer: Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// Other systems have no such queue.
+/// Returns `None`: other systems have no such queue.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn next(_socket: &impl AsFd) -> Option<(Peer, Option<Reason>)> {
     None

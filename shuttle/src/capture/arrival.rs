@@ -1,4 +1,5 @@
-//! How captured traffic arrives at the listeners, and how replies get back. The client knows nothing else of a method.
+//! How captured traffic arrives at the listeners, and how replies get back. The client knows nothing else about a
+//! method.
 
 use std::{
     io,
@@ -12,38 +13,38 @@ use socket2::SockRef;
 /// How to read the listeners of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arrival {
-    /// What tells the original destination of an accepted connection.
+    /// The source of the original destination of an accepted connection.
     pub streams: StreamArrival,
-    /// What tells the original destination of a datagram, and how its replies get back.
+    /// The source of the original destination of a datagram, and how its replies get back.
     pub datagrams: DatagramArrival,
 }
 
-/// What tells the original destination of an accepted connection.
+/// The source of the original destination of an accepted connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StreamArrival {
-    /// Its local address: the destination was not changed.
+    /// The local address: the destination was not changed.
     LocalAddress,
     /// The socket option `SO_ORIGINAL_DST` (`IP6T_SO_ORIGINAL_DST`): the destination was translated.
     OriginalDst,
 }
 
-/// What tells the original destination of a datagram.
+/// The source of the original destination of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DatagramArrival {
     /// A control message (`IP_RECVORIGDSTADDR`). Replies leave by sockets that the helper makes: see
     /// [`replies`](super::replies).
     ControlMessage,
-    /// A token in place of the destination; a socket option resolves it. Replies leave by the listener itself.
+    /// A token in place of the destination, which a socket option resolves. Replies leave by the listener itself.
     Token,
 }
 
-/// The listeners of a capture. They cross the wire as descriptors, in the order TCP and UDP of IPv4, then TCP and UDP
+/// The listeners of a capture. They cross the wire as descriptors, in this order: TCP and UDP of IPv4, then TCP and UDP
 /// of IPv6.
 #[derive(Debug, Default)]
 pub struct Listeners {
-    /// Those of IPv4, unless it is off.
+    /// The listeners of IPv4, unless it is off.
     pub v4: Option<Listener>,
-    /// Those of IPv6, unless it is off or missing on this host.
+    /// The listeners of IPv6, unless it is off or missing on this host.
     pub v6: Option<Listener>,
 }
 
@@ -57,20 +58,20 @@ pub struct Listener {
 }
 
 impl Listeners {
-    /// The listeners that exist, IPv4 first.
+    /// Returns the listeners that exist, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = &Listener> {
         self.v4.iter().chain(&self.v6)
     }
 
-    /// Splits them by protocol, IPv4 first.
+    /// Splits the listeners by protocol, IPv4 first.
     pub fn by_protocol(self) -> (Vec<TcpListener>, Vec<UdpSocket>) {
         self.v4.into_iter().chain(self.v6).map(|listener| (listener.tcp, listener.udp)).unzip()
     }
 }
 
 impl StreamArrival {
-    /// The original destination of a socket that a listener has accepted. `listener` is the listener's own address.
-    /// `None` for a connection to the listener itself, which was not captured: drop it.
+    /// Returns the original destination of a socket that a listener has accepted. `listener` is the listener's own
+    /// address. Returns `None` for a connection to the listener itself, which was not captured: drop it.
     pub fn original_destination(
         self,
         accepted: BorrowedFd<'_>,
@@ -86,8 +87,8 @@ impl StreamArrival {
     }
 }
 
-/// For a connection that nobody translated, the kernel returns an error, or, if netfilter tracks connections, the
-/// address that was connected to.
+/// Replaces the error for an untranslated connection by the listener's own address. For such a connection, the kernel
+/// returns this error, or, if netfilter tracks connections, the address that was connected to.
 fn or_listener(answer: io::Result<socket2::SockAddr>, listener: SocketAddr) -> io::Result<socket2::SockAddr> {
     match answer {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::ENOENT)) => {

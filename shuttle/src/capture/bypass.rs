@@ -1,4 +1,4 @@
-//! The bypass of shuttle's own connections: its kinds by name, and the options. The helper alone knows how each works.
+//! The bypass of shuttle's own connections: its kinds by name, and the options. Only the helper knows how each works.
 
 use std::fmt;
 
@@ -18,10 +18,10 @@ pub enum BypassKind {
 }
 
 impl BypassKind {
-    /// All of them, in the order of preference.
+    /// All kinds, in the order of preference.
     pub const ALL: [Self; 3] = [Self::Mark, Self::Cgroup, Self::Address];
 
-    /// Whether this kind can cover these connections.
+    /// Returns whether this kind can cover these connections.
     pub fn covers(self, whose: Bypassed) -> bool {
         match (self, whose) {
             // A local agent connects to captured destinations: its peers are those of all programs.
@@ -51,6 +51,35 @@ pub enum BypassChoice {
     Only(BypassKind),
 }
 
+/// Why shuttle's own connections can't bypass the capture. Each kind's reason is a line with its remedy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum BypassFailure {
+    /// No kind works on this machine.
+    #[error("keeping shuttle's own connections out of the capture: {}", by_kind(.0))]
+    NoneWorks(Vec<(BypassKind, String)>),
+    /// A local agent connects to the same peers as all programs.
+    #[error(
+        "keeping the local agent's connections out of the capture by {0}: it connects to what is captured (use \
+         another kind of bypass, or a remote agent: -r)"
+    )]
+    NotForAgent(BypassKind),
+    /// No method can use the kinds that work.
+    #[error(
+        "keeping shuttle's own connections out of the capture by {0}: the method can't, and no other kind is left \
+         (use another method)"
+    )]
+    NoneLeft(BypassKind),
+    /// A step failed after the kind was chosen.
+    #[error("{0}")]
+    Step(String),
+}
+
+/// Returns the reasons as one line.
+pub(crate) fn by_kind(refusals: &[(BypassKind, String)]) -> String {
+    let each: Vec<_> = refusals.iter().map(|(kind, reason)| format!("by {kind}: {reason}")).collect();
+    each.join("; ")
+}
+
 /// Whose connections bypass the capture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bypassed {
@@ -71,7 +100,7 @@ pub struct BypassOptions {
 }
 
 impl BypassOptions {
-    /// The kinds that may be used, in the order of preference.
+    /// Returns the kinds that may be used, in the order of preference.
     pub fn candidates(self) -> impl Iterator<Item = BypassKind> {
         BypassKind::ALL.into_iter().filter(move |kind| {
             let chosen = match self.choice {

@@ -32,30 +32,32 @@ pub struct Datagram<'a> {
     pub source: SocketAddr,
     /// The original destination.
     pub destination: SocketAddr,
-    /// The source of replies, with [`DatagramArrival::Token`]. Without one, an outlet of the helper sends them.
+    /// The source of replies, with [`DatagramArrival::Token`]. Without one, replies leave by an outlet that the helper
+    /// made.
     pub token: Option<Token>,
     /// Its payload, which may be empty.
     pub bytes: &'a [u8],
 }
 
-/// The address that replaces a rewritten destination. If a reply leaves from it, the program sees the destination as
-/// the source.
+/// The address that replaces a rewritten destination. The program sees a reply from this address as a reply from the
+/// destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub(crate) IpAddr);
 
-/// Sends replies from tokens, through a listener. Made by [`Datagrams::token_outlet`].
+/// Sends replies from tokens, through a listener. See [`Datagrams::token_outlet`].
 #[derive(Debug)]
 pub struct TokenOutlet(UdpSocket);
 
 impl Datagrams {
-    /// Takes a listener over.
+    /// Takes over a listener.
     pub fn new(socket: UdpSocket, arrival: DatagramArrival) -> io::Result<Self> {
         let own = socket.local_addr()?;
         let buffer = vec![0; usize::from(u16::MAX)].into_boxed_slice();
         Ok(Self { socket, arrival, own, buffer, control: nix::cmsg_space!(libc::sockaddr_in6) })
     }
 
-    /// Receives the next datagram; waits only if the socket is blocking. `None` for one that was not captured.
+    /// Receives the next datagram. Waits only if the socket is blocking. Returns `None` for a datagram that was not
+    /// captured.
     pub fn receive(&mut self) -> io::Result<Option<Datagram<'_>>> {
         let mut parts = [IoSliceMut::new(&mut self.buffer)];
         let control = Some(&mut self.control[..]);
@@ -69,7 +71,7 @@ impl Datagrams {
             DatagramArrival::ControlMessage => (sent_to, None),
             DatagramArrival::Token => match destination_of_token(&self.socket, number(sent_to.ip())) {
                 Ok(Some(destination)) => (destination, Some(Token(sent_to.ip()))),
-                // It was sent to the listener itself, or its token is no longer in use.
+                // The datagram was sent to the listener itself, or its token is no longer in use.
                 Ok(None) | Err(_) => return Ok(None),
             },
         };
@@ -80,7 +82,7 @@ impl Datagrams {
         Ok(self.buffer.get(..length).map(|bytes| Datagram { source, destination, token, bytes }))
     }
 
-    /// Returns the sender of replies to datagrams with a token. It uses a duplicate of the listener's descriptor.
+    /// Returns a sender of replies to datagrams with a token. It uses a duplicate of the listener's descriptor.
     pub fn token_outlet(&self) -> io::Result<TokenOutlet> {
         self.socket.try_clone().map(TokenOutlet)
     }
@@ -93,7 +95,7 @@ impl AsFd for Datagrams {
 }
 
 impl TokenOutlet {
-    /// Sends a reply from `token` to the program's socket at `to`. It may be lost, as datagrams may.
+    /// Sends a reply from `token` to the program's socket at `to`. The reply may be lost, as any datagram.
     pub fn send(&self, Token(token): Token, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
         let (fd, parts, none) = (self.0.as_raw_fd(), [IoSlice::new(bytes)], MsgFlags::empty());
         let sent = match (token, to) {
@@ -118,7 +120,7 @@ impl TokenOutlet {
     }
 }
 
-/// The original destination, if this control message has it. The port is 0 if the message has none.
+/// Returns the original destination, if this control message has it. The port is 0 if the message has none.
 fn sent_to(part: ControlMessageOwned) -> Option<SocketAddr> {
     match part {
         ControlMessageOwned::Ipv4OrigDstAddr(to) => {
@@ -135,7 +137,7 @@ fn sent_to(part: ControlMessageOwned) -> Option<SocketAddr> {
     }
 }
 
-/// The number of a token in the eBPF maps: see `shuttle_common::endpoints::Token`.
+/// Returns the number of a token in the eBPF maps: see `shuttle_common::endpoints::Token`.
 fn number(token: IpAddr) -> u32 {
     match token {
         IpAddr::V4(address) => address.into(),

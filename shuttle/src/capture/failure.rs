@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BypassKind, MethodName};
+use super::{BypassFailure, BypassKind, MethodName};
 
-/// Why the helper did not carry out a request. Each names the object and, where there is one, the remedy.
+/// Why the helper did not carry out a request. Each variant names the object and, where there is one, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// The method can't carry out the plan on this machine.
@@ -40,13 +40,13 @@ pub enum Failure {
     /// An interface can't be a LAN's.
     #[error(transparent)]
     Lan(#[from] LanFault),
-    /// Eight instances run here, or other software uses all our mark bits.
+    /// Eight instances run here, or other software uses all of shuttle's mark bits.
     #[error("no mark bit is free: stop another shuttle in this network namespace, or run `shuttle cleanup`")]
     NoSlot,
     /// Shuttle's own connections can't bypass the capture.
-    #[error("{0}")]
-    Bypass(String),
-    /// An operation failed that is not one of the method's needs.
+    #[error(transparent)]
+    Bypass(#[from] BypassFailure),
+    /// An operation failed that is not one of the method's requirements.
     #[error("{operation}: {reason}")]
     System {
         /// The operation and its object.
@@ -54,7 +54,7 @@ pub enum Failure {
         /// The kernel's error.
         reason: String,
     },
-    /// The request is out of order.
+    /// The request came at the wrong time.
     #[error("{0}")]
     OutOfOrder(String),
 }
@@ -85,15 +85,15 @@ pub enum Missing {
     Nftables {
         /// The operation and its object.
         operation: String,
-        /// What the kernel says.
+        /// The kernel's error.
         reason: String,
-        /// What it takes.
+        /// What the part needs.
         needs: String,
     },
     /// The IP hooks see a bridge's packets at its ports, where none can be handed to a listener.
     #[error(
-        "--method={method} can't capture what comes in by the bridge {lan} while {setting} is 1: use --method=ebpf, or \
-         set it to 0 if no firewall relies on it"
+        "--method={method} can't capture what comes in by the bridge {lan} while {setting} is 1: set it to 0 if no \
+         firewall relies on it"
     )]
     FilteredBridge {
         /// The method.
@@ -103,7 +103,7 @@ pub enum Missing {
         /// The kernel's setting.
         setting: String,
     },
-    /// A cgroup can't be had.
+    /// A cgroup can't be made or used.
     #[error("{0}")]
     Cgroup(String),
     /// There is no TUN device.
@@ -123,30 +123,34 @@ pub enum Missing {
         of: ScopeKind,
     },
     /// The method doesn't support the kind of bypass that works on this machine.
-    #[error("--method={method} can't keep shuttle's own connections out of the capture by {kind}")]
+    #[error(
+        "--method={method} can't keep shuttle's own connections out of the capture by {kind} ({because})"
+    )]
     Bypass {
         /// The method.
         method: MethodName,
         /// The kind of bypass.
         kind: BypassKind,
+        /// Why a kind before it isn't in use, or why this one doesn't work.
+        because: String,
     },
     /// An option is for another method.
     #[error("{option} is for --method={of} alone")]
     Option {
-        /// As typed.
+        /// The option, as typed.
         option: String,
-        /// The method that it is for.
+        /// The method that the option is for.
         of: MethodName,
     },
     /// The trial of the method failed.
     #[error("in a trial: {0}")]
     Trial(String),
-    /// A check needs root.
-    #[error("not checked, since that needs root: {0}")]
+    /// A check can't be made by this process.
+    #[error("not checked, since {0}")]
     Unchecked(String),
 }
 
-/// A plan's scope, unless it is everyone.
+/// A plan's scope, unless it is every program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ScopeKind {
     /// Certain users or groups.
@@ -170,15 +174,15 @@ pub enum LanFault {
     /// No interface has this name.
     #[error("--lan {0}: there is no such interface (`ip link` lists them)")]
     Missing(String),
-    /// `lo`.
+    /// The loopback interface.
     #[error(
         "--lan {0}: that is the loopback interface; this machine's own traffic is captured without --lan"
     )]
     Loopback(String),
-    /// A TUN device of ours.
+    /// The interface is a TUN device of shuttle's.
     #[error("--lan {0}: that is shuttle's own device; name the interface to your LAN")]
     Ours(String),
-    /// The interface is a port: its packets come in by the controller.
+    /// The interface is a port of a bridge or bond, and its packets come in by that.
     #[error("--lan {name}: that is a port of {controller}; give --lan {controller}")]
     Port {
         /// The interface.
@@ -195,7 +199,7 @@ pub enum LanFault {
 }
 
 impl Failure {
-    /// What the method lacks, if that is the reason.
+    /// Returns what the method lacks, if that is the reason.
     pub fn missing(&self) -> Option<&[Missing]> {
         match self {
             Self::Unable { missing, .. } | Self::OtherMethod { missing, .. } => Some(missing),
@@ -211,7 +215,25 @@ impl Failure {
     }
 }
 
-/// All that is missing, as one line.
+impl Failure {
+    /// Returns whether a method can't use the kind of bypass that is in use.
+    pub(crate) fn lacks_bypass(&self) -> bool {
+        let is_bypass = |missing: &Missing| matches!(missing, Missing::Bypass { .. });
+        match self {
+            Self::NoMethod { tried } => tried.iter().flat_map(|(_, missing)| missing).any(is_bypass),
+            Self::Unable { missing, .. } | Self::OtherMethod { missing, .. } => missing.iter().any(is_bypass),
+            Self::NoFamily(_)
+            | Self::Rules(_)
+            | Self::Lan(_)
+            | Self::NoSlot
+            | Self::Bypass(_)
+            | Self::System { .. }
+            | Self::OutOfOrder(_) => false,
+        }
+    }
+}
+
+/// Returns everything that is missing, as one line.
 pub(crate) fn joined(missing: &[Missing]) -> String {
     missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

@@ -22,20 +22,21 @@ use crate::policy::Plan;
 /// The hidden subcommand. `main` must map it to [`helper::main`](crate::helper::main).
 pub const SUBCOMMAND: &str = "firewall-helper";
 
-/// How long `drop` waits for the helper to undo everything. That usually takes a tenth of a second.
+/// How long `drop` waits for the helper to undo everything. Undoing usually takes a tenth of a second.
 const UNDO_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long the helper may take to answer. 100,000 rules take half a second, and a whole second in debug builds.
+/// How long the helper may take to answer. A plan of 100,000 rules takes half a second, and a whole second in debug
+/// builds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running firewall helper. Its descriptor reports POLLHUP once the helper is gone.
 ///
-/// Dropping it closes the socket, on which the helper undoes everything, and waits up to three seconds for that.
+/// Dropping it closes the socket, which makes the helper undo everything, and waits up to three seconds for that.
 #[derive(Debug)]
 pub struct Handle {
     stream: UnixStream,
     helper: Child,
-    /// The check of a response that is still to be received.
+    /// The check of the response that is still to be received.
     owed: Option<Fits>,
 }
 
@@ -106,14 +107,14 @@ pub enum Error {
 }
 
 impl Handle {
-    /// Starts the helper: as a child if this process is root, else through sudo or doas, which may ask for a password
-    /// on the terminal. Returns when the helper answers.
+    /// Starts the helper: as a child if this process is root, otherwise through sudo or doas, which may ask for a
+    /// password on the terminal. Returns when the helper answers.
     pub fn spawn() -> Result<Self, Error> {
         Self::connect(spawn_helper)
     }
 
-    /// Starts the helper with the rights of this process, for [`dry_run`](Self::dry_run). Without root the helper can
-    /// look at this host and change nothing.
+    /// Starts the helper with the rights of this process, for [`dry_run`](Self::dry_run). Without root, the helper can
+    /// read the state of this host and change nothing.
     pub fn spawn_unprivileged() -> Result<Self, Error> {
         Self::connect(|socket| Ok((spawn_child(socket)?, None)))
     }
@@ -137,7 +138,7 @@ impl Handle {
         if theirs == VERSION { Ok(handle) } else { Err(Error::Version { theirs }) }
     }
 
-    /// Why the helper sent no hello.
+    /// Returns why the helper sent no hello.
     fn refused(&mut self, program: Option<&'static str>, gone: wire::Error) -> Error {
         match (program, self.helper.wait()) {
             (Some(program), Ok(status)) => Error::Refused { program, status },
@@ -146,20 +147,21 @@ impl Handle {
     }
 
     /// Sets up the bypass for this process's later children and their descendants. Existing sockets are not affected.
-    /// Call [`settle`](Self::settle) to wait for it before ssh starts. [`capture`](Self::capture) returns the kind of
-    /// bypass.
+    /// Returns at once: call [`settle`](Self::settle) to wait for the bypass before ssh starts.
+    /// [`capture`](Self::capture) returns the kind of bypass.
     pub fn enclose(&mut self, options: BypassOptions) -> Result<(), Error> {
         self.begin(&Request::Enclose(options), |response| matches!(response, Response::Enclosed))
     }
 
-    /// Has the helper prepare everything that the capture needs, which takes it some hundredths of a second. Nothing is
-    /// captured yet. Returns at once; [`capture`](Self::capture) reports an error. Call it once per handle.
+    /// Has the helper prepare everything that the capture needs, which takes the helper some hundredths of a second.
+    /// Nothing is captured yet. Returns at once; [`capture`](Self::capture) reports an error. Call it once per handle.
     pub fn prepare(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<(), Error> {
         let request = Request::Prepare { plan: plan.clone(), mechanism };
         self.begin(&request, |response| matches!(response, Response::Prepared))
     }
 
-    /// Returns what would be set up for the plan, one step per line; lines with a `#` are remarks. Changes nothing.
+    /// Returns what would be set up for the plan, one step per line. Lines that begin with `#` are remarks. Changes
+    /// nothing.
     pub fn dry_run(&mut self, plan: &Plan, mechanism: Mechanism) -> Result<String, Error> {
         match self.ask(&Request::DryRun { plan: plan.clone(), mechanism })? {
             (Response::DryRun { text }, _) => Ok(text),
@@ -167,7 +169,7 @@ impl Handle {
         }
     }
 
-    /// Starts the capture that was prepared; after an error nothing is captured. Call it once per handle.
+    /// Starts the capture that was prepared. After an error nothing is captured. Call it once per handle.
     pub fn capture(&mut self) -> Result<Captured, Error> {
         let answer = self.ask(&Request::Capture)?;
         let (Response::Captured { method, arrival, bypass, families, description, passed_over }, descriptors) =
@@ -185,8 +187,8 @@ impl Handle {
         Ok(Captured { method, arrival, bypass, listeners, replies, description, passed_over })
     }
 
-    /// Replaces all rules of the running capture atomically; after an error the old ones stay. Existing connections
-    /// keep their path. Returns which rules this host can't carry out; empty if it can carry out all.
+    /// Replaces all rules of the running capture atomically. After an error the old rules stay. Existing connections
+    /// keep their path. Returns which rules this host can't carry out; the text is empty if it can carry out all.
     pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<String, Error> {
         match self.ask(&Request::Replace { rules })? {
             (Response::Replaced { note }, _) => Ok(note),
@@ -224,7 +226,7 @@ impl Handle {
         }
     }
 
-    /// The helper's process id, or sudo's.
+    /// Returns the process id of the helper, or of the sudo that runs it.
     pub fn pid(&self) -> u32 {
         self.helper.id()
     }

@@ -1,4 +1,4 @@
-//! The methods by name, and their options. The helper alone knows how they work.
+//! The methods by name, and their options. Only the helper knows how they work.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub enum MethodName {
 }
 
 impl MethodName {
-    /// All of them, in the order of preference.
+    /// All methods, in the order of preference.
     pub const ALL: [Self; 2] = [Self::Ebpf, Self::Nft];
 }
 
@@ -27,13 +27,13 @@ impl fmt::Display for MethodName {
     }
 }
 
-/// Which method is to capture.
+/// Which method captures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MethodChoice {
-    /// The first that can do the whole plan on this machine.
+    /// The first method that can carry out the whole plan on this machine.
     #[default]
     Auto,
-    /// This one, or none.
+    /// This method, or none.
     Only(MethodName),
 }
 
@@ -49,7 +49,7 @@ pub struct Mechanism {
 /// The options of the eBPF method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EbpfOptions {
-    /// How to steer; `None` uses the first way that works on this machine.
+    /// How to steer. `None` uses the first kind of steering that works on this machine.
     pub steering: Option<Steering>,
     /// Where forwarded packets are inspected.
     pub ingress: IngressHook,
@@ -69,11 +69,11 @@ pub enum Steering {
 /// Where the eBPF method inspects packets that come in by a LAN interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IngressHook {
-    /// By tcx, or by clsact where the kernel has no tcx.
+    /// By tcx, or by clsact if the kernel has no tcx.
     #[default]
     Auto,
-    /// tcx alone (Linux 6.6).
+    /// By tcx only (Linux 6.6).
     Tcx,
-    /// A filter of the clsact qdisc.
+    /// By a filter of the clsact qdisc.
     Clsact,
 }

@@ -13,7 +13,8 @@ pub mod replies;
 pub mod wire;
 
 pub use arrival::{Arrival, DatagramArrival, Listener, Listeners, StreamArrival};
-pub use bypass::{BypassChoice, BypassKind, BypassOptions, Bypassed};
+pub(crate) use bypass::by_kind;
+pub use bypass::{BypassChoice, BypassFailure, BypassKind, BypassOptions, Bypassed};
 pub(crate) use failure::joined;
 pub use failure::{Failure, LanFault, Missing, ScopeKind};
 pub use method::{EbpfOptions, IngressHook, Mechanism, MethodChoice, MethodName, Steering};

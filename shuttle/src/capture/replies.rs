@@ -1,6 +1,6 @@
-//! How the client learns how replies to captured datagrams get to programs, and gets the sockets for that. It asks the
-//! helper over a socket pair of its own, so that many new flows don't delay requests such as a change of rules.
-//! Messages are framed as in [`super::wire`].
+//! How the client learns how replies to captured datagrams get to programs, and gets the sockets for them. It asks the
+//! helper over a separate socket pair, so that many new flows don't delay requests such as a change of rules. Messages
+//! are framed as in [`super::wire`].
 
 use std::{
     io::{self, IoSlice},
@@ -18,9 +18,9 @@ use super::wire;
 pub struct PathRequest {
     /// Where the program's datagrams come from, as the listener sees it.
     pub source: SocketAddr,
-    /// Where they go to, and replies come from.
+    /// Where the datagrams go to. Replies come from there.
     pub peer: SocketAddr,
-    /// Whether the client needs an outlet: it has none for this peer.
+    /// Whether the client needs an outlet because it has none for this peer.
     pub wants_outlet: bool,
 }
 
@@ -29,7 +29,7 @@ pub struct PathRequest {
 pub struct Notice {
     /// Where the program's datagrams come from, as the listener sees it.
     pub source: SocketAddr,
-    /// Where they go to.
+    /// Where the datagrams go to.
     pub peer: SocketAddr,
     /// What is unreachable there.
     pub what: Unreachable,
@@ -75,17 +75,17 @@ pub enum PathResponse {
 pub enum OutletKind {
     /// A socket bound to the peer's address.
     Direct,
-    /// A socket to the helper, which sends by a raw socket: for a peer whose port a program of this host holds, or may
-    /// want to bind.
+    /// A socket to the helper, which sends by a raw socket. It is for a peer whose port a program of this host holds or
+    /// may want to bind.
     Relay,
 }
 
 /// How replies get to a program.
 #[derive(Debug)]
 pub struct ReplyPath {
-    /// The address to send them to.
+    /// The address to send replies to.
     pub to: SocketAddr,
-    /// What to send them by, if an outlet was asked for.
+    /// The outlet to send by, if one was asked for.
     pub outlet: Option<Outlet>,
 }
 
@@ -103,7 +103,7 @@ pub enum Outlet {
 pub type RelayHeader = [u8; 16 + 2 + 8];
 
 impl Outlet {
-    /// Which kind it is.
+    /// Returns the kind of the outlet.
     pub fn kind(&self) -> OutletKind {
         match self {
             Self::Direct(_) => OutletKind::Direct,
@@ -111,7 +111,7 @@ impl Outlet {
         }
     }
 
-    /// Sends a reply to the program's socket at `to`. It may be lost, as datagrams may.
+    /// Sends a reply to the program's socket at `to`. The reply may be lost, as any datagram.
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Direct(socket) => socket.send_to(bytes, to),
@@ -133,7 +133,7 @@ fn relay_header(to: SocketAddr) -> RelayHeader {
     header
 }
 
-/// Where a header sends its reply.
+/// Returns the address that a header sends its reply to.
 pub(crate) fn relay_target(header: &RelayHeader) -> SocketAddr {
     let [address @ .., p0, p1, _, _, _, _, _, _, _, _] = *header;
     let ip = IpAddr::V6(Ipv6Addr::from(address)).to_canonical();
@@ -159,7 +159,7 @@ pub enum Error {
 }
 
 impl ReplyChannel {
-    /// Asks the helper, and waits for its response: some tenths of a millisecond.
+    /// Asks the helper, and waits for its response, which takes some tenths of a millisecond.
     pub fn reply_path(&self, request: &PathRequest) -> Result<ReplyPath, Error> {
         wire::send(&self.0, &ReplyRequest::Path(*request), &[])?;
         let (response, descriptors) = wire::receive(&self.0)?;
@@ -182,7 +182,7 @@ impl ReplyChannel {
         }
     }
 
-    /// Has the helper notify a program, if it is one whose datagrams are captured. Doesn't wait for that.
+    /// Has the helper notify a program, if it is a program whose datagrams are captured. Doesn't wait for that.
     pub fn notify(&self, notice: &Notice) -> Result<(), Error> {
         Ok(wire::send(&self.0, &ReplyRequest::Unreachable(*notice), &[])?)
     }

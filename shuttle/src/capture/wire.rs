@@ -18,10 +18,10 @@ use crate::{
     sys::descriptors::{receive_with_descriptors, send_with_descriptors},
 };
 
-/// Client and helper are one program, but an upgrade can come between their starts.
+/// The version of the protocol. Client and helper are one program, but an upgrade can come between their starts.
 pub const VERSION: u32 = 7;
 
-/// More than a plan of 200,000 rules needs; little enough for any machine.
+/// The longest message, in bytes: more than a plan of 200,000 rules needs, and little enough for any machine.
 const MAX_LENGTH: u32 = 32 << 20;
 
 /// Client to helper.
@@ -71,7 +71,7 @@ pub enum Response {
     Prepared,
     /// Answers `DryRun`.
     DryRun {
-        /// One step per line; lines with a `#` are remarks.
+        /// One step per line. Lines that begin with `#` are remarks.
         text: String,
     },
     /// Answers `Capture`. These descriptors come along: the TCP and the UDP listener of IPv4, then those of IPv6, then
@@ -135,7 +135,7 @@ pub fn send(
     Ok(())
 }
 
-/// Receives one message and its descriptors. Waits for it.
+/// Receives one message and its descriptors. Waits until they have come.
 pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> Result<(T, Vec<OwnedFd>), Error> {
     let mut head = [0; 4];
     let (got, descriptors) = receive_with_descriptors(stream, &mut head)?;

@@ -1,4 +1,4 @@
-//! `-l`, for users of sshuttle: there a machine becomes a router by listening on all addresses.
+//! `-l`, for users of sshuttle, where a machine becomes a router by listening on all addresses.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -42,7 +42,8 @@ impl FromStr for Listen {
     }
 }
 
-/// The port is ignored: the kernel chooses it. A port alone means all addresses, as in sshuttle.
+/// Returns the address. The port is ignored, as the kernel chooses it. A port alone means all addresses, as in
+/// sshuttle.
 fn address(typed: &str) -> Option<IpAddr> {
     if typed.parse::<u16>().is_ok() {
         return Some(Ipv4Addr::UNSPECIFIED.into());

@@ -22,7 +22,7 @@ pub struct Names {
     pub to_ns: Option<SocketAddr>,
 }
 
-/// `IP`, or `IP%INTERFACE` of a link-local one.
+/// Parses `IP`, or `IP%INTERFACE` if it is link-local.
 fn nameserver(text: &str) -> Result<Nameserver, String> {
     let server = resolv_conf::address(text).map(Nameserver::from);
     let server = server.ok_or_else(|| {
@@ -34,7 +34,7 @@ fn nameserver(text: &str) -> Result<Nameserver, String> {
     Ok(server)
 }
 
-/// `IP`, `IP:PORT` or `[IP]:PORT`.
+/// Parses `IP`, `IP:PORT` or `[IP]:PORT`.
 fn server(text: &str) -> Result<SocketAddr, String> {
     let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT)).or_else(|_| text.parse());
     address.map_err(|_| "not a nameserver's address: give IP, IP:PORT or [IPv6]:PORT".to_owned())

@@ -1,8 +1,8 @@
-//! The tunnel's end of the control socket: who may connect, and limits on size and time. [`responder`] answers,
+//! The tunnel's end of the control socket: who may connect, and limits on size and time. [`responder`] answers, and
 //! [`changes`] changes the rules.
 //!
-//! Nothing here touches the tunnel itself: a request that was understood goes to the client's loop. A connection that
-//! sends nonsense, or nothing, holds one of a few places for a few seconds.
+//! Nothing here touches the tunnel itself: a valid request goes to the client's loop. A connection that sends an
+//! invalid request, or nothing, occupies one of a few slots for a few seconds.
 
 mod changes;
 mod responder;
@@ -25,16 +25,16 @@ use crate::policy::{Origin, Subnet};
 use changes::Edit;
 pub(super) use responder::{Responder, TunnelInfo};
 
-/// Connections that are served at the same time.
+/// The most connections that are served at the same time.
 const MAX_CONNECTIONS: usize = 8;
-/// How long one may take to ask, and to take the answer.
+/// How long a connection may take to send its request, and to receive the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the resolver may take for the names in a change.
 const RESOLVER_LIMIT: Duration = Duration::from_secs(20);
-/// How long the client may take to get to a request: while it connects, the user may be typing a password.
+/// How long the client may take to start with a request. While it connects, the user may be typing a password.
 const BUSY_LIMIT: Duration = Duration::from_secs(30);
 
-/// What the client's loop is asked to do.
+/// A command to the client's loop.
 #[derive(Debug)]
 pub(super) enum Command {
     Status,
@@ -49,21 +49,21 @@ pub(super) enum Command {
     Stop,
 }
 
-/// A command, and where its answer goes.
+/// A command, and the channel for its answer.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) command: Command,
     pub(super) reply: oneshot::Sender<Response>,
 }
 
-/// The control socket of this tunnel. Dropping it removes it; connections stay open until the runtime ends.
+/// The control socket of this tunnel. Dropping it removes the socket. Connections stay open until the runtime ends.
 pub(super) struct Control {
     claim: Option<Claim>,
     asked: mpsc::Receiver<Asked>,
 }
 
-/// Takes a name: the one that was asked for, or one after the remote's host. `None`, with a warning, where there is no
-/// place for a socket: the tunnel itself needs none.
+/// Takes a name: the one that was asked for, or one derived from the remote's host. Returns `None`, with a warning, if
+/// there is no place for a socket and no name was asked for: the tunnel itself needs no socket.
 pub(super) fn claim(asked: Option<&Name>, host: Option<&str>) -> Result<Option<Claim>, ClaimError> {
     let derived = Name::of_host(host);
     match Claim::take(asked.unwrap_or(&derived), asked.is_some()) {
@@ -87,12 +87,12 @@ impl Control {
         Ok(Self { claim, asked })
     }
 
-    /// What verbs call this tunnel.
+    /// Returns the name by which verbs find this tunnel.
     pub(super) fn name(&self) -> Option<&Name> {
         self.claim.as_ref().map(|claim| &claim.name)
     }
 
-    /// The next command. Dropping the future loses nothing.
+    /// Returns the next command. Dropping the future loses nothing.
     pub(super) async fn asked(&mut self) -> Asked {
         match self.asked.recv().await {
             Some(asked) => asked,
@@ -117,7 +117,7 @@ async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
                 });
             }
             Ok(_) => tracing::warn!("a process of another user tried the control socket; refused"),
-            // Out of descriptors, most likely.
+            // Most likely there are no descriptors left.
             Err(error) => {
                 tracing::debug!("control socket: {error}");
                 sleep(AFTER_FAILURE).await;
@@ -126,7 +126,7 @@ async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
     }
 }
 
-/// The user whom the tunnel works for, and root.
+/// Returns whether the peer is the user for whom the tunnel works, or root.
 fn is_allowed(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
 }
@@ -148,7 +148,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) -> Result<()
         Err(_elapsed) => return Ok(()),
     }
     if response == Response::Stopping {
-        // The end of the process closes it, when all is undone; unless nobody waits for that any more.
+        // The connection closes when this process ends, after everything is undone, unless the peer leaves earlier.
         drop(stream.read_u8().await);
     }
     Ok(())
@@ -158,13 +158,13 @@ async fn receive(stream: &mut UnixStream) -> Result<Request, wire::Error> {
     let mut head = [0; 4];
     stream.read_exact(&mut head).await?;
     let length = wire::length(head, MAX_REQUEST)?;
-    // Grows by what comes, not by what is announced.
+    // The buffer grows by the bytes that arrive, not by the announced length.
     let mut body = Vec::new();
     stream.take(length.into()).read_to_end(&mut body).await?;
     wire::decode(&body)
 }
 
-/// Reads subnets and resolves names; a mistake is the answer.
+/// Parses subnets and resolves names. A mistake is an error, which is the answer.
 async fn understand(request: Request) -> Result<Command, Response> {
     let Change { action, subnets, kill_flows } = match request {
         Request::Status => return Ok(Command::Status),
@@ -192,7 +192,7 @@ async fn understand(request: Request) -> Result<Command, Response> {
     }
 }
 
-/// Does what takes long, on a thread of its own: for one of its pool, the runtime would wait when the tunnel ends.
+/// Does slow work on a separate thread. The runtime would wait for a thread of its own pool when the tunnel ends.
 async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, result) = oneshot::channel();
     let run = move || drop(sender.send(work()));

@@ -2,9 +2,10 @@
 
 use super::{Error, GREETING_TIMEOUT};
 use crate::link::End;
+use crate::say::printable;
 use crate::ssh::{Process, Stderr};
 
-/// What ended a tunnel.
+/// The cause of a tunnel's end.
 pub(super) enum Cause {
     /// A signal.
     Signal,
@@ -14,7 +15,7 @@ pub(super) enum Cause {
     Helper,
     /// The agent didn't greet in time.
     Silence,
-    /// The link ended; `None` if its thread was lost.
+    /// The link ended. `None` if its thread was lost.
     Link(Option<End>),
 }
 
@@ -32,7 +33,8 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// The message for the user: none if the tunnel was to end, else the cause, with the session's last line.
+    /// Returns an error for the user, unless a signal or `shuttle stop` ended the tunnel. The error names the cause
+    /// and, unless the helper ended, the last line of the session.
     pub(super) async fn report(self) -> Result<(), Error> {
         let Self { cause, mut session } = self;
         let name = session.name;
@@ -49,6 +51,7 @@ impl Ended {
         };
         let said = session.stderr.rest().await.into_iter().rfind(|line| !line.is_empty());
         let said = said.map(|line| format!("; its last words: {line}")).unwrap_or_default();
-        Err(Error::Ended(reason + &said))
+        // The agent's own words may be among them.
+        Err(Error::Ended(printable(&(reason + &said))))
     }
 }

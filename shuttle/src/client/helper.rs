@@ -1,5 +1,5 @@
-//! The firewall helper, as the client's loop sees it: a thread asks it and waits for its answers, so that the loop goes
-//! on.
+//! The firewall helper, as the client's loop sees it. A thread sends the requests and waits for the responses, so that
+//! the loop never waits.
 
 use std::io;
 use std::net::Shutdown;
@@ -17,12 +17,12 @@ use tokio::time::timeout;
 use crate::capture::handle::{Captured, Error, Handle};
 use crate::capture::wire;
 
-/// How long the helper may take to stop capturing at the end, behind whatever it is doing: 100,000 rules take half a
-/// second, and in debug builds a whole one.
+/// How long the helper may take to stop capturing at the end, including the request that it is working on. A set of
+/// 100,000 rules takes half a second, and a whole second in debug builds.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
-/// A running helper. Dropping it has the helper undo everything, and waits up to three seconds for that, whatever the
-/// helper was asked for before.
+/// A running helper. Dropping it makes the helper undo everything, and waits up to three seconds for that, whatever
+/// request was pending.
 pub(super) struct Helper {
     requests: Requests,
     socket: UnixStream,
@@ -30,7 +30,7 @@ pub(super) struct Helper {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Asks the helper: one request at a time, in the order in which they are made.
+/// Sends requests to the helper, one at a time, in the order in which they are made.
 #[derive(Clone)]
 pub(super) struct Requests(Sender<Request>);
 
@@ -41,7 +41,7 @@ enum Request {
 }
 
 impl Helper {
-    /// Gives the handle to a thread.
+    /// Moves the handle to a thread.
     pub(super) fn new(handle: Handle) -> io::Result<Self> {
         let socket = UnixStream::from(handle.as_fd().try_clone_to_owned()?);
         let end = watch_end(socket.try_clone()?)?;
@@ -50,7 +50,7 @@ impl Helper {
         Ok(Self { requests: Requests(sender), socket, end, thread: Some(thread) })
     }
 
-    /// What others may keep to ask the helper.
+    /// Returns a sender of requests, which others may keep.
     pub(super) fn requests(&self) -> Requests {
         self.requests.clone()
     }
@@ -60,7 +60,7 @@ impl Helper {
         self.requests.ask(Request::Capture).await
     }
 
-    /// Replaces all rules by none, if the helper does so in time. Dropping this does the rest.
+    /// Replaces all rules by none, if the helper does so in time. Dropping this value undoes the rest.
     pub(super) async fn stop_capturing(&self) {
         match timeout(STOP_LIMIT, self.requests.replace_rules(Vec::new())).await {
             Ok(Ok(_note)) => {}
@@ -71,8 +71,8 @@ impl Helper {
         }
     }
 
-    /// Waits until the helper has ended, or was let go because its answers made no sense. Dropping the future loses
-    /// nothing; not to be called again once it is ready.
+    /// Waits until the helper has ended, or was dropped because of an invalid response. Dropping the future loses
+    /// nothing. Don't call this again once it has returned.
     pub(super) async fn ended(&mut self) {
         drop((&mut self.end).await);
     }
@@ -80,7 +80,7 @@ impl Helper {
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        // Whatever answer the thread is waiting for, it hears of this.
+        // This interrupts the thread, whichever response it is waiting for.
         drop(self.socket.shutdown(Shutdown::Both));
         drop(self.requests.0.send(Request::LetGo));
         drop(self.thread.take().map(JoinHandle::join));
@@ -88,7 +88,7 @@ impl Drop for Helper {
 }
 
 impl Requests {
-    /// See [`Handle::replace_rules`]. Dropping the future doesn't take the request back.
+    /// See [`Handle::replace_rules`]. Dropping the future doesn't cancel the request.
     pub(super) async fn replace_rules(&self, rules: Vec<Rule>) -> Result<String, Error> {
         self.ask(|reply| Request::Replace(rules, reply)).await
     }
@@ -98,17 +98,18 @@ impl Requests {
         request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        // Without the thread, the reply's sender is dropped.
+        // If the thread has ended, the reply's sender is dropped.
         drop(self.0.send(request(reply)));
         answer.await.unwrap_or(Err(Error::Gone(wire::Error::Closed)))
     }
 }
 
-/// Says when the socket has hung up. A thread of its own waits, since the handle's socket must stay a blocking one.
+/// Returns a receiver that is notified when the socket hangs up. A separate thread waits for that, since the handle's
+/// socket must stay blocking.
 fn watch_end(socket: UnixStream) -> io::Result<oneshot::Receiver<()>> {
     let (ended, end) = oneshot::channel();
     let wait = move || {
-        // No more than the end, which is always told of: the answers are for others to read.
+        // Polls for the hang-up only, which is always reported. The other thread reads the responses.
         let mut sockets = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         while poll(&mut sockets, PollTimeout::NONE).is_err() {}
         ended.send(()).ok();
@@ -130,10 +131,11 @@ fn serve(mut handle: Handle, requests: &Receiver<Request>) {
     }
 }
 
-/// Whether the helper can be asked again: after anything but a plain refusal, the next answer may be to this request.
+/// Sends a result to its receiver. Returns whether the helper can be asked again: after any error but a refusal, the
+/// next response may belong to this request.
 fn answer<T>(reply: oneshot::Sender<Result<T, Error>>, result: Result<T, Error>) -> bool {
     let can_go_on = matches!(result, Ok(_) | Err(Error::Failed(_)));
-    // Nobody waits any more where the tunnel is ending.
+    // The receiver is gone if the tunnel is ending.
     drop(reply.send(result));
     can_go_on
 }

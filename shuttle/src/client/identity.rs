@@ -1,4 +1,4 @@
-//! Whose rights the client uses: ssh must find that user's keys, and root must not read the network's bytes.
+//! Whose rights the client uses. ssh must find that user's keys, and root must not read the network's bytes.
 
 use std::env;
 use std::ffi::{CString, OsString};
@@ -11,18 +11,18 @@ use caps::{CapSet, CapsHashSet};
 use nix::sys::prctl;
 use nix::unistd::{self, Gid, Uid, User};
 
-/// Whose rights and environment the client takes on.
+/// The user whose rights and environment the client assumes.
 #[derive(Debug)]
 pub(super) enum Identity {
-    /// An ordinary user started the client: it is theirs already.
+    /// An ordinary user started the client, which has the right identity already.
     Own,
     /// A user started the client through sudo.
     Invoker(Box<Invoker>),
-    /// Root itself: the uid stays, for the sake of root's ssh keys, and every capability goes.
+    /// Root itself. The uid stays, for root's ssh keys, and every capability is dropped.
     Root,
 }
 
-/// The user behind sudo.
+/// The user who called sudo.
 #[derive(Debug)]
 pub(super) struct Invoker {
     user: User,
@@ -30,16 +30,16 @@ pub(super) struct Invoker {
     agent_socket: Option<OsString>,
 }
 
-/// Why an identity can't be taken on.
+/// Why an identity can't be assumed.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// SUDO_UID names no user.
     #[error("SUDO_UID={0} names no user of this machine: run shuttle by sudo from that user's own session")]
     NoUser(String),
-    /// The change was refused.
+    /// The kernel refused the change.
     #[error("can't give up root: {step}: {source}")]
     Step {
-        /// What was tried.
+        /// The operation.
         step: &'static str,
         /// The system's error.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -62,7 +62,7 @@ impl Identity {
         Ok(Self::Invoker(Box::new(Invoker { user, agent_socket })))
     }
 
-    /// Takes the identity on, for good. Call it while the process has one thread.
+    /// Assumes the identity, for good. Call it while the process has one thread.
     pub(super) fn assume(&self) -> Result<(), IdentityError> {
         match self {
             Self::Own => Ok(()),
@@ -71,7 +71,7 @@ impl Identity {
         }
     }
 
-    /// The variables for ssh that replace this process's.
+    /// Returns the variables for ssh that replace this process's.
     pub(super) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let Self::Invoker(invoker) = self else { return Vec::new() };
         let user = &invoker.user;
@@ -99,8 +99,8 @@ fn become_user(user: &User) -> Result<(), IdentityError> {
     Ok(())
 }
 
-/// A process of uid 0 without capabilities owns root's files and may do nothing else; no_new_privs keeps ssh and
-/// what it starts from getting any back at exec.
+/// Drops all capabilities. A process of uid 0 without capabilities owns root's files and may do nothing else.
+/// no_new_privs keeps ssh and its children from getting any capability back at exec.
 fn drop_capabilities() -> Result<(), IdentityError> {
     for capability in caps::runtime::thread_all_supported() {
         caps::drop(None, CapSet::Bounding, capability).map_err(|error| step("bounding set", error))?;
@@ -116,8 +116,8 @@ fn step(step: &'static str, source: impl Into<Box<dyn std::error::Error + Send +
     IdentityError::Step { step, source: source.into() }
 }
 
-/// The ssh agent of the user's session: this process's own, if sudo kept it, else that of the nearest ancestor that
-/// runs as the user. Only a socket that the user owns counts.
+/// Returns the ssh agent of the user's session: this process's own, if sudo kept it, otherwise that of the nearest
+/// ancestor that runs as the user. Only a socket that the user owns counts.
 fn agent_socket(uid: Uid) -> Option<OsString> {
     let inherited = env::var_os("SSH_AUTH_SOCK");
     inherited.or_else(|| ancestors().find_map(|pid| session_variable(pid, uid, "SSH_AUTH_SOCK"))).filter(
@@ -134,7 +134,7 @@ fn ancestors() -> impl Iterator<Item = u32> {
         .take_while(|pid| *pid > 0)
 }
 
-/// The first number after `name` in /proc/PID/status.
+/// Returns the first number after `name` in /proc/PID/status.
 fn status_field(pid: u32, name: &str) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()

@@ -1,44 +1,44 @@
-//! The client: starts the helper, ssh and the link, in an order that captures nothing before everything works, and
-//! ends them in the reverse order.
+//! The client. It starts the helper, ssh and the link in an order that captures nothing before everything works, and
+//! ends them in reverse order.
 
 mod accept;
 mod control;
 mod end;
 mod helper;
 mod identity;
-mod lanes;
+mod remote;
 mod running;
 mod signals;
 
 use std::io;
-use std::num::NonZeroU8;
 use std::time::Duration;
 
 use tokio::runtime;
 
 use crate::capture::handle::{self, Captured, Handle};
 use crate::capture::{BypassOptions, Bypassed, joined};
-use crate::config::{self, Config, Verbosity};
+use crate::config::{self, Config};
 use crate::control::{Claim, ClaimError};
 use crate::policy::{Plan, RuleSet};
 use crate::say::say;
-use crate::ssh::{self, CommandLine, ConnectError, Extras, LaneCount, Session, Settings};
+use crate::ssh::ConnectError;
 use crate::sys;
 use control::{Control, Responder, TunnelInfo};
 use end::{Cause, Ended};
 use helper::Helper;
 use identity::Identity;
 pub use identity::IdentityError;
+use remote::{Ssh, ask_ssh, connect};
 use running::Running;
 use signals::Signals;
 
 /// How long the agent may take to greet once it has been started.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a tunnel couldn't run, or has ended otherwise than it was to. Its text is the one line that the user sees.
+/// Why a tunnel couldn't run, or why it ended by itself. The text is the one line that the user sees.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The arguments name what makes no sense.
+    /// The arguments contain a mistake.
     #[error(transparent)]
     Config(#[from] config::Error),
     /// The name is taken, or there is no place for the control socket that was asked for.
@@ -53,7 +53,7 @@ pub enum Error {
     /// There is no session.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The system refuses a thread, a runtime or a socket.
+    /// The kernel refuses a thread, a runtime or a socket.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The helper has ended while the tunnel ran.
@@ -67,7 +67,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the user has to change the command line, as against the world.
+    /// Returns whether the user has to change the command line.
     pub fn is_mistake(&self) -> bool {
         match self {
             Self::Config(_) | Self::Claim(ClaimError::Taken(_)) => true,
@@ -94,8 +94,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     runtime.block_on(run_tunnel(config, ssh, rules, handle))
 }
 
-/// What [`run`] would have the helper set up, one step a line. Changes nothing, starts no ssh, and asks for no
-/// password.
+/// Returns what [`run`] would have the helper set up, one step per line. Changes nothing, starts no ssh, and asks for
+/// no password.
 pub fn dry_run(config: &Config) -> Result<String, Error> {
     let identity = Identity::of_invoker()?;
     let mut handle = Handle::spawn_unprivileged()?;
@@ -107,7 +107,7 @@ fn plan(config: &Config, rules: &RuleSet) -> Plan {
     rules.plan(config.scope.clone(), config.lans.clone())
 }
 
-/// The phases in which signals don't end the process by themselves.
+/// Runs the phases in which signals don't end the process by themselves.
 async fn run_tunnel(config: &Config, ssh: Option<Ssh>, rules: RuleSet, handle: Handle) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     let mut helper = Helper::new(handle)?;
@@ -130,15 +130,15 @@ async fn run_tunnel(config: &Config, ssh: Option<Ssh>, rules: RuleSet, handle: H
             running.serve(&mut helper, &mut control, &responder, &mut signals).await
         }
     };
-    // First no more connections are captured; then those there are get their resets, for which the routes must still be
-    // there; then the rest goes.
+    // The order matters: first stop capturing; then reset the existing connections, which needs the routes; then undo
+    // the rest.
     helper.stop_capturing().await;
     let session = running.stop().await;
     drop(helper);
     Ended { cause, session }.report().await
 }
 
-/// Starts the helper, and has it put this process into the bypass cgroup; [`resolve_rules`] waits for that.
+/// Starts the helper, and has it put this process into the bypass cgroup. [`resolve_rules`] waits for that.
 fn start_helper(config: &Config) -> Result<Handle, Error> {
     let mut handle = Handle::spawn()?;
     let whose = if config.ssh.is_some() { Bypassed::Ssh } else { Bypassed::LocalAgent };
@@ -146,7 +146,7 @@ fn start_helper(config: &Config) -> Result<Handle, Error> {
     Ok(handle)
 }
 
-/// Gives up all privilege. From here on the network's bytes may be looked at.
+/// Drops all privilege. From here on the client may read the network's bytes.
 fn assume(identity: &Identity) -> Result<(), Error> {
     identity.assume()?;
     sys::return_freed_memory();
@@ -156,31 +156,10 @@ fn assume(identity: &Identity) -> Result<(), Error> {
     Ok(())
 }
 
-/// How ssh is to be run.
-struct Ssh {
-    line: CommandLine,
-    extras: Extras,
-    settings: Settings,
-}
-
-/// Asks ssh for its configuration, while the helper encloses this process. Nothing is connected to yet. `None` where
-/// the agent is to run on this machine.
-async fn ask_ssh(config: &Config, identity: &Identity) -> Option<Ssh> {
-    let line = config.ssh.clone()?;
-    let settings = Settings {
-        environment: identity.environment(),
-        prefer_cipher: config.prefer_cipher,
-        share: config.lanes != LaneCount::Exactly(NonZeroU8::MIN),
-        verbose: config.verbosity > Verbosity::Warnings,
-    };
-    let extras = Extras::find(&line, &settings).await;
-    Some(Ssh { line, extras, settings })
-}
-
-/// Waits until this process bypasses the capture; then reads the files of subnets and looks up names, and has the
-/// helper prepare, which it does while ssh connects.
+/// Waits until this process bypasses the capture. Then reads the files of subnets, looks up names, and has the helper
+/// prepare, which it does while ssh connects.
 ///
-/// A signal still ends the process by itself: nothing else would interrupt a resolver that doesn't answer.
+/// A signal still ends the process by itself. Nothing else would interrupt a resolver that doesn't answer.
 fn resolve_rules(config: &Config, handle: &mut Handle) -> Result<RuleSet, Error> {
     handle.settle()?;
     let rules = config.sources.resolve()?;
@@ -188,31 +167,13 @@ fn resolve_rules(config: &Config, handle: &mut Handle) -> Result<RuleSet, Error>
     Ok(rules)
 }
 
-/// Takes the tunnel's name, and with it the place of its control socket.
+/// Takes the tunnel's name, and with it the path of its control socket.
 fn claim_name(config: &Config) -> Result<Option<Claim>, Error> {
     let host = config.ssh.as_ref().map(|line| line.remote().host.as_str());
     Ok(control::claim(config.name.as_ref(), host)?)
 }
 
-/// Starts the agent, by ssh or here; `None` after a signal.
-async fn connect(ssh: Option<Ssh>, signals: &mut Signals) -> Result<Option<Session>, Error> {
-    let start = async {
-        match ssh {
-            Some(Ssh { line, extras, settings }) => ssh::connect(&line, extras, &settings).await,
-            None => ssh::local_agent(),
-        }
-    };
-    tokio::select! {
-        session = start => match session {
-            Ok(session) => Ok(Some(session)),
-            Err(_) if signals.follow().await => Ok(None),
-            Err(error) => Err(error.into()),
-        },
-        () = signals.any() => Ok(None),
-    }
-}
-
-/// Has the helper start capturing; `None` after a signal.
+/// Has the helper start capturing. Returns `None` after a signal.
 async fn capture(helper: &Helper, signals: &mut Signals) -> Result<Option<Captured>, Error> {
     tokio::select! {
         captured = helper.capture() => Ok(Some(captured?)),

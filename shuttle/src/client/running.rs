@@ -1,4 +1,4 @@
-//! A tunnel whose agent has greeted: starts the link on its thread, serves until something ends it, stops it.
+//! A tunnel whose agent has greeted: starts the link on its thread, serves until something ends it, and stops it.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -15,7 +15,7 @@ use super::accept::{
 use super::control::{Control, Responder};
 use super::end::{Cause, Ended, SessionEnd};
 use super::helper::Helper;
-use super::lanes::{Opener, Wanted};
+use super::remote::{Opener, Wanted};
 use super::signals::Signals;
 use crate::capture::replies::ReplyChannel;
 use crate::capture::{Arrival, DatagramArrival, Listeners};
@@ -30,7 +30,7 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// A link on its thread, over a session.
 pub(super) struct Running {
-    /// To the link's thread.
+    /// The channel to the link's thread.
     pub(super) orders: Orders,
     session: SessionEnd,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -70,7 +70,7 @@ impl Running {
         Err(Ended { cause, session: running.stop().await })
     }
 
-    /// Has the link take what is captured.
+    /// Has the link accept captured traffic.
     pub(super) fn accept(
         &self,
         listeners: Listeners,
@@ -92,7 +92,7 @@ impl Running {
         Ok(())
     }
 
-    /// Carries and answers until something ends the tunnel.
+    /// Serves until something ends the tunnel.
     pub(super) async fn serve(
         &mut self,
         helper: &mut Helper,
@@ -130,7 +130,8 @@ impl Running {
         }
     }
 
-    /// Resets every connection and ends ssh: its lane is closed with the link, which ends the agent and so ssh.
+    /// Resets every connection and ends ssh. Its lane closes with the link, which ends the agent, and the agent's end
+    /// ends ssh.
     pub(super) async fn stop(mut self) -> SessionEnd {
         self.orders.send(Order::Stop);
         let dropped = async { while self.end.recv().await.is_some() {} };
@@ -150,14 +151,14 @@ fn spawn_link(pipes: Pipes, timeouts: Timeouts, nameservers: Nameservers) -> io:
     let (sender, receiver) = std::sync::mpsc::channel();
     let (report, reports) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::channel(1);
-    // Made on its thread: its sockets are shared there.
+    // The role is made on the link's thread, since its sockets are shared there.
     let captures = move || Captures::new(receiver, report, timeouts, nameservers);
     let run = move || {
         let mut captures = captures();
         let end = link.run(&mut captures);
         let stopped = matches!(end, End::Stopped);
         drop(ended.try_send(end));
-        // Connections and listeners stand until nothing is captured any more.
+        // Connections and listeners stay open until nothing is captured any more.
         if !stopped {
             captures.hold();
         }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
-/// How long a signal may lag behind the death of the ssh that got it too.
+/// The longest time between the death of ssh and the delivery of the same signal to this process.
 const SIGNAL_LAG: Duration = Duration::from_millis(200);
 
-/// SIGINT, SIGTERM and SIGHUP. Once it is made, none of them ends the process by itself any more.
+/// SIGINT, SIGTERM and SIGHUP. Once this value exists, none of them ends the process by itself.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -25,13 +25,13 @@ impl Signals {
         })
     }
 
-    /// Whether a signal follows what looked like a failure: Ctrl-C reaches ssh as well, and its death may be heard of
-    /// first.
+    /// Returns whether a signal arrives shortly after an apparent failure. Ctrl-C reaches ssh as well, and the client
+    /// may notice the death of ssh first.
     pub(super) async fn follow(&mut self) -> bool {
         timeout(SIGNAL_LAG, self.any()).await.is_ok()
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub(super) async fn any(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

@@ -1,4 +1,4 @@
-//! Files of subnets: one a line; blank lines and what follows a `#` are skipped.
+//! Files of subnets, one per line. Blank lines and everything after a `#` are skipped.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::{Subnet, SubnetError};
 
-/// More than the kernel's maps hold; little enough for any machine.
+/// The largest file, in bytes: more than the kernel's maps hold, and little enough for any machine.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Why a file of subnets can't be used.
@@ -20,19 +20,19 @@ pub enum ListError {
         /// The system's error.
         source: io::Error,
     },
-    /// A line of it is no subnet.
+    /// A line of the file is no subnet.
     #[error("{}:{line}: {source}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The line's number, counted from 1.
         line: usize,
         /// What is wrong.
         source: SubnetError,
     },
 }
 
-/// The subnets of a file, in order.
+/// Reads the subnets of a file, in order.
 pub(super) fn read_list(path: &Path) -> Result<Vec<Subnet>, ListError> {
     let text = read(path).map_err(|source| ListError::Unreadable { path: path.to_owned(), source })?;
     let named = |(line, source)| ListError::Line { path: path.to_owned(), line, source };
@@ -40,7 +40,7 @@ pub(super) fn read_list(path: &Path) -> Result<Vec<Subnet>, ListError> {
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    // A pipe, such as a shell's `<(…)`, doesn't tell its length.
+    // The length of a pipe, such as a shell's `<(…)`, is not known.
     let length = fs::metadata(path)?.len();
     if length > MAX_BYTES {
         return Err(io::Error::other(format!("its {length} bytes are more than {MAX_BYTES}")));

@@ -1,5 +1,5 @@
-//! Resolves the arguments into a [`Config`], once: the only place for defaults. Files and names of its rules are read
-//! and looked up later by [`Sources::resolve`], without privilege, which makes the [`RuleSet`](crate::policy::RuleSet).
+//! Resolves the arguments into a [`Config`], once. This is the only place for defaults. [`Sources::resolve`] later
+//! reads files and looks up names, without privilege, and makes the [`RuleSet`](crate::policy::RuleSet).
 
 mod lists;
 mod nameservers;
@@ -22,28 +22,28 @@ pub use verbosity::Verbosity;
 const SSH_COMMAND: &str = "ssh";
 const LANES: LaneCount = LaneCount::Auto;
 const CONNECTIONS: u8 = 1;
-/// Seconds. A program that has had no answer by then asks again or gives up; Linux's connection tracking has the same
-/// (nf_conntrack_udp_timeout).
+/// In seconds. A program that has had no answer by then asks again or gives up. Linux's connection tracking has the
+/// same timeout (nf_conntrack_udp_timeout).
 const UDP_TIMEOUT: u32 = 30;
-/// Seconds, as nf_conntrack_udp_timeout_stream.
+/// In seconds, as nf_conntrack_udp_timeout_stream.
 const UDP_STREAM_TIMEOUT: u32 = 120;
 
-/// What a tunnel is to do, as far as the arguments say. Making it touches neither files nor the network.
+/// What the arguments ask of a tunnel. Making it touches neither files nor the network.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name for verbs; `None` uses a free one after the remote's host.
+    /// The name for verbs. `None` uses a free one derived from the remote's host.
     pub name: Option<Name>,
-    /// How to run ssh, and the server; `None` makes a local agent make the connections.
+    /// How to run ssh, and the server. With `None`, a local agent makes the connections.
     pub ssh: Option<CommandLine>,
     /// Whether to ask for the fastest cipher if the ssh configuration names none.
     pub prefer_cipher: bool,
-    /// Sessions that share each ssh connection.
+    /// The number of sessions that share each ssh connection.
     pub lanes: LaneCount,
-    /// ssh connections, at least 1.
+    /// The number of ssh connections, at least 1.
     pub connections: u8,
     /// How to capture.
     pub mechanism: Mechanism,
-    /// Whose traffic to capture, of what this machine sends.
+    /// Whose traffic to capture, of the traffic that this machine sends.
     pub scope: Scope,
     /// The interfaces whose forwarded traffic to capture.
     pub lans: Lans,
@@ -64,11 +64,11 @@ pub struct Config {
 pub struct UdpTimeouts {
     /// While no answer has come.
     pub one_way: Duration,
-    /// Once it has gone both ways.
+    /// Once datagrams have gone both ways.
     pub both_ways: Duration,
 }
 
-/// A mistake in the arguments, or in what they name. Its text is the one line that the user sees.
+/// A mistake in the arguments, or in what they name. The text is the one line that the user sees.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `-e` isn't a command.
@@ -91,10 +91,10 @@ pub enum Error {
     /// A file of subnets can't be used.
     #[error(transparent)]
     List(#[from] ListError),
-    /// More rules than fit.
+    /// There are more rules than fit.
     #[error(transparent)]
     TooManyRules(#[from] TooManyRules),
-    /// Files that hold no subnet.
+    /// The files of subnets contain no subnet.
     #[error("there is no subnet to capture: the files of --subnets are empty")]
     Nothing,
 }
@@ -212,7 +212,7 @@ mod tests {
         );
     }
 
-    /// The help texts are in `cli`, which has no defaults.
+    /// Compares the help texts, which are in `cli`, with the defaults, which are here.
     #[test]
     fn the_help_tells_the_defaults() {
         let command = Args::command();

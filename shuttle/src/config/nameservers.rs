@@ -6,11 +6,11 @@ use std::path::Path;
 use crate::dns::resolv_conf::{self, FILE};
 use crate::policy::Nameserver;
 
-/// The servers that systemd-resolved asks, where it runs.
+/// The file of systemd-resolved that lists the servers it asks.
 const UPSTREAM_FILE: &str = "/run/systemd/resolve/resolv.conf";
 
-/// The nameservers of this machine and of its local resolver. Warns of those that lack an interface, and leaves them
-/// out.
+/// Returns the nameservers of this machine and of its local resolver. Leaves out those that lack an interface, with a
+/// warning.
 pub(super) fn of_this_machine() -> Vec<Nameserver> {
     let own = resolv_conf::nameservers(Path::new(FILE));
     let upstream = std::fs::read_to_string(UPSTREAM_FILE).unwrap_or_default();

@@ -51,8 +51,8 @@ impl Sources {
         }
     }
 
-    /// Reads the files and looks up the names. Takes as long as the resolver does, and nothing but a signal that ends
-    /// the process interrupts that. To be called as the user for whom the tunnel runs.
+    /// Reads the files and looks up the names. Takes as long as the resolver does, and only a signal that ends the
+    /// process interrupts that. Call it as the user for whom the tunnel runs.
     pub fn resolve(&self) -> Result<RuleSet, Error> {
         let (include, exclude) = (self.include.read()?, self.exclude.read()?);
         let nameservers = match &self.nameservers {
@@ -75,7 +75,7 @@ impl Sources {
 }
 
 impl Subnets {
-    /// All subnets, including those in files.
+    /// Returns all subnets, including those in files.
     fn read(&self) -> Result<Vec<(Subnet, Origin)>, ListError> {
         let mut all: Vec<_> = self.typed.iter().map(|subnet| (subnet.clone(), Origin::CommandLine)).collect();
         for path in &self.files {
@@ -86,7 +86,7 @@ impl Subnets {
     }
 }
 
-/// Makes a rule. Looks up a name, which takes as long as the resolver does.
+/// Makes a rule. Looks up its name if it has one, which takes as long as the resolver does.
 pub fn resolve(subnet: Subnet, verdict: Verdict, origin: Origin) -> Result<SubnetRule, Error> {
     let addresses = match subnet.name() {
         Some(name) => look_up(name).map_err(|source| Error::Name { name: subnet.to_string(), source })?,
@@ -102,7 +102,7 @@ fn look_up(name: &str) -> std::io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// The subnets of a verb, including those in files, which are read here.
+/// Returns the subnets of a verb, including those in files, which are read here.
 pub fn changed_subnets(arguments: &ChangeRules) -> Result<Vec<Subnet>, ListError> {
     let mut all = arguments.subnet.clone();
     for path in &arguments.subnets {

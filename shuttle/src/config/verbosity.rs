@@ -1,20 +1,20 @@
-//! `-v`.
+//! The verbosity: `-v`.
 
 /// How much to log on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// Warnings.
+    /// Warnings only.
     Warnings,
-    /// `-v`: the steps, and all that ssh says.
+    /// `-v`: also the start-up steps, and all that ssh prints.
     Steps,
-    /// `-vv`: connections too.
+    /// `-vv`: also connections.
     Connections,
     /// `-vvv`: also each decision of the eBPF programs.
     Everything,
 }
 
 impl Verbosity {
-    /// The verbosity for this many `-v`.
+    /// Returns the verbosity for this many `-v`.
     pub fn from_count(count: u8) -> Self {
         match count {
             0 => Self::Warnings,

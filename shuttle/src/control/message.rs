@@ -1,5 +1,5 @@
-//! The messages between a verb and a tunnel. `--json` prints the responses as they are: fields may be added, but none
-//! changes its meaning.
+//! The messages between a verb and a tunnel. `--json` prints the responses as they are. Fields may be added, but no
+//! field changes its meaning.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,19 +27,19 @@ pub enum Request {
 pub struct Change {
     /// What to do with them.
     pub action: Action,
-    /// As typed.
+    /// The subnets, as typed.
     pub subnets: Vec<String>,
     /// Whether to reset connections through the tunnel that the new rules don't capture.
     pub kill_flows: bool,
 }
 
-/// What happens to a subnet.
+/// What to do with a subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Capture it; an exclusion of exactly this subnet is removed.
+    /// Capture it, and remove an exclusion of exactly this subnet.
     Include,
-    /// Leave it alone; an inclusion of exactly this subnet is removed.
+    /// Exclude it, and remove an inclusion of exactly this subnet.
     Exclude,
     /// Remove all rules for exactly this subnet.
     Remove,
@@ -59,7 +59,7 @@ pub enum Response {
     Changed(Changed),
     /// Answers `Stop`.
     Stopping,
-    /// The request is a mistake, and changed nothing.
+    /// The request contains a mistake, and changed nothing.
     Mistaken {
         /// One line.
         message: String,
@@ -76,7 +76,7 @@ pub enum Response {
 pub struct Status {
     /// The name of the instance.
     pub name: String,
-    /// The version of its program, as Cargo.toml has it.
+    /// The version of its program, from Cargo.toml.
     pub version: String,
     /// Its process id.
     pub pid: u32,
@@ -86,15 +86,15 @@ pub struct Status {
     pub capture: String,
     /// The kind of bypass of shuttle's own connections: `socket mark`, `cgroup match` or `server address`.
     pub bypass: Option<String>,
-    /// The ssh server as typed; `None` if an agent on this machine makes the connections.
+    /// The ssh server, as typed. `None` if an agent on this machine makes the connections.
     pub remote: Option<String>,
     /// Seconds since the agent greeted.
     pub uptime_seconds: u64,
     /// The ssh sessions that share the load.
     pub lanes: LaneStatus,
-    /// The recent round trip to the agent, queues included; `None` before anything was sent.
+    /// The smoothed round trip to the agent, queues included. `None` before anything was acknowledged.
     pub round_trip_ms: Option<f64>,
-    /// The shortest one known.
+    /// The shortest round trip known.
     pub shortest_round_trip_ms: Option<f64>,
     /// Towards the remote side.
     pub up: Direction,
@@ -113,7 +113,7 @@ pub struct Status {
 /// The ssh sessions that share the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStatus {
-    /// How many carry data.
+    /// The number of those that carry data.
     pub open: u32,
 }
 
@@ -122,18 +122,18 @@ pub struct LaneStatus {
 pub struct Direction {
     /// Bytes since the start.
     pub bytes: u64,
-    /// Bytes per second, over the quarter of a second before the answer.
+    /// Bytes per second, over the last quarter of a second.
     pub bytes_per_second: u64,
 }
 
 /// What was captured and not delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
-    /// Connections refused or lost on this side, for lack of descriptors or memory.
+    /// Connections refused or lost on this side, because there were no descriptors or no memory.
     pub here: u64,
     /// Connections reset by the remote side: refused by their target, unreachable, timed out, or broken later.
     pub there: u64,
-    /// Datagrams that waited too long on this side, or found no room.
+    /// Datagrams that were dropped on this side because they waited too long or the queue was full.
     #[serde(default)]
     pub datagrams: u64,
 }
@@ -182,14 +182,14 @@ pub struct RuleLine {
     /// Whether it includes or excludes.
     #[serde(rename = "way")]
     pub kind: RuleKind,
-    /// As typed.
+    /// The subnet, as typed.
     pub subnet: String,
     /// For a name, the networks that it stood for when it was typed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
     /// Whether it is a default exclusion.
     pub default: bool,
-    /// Where it comes from; `None` from a tunnel of an older version.
+    /// Where the rule comes from. `None` from a tunnel of an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<RuleOrigin>,
     /// The file as typed, for [`RuleOrigin::File`].
@@ -219,7 +219,7 @@ pub enum RuleOrigin {
 pub enum RuleKind {
     /// Captures it.
     Include,
-    /// Leaves it alone.
+    /// Excludes it from the capture.
     Exclude,
 }
 
@@ -230,7 +230,7 @@ pub struct Changed {
     pub rules: RuleCounts,
     /// Connections that were reset.
     pub killed: u64,
-    /// The rules that this machine can't carry out, as text; empty if it can carry out all.
+    /// The rules that this machine can't carry out, as text. Empty if it can carry out all.
     pub note: String,
 }
 

@@ -1,4 +1,4 @@
-//! Controlling a running tunnel: the messages, the places of the sockets, the verbs.
+//! Controls a running tunnel: the messages, the paths of the sockets, the verbs.
 //!
 //! `client::control` is the tunnel's end.
 

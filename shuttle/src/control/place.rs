@@ -1,4 +1,4 @@
-//! The places and names of control sockets.
+//! The paths and names of control sockets.
 //!
 //! Each user has one directory for control sockets, which nobody else may enter: `shuttle` in the runtime directory of
 //! the user's login session, else `/tmp/shuttle-UID`. Tunnel and verb derive it from their uid alone, so it is the same
@@ -18,7 +18,7 @@ use nix::unistd::{Uid, geteuid};
 
 use crate::private::{is_abandoned, is_closed, is_private, purge, runtime_directory};
 
-/// The longest name, in bytes: the path of its socket has room for 107 (unix(7)).
+/// The longest name, in bytes. The path of its socket has room for 107 (unix(7)).
 const MAX_NAME: usize = 32;
 /// The highest number that is appended to a name that is taken.
 const MAX_NUMBER: u32 = 99;
@@ -27,7 +27,8 @@ const TEMPORARY: &str = "/tmp";
 const TEMPORARY_PREFIX: &str = "shuttle-";
 const SESSIONS: &str = "/run/user";
 
-/// The name of an instance: up to 32 letters, digits, dots, dashes and underscores, no dot or dash first.
+/// The name of an instance: up to 32 letters, digits, dots, dashes and underscores. The first character is a letter or
+/// digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name(String);
 
@@ -49,7 +50,7 @@ impl FromStr for Name {
     }
 }
 
-/// A running instance as typed: `NAME`, or `UID/NAME` for root, who sees the instances of all users.
+/// A running instance, as typed: `NAME`, or `UID/NAME` for root, who sees the instances of all users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstanceName {
     /// Its user, if given.
@@ -71,7 +72,7 @@ impl FromStr for InstanceName {
 }
 
 impl Name {
-    /// The default name of an instance for this host, or without a remote host.
+    /// Returns the default name of an instance for this host, or without a remote host.
     pub fn of_host(host: Option<&str>) -> Self {
         let Some(host) = host else { return Self("local".into()) };
         let sound: String = host.chars().map(|c| if is_sound(c) { c } else { '-' }).collect();
@@ -81,7 +82,7 @@ impl Name {
         if name.is_empty() { Self("shuttle".into()) } else { Self(name) }
     }
 
-    /// As text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -99,8 +100,8 @@ fn is_sound(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')
 }
 
-/// A name that this process holds, and the socket of that name. Dropping it removes the socket, and the directory if it
-/// is empty then.
+/// A name that this process holds, and the socket of that name. Dropping it removes the socket, and the directory if
+/// that is then empty.
 #[derive(Debug)]
 pub struct Claim {
     /// The name.
@@ -124,10 +125,10 @@ pub enum ClaimError {
 }
 
 impl Claim {
-    /// Takes `name`; unless `exact`, appends a number from 2 if the name is taken. Removes the sockets of dead
+    /// Takes `name`. Unless `exact`, appends a number from 2 on if the name is taken. Removes the sockets of dead
     /// instances.
     pub fn take(name: &Name, exact: bool) -> Result<Self, ClaimError> {
-        // Another instance that ends may remove the directory at the same moment.
+        // Another instance that ends may remove the directory at the same time.
         const TRIES: usize = 5;
         let mut result = Err(io::Error::from(io::ErrorKind::NotFound).into());
         for _ in 0..TRIES {
@@ -158,7 +159,7 @@ impl Claim {
         Err(ClaimError::Taken(name.0.clone()))
     }
 
-    /// The listening socket, non-blocking.
+    /// Returns the listening socket, which is non-blocking.
     pub fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
@@ -167,17 +168,17 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         drop(fs::remove_file(&self.path));
-        // Fails if other instances of this user are there.
+        // This fails if the user has other instances.
         drop(self.path.parent().map(fs::remove_dir));
     }
 }
 
-/// The possible directories of `user`. The session's may appear and disappear while a tunnel runs.
+/// Returns the possible directories of `user`. That of the session may appear and disappear while a tunnel runs.
 fn directories_of(user: Uid) -> [PathBuf; 2] {
     [runtime_directory(user).join("shuttle"), Path::new(TEMPORARY).join(format!("{TEMPORARY_PREFIX}{user}"))]
 }
 
-/// This user's directory, created if it doesn't exist.
+/// Returns this user's directory. Creates it if it doesn't exist.
 fn make_directory() -> io::Result<PathBuf> {
     let user = geteuid();
     let [session, temporary] = directories_of(user);
@@ -192,7 +193,7 @@ fn make_directory() -> io::Result<PathBuf> {
     Err(io::Error::other(format!("{} isn't a directory of yours alone: remove it", directory.display())))
 }
 
-/// Keeps other processes from taking or removing names while the returned file is open.
+/// Locks the directory. Other processes can't take or remove names while the returned file is open.
 fn lock(directory: &Path) -> io::Result<File> {
     const STEP: Duration = Duration::from_millis(10);
     let file = File::open(directory)?;
@@ -206,7 +207,7 @@ fn lock(directory: &Path) -> io::Result<File> {
     Err(io::Error::other(format!("{} is locked: does another shuttle hang?", directory.display())))
 }
 
-/// Call under the lock: a socket looks dead between its bind and its listen.
+/// Removes dead sockets. Call it under the lock: a socket looks dead between its bind and its listen.
 fn remove_dead(directory: &Path) {
     purge(directory, |name| instance_name(name).is_some());
 }
@@ -227,7 +228,7 @@ pub(super) struct Instance {
     pub(super) path: PathBuf,
 }
 
-/// The instances of this user; for root, of all users. Removes this user's dead ones.
+/// Returns the instances of this user, or, for root, of all users. Removes this user's dead ones.
 pub(super) fn instances() -> Vec<Instance> {
     let own = geteuid();
     let mut found: Vec<_> = users(own).into_iter().flat_map(|user| instances_of(user, user == own)).collect();
@@ -257,7 +258,7 @@ fn instances_of(user: Uid, own: bool) -> Vec<Instance> {
     for directory in directories.iter().filter(|directory| is_closed(directory, user)) {
         if own && let Ok(_lock) = lock(directory) {
             remove_dead(directory);
-            // Fails unless it is empty.
+            // This fails unless the directory is empty.
             drop(fs::remove_dir(directory));
         }
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {

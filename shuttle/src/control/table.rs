@@ -67,7 +67,7 @@ pub(super) fn rules(rules: &[RuleLine]) -> String {
     text
 }
 
-/// In the largest unit that gives at least 1, with one decimal.
+/// Formats a number of bytes in the largest unit that gives at least 1, with one decimal.
 fn bytes(count: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match units.into_iter().find(|(_, bits)| count >> bits > 0) {

@@ -15,10 +15,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::place::{Instance, InstanceName, instances};
 use super::wire::{self, MAX_RESPONSE};
 use super::{Change, Request, Response, table};
-use crate::say::say;
+use crate::say::{printable, say};
 
-/// How long an instance may take to answer. A change of 100,000 rules takes half a second; one with names takes as long
-/// as the resolver.
+/// How long an instance may take to answer. A change of 100,000 rules takes half a second. A change with names takes as
+/// long as the resolver.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// The exit code for a mistake on the command line, or one that only the instance could detect.
@@ -40,7 +40,7 @@ pub struct Question {
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No instance runs, or none of that name.
+    /// No instance runs, or none with that name.
     #[error("{0}")]
     NotRunning(String),
     /// Several instances run, and no name was given.
@@ -149,16 +149,14 @@ fn print<T: Serialize>(answer: &T, json: bool, table: impl Fn(&T) -> String) -> 
     tell(&table(answer))
 }
 
-/// Control characters in the response of another user's tunnel must not reach root's terminal.
+/// Prints text. Control characters in the response of another user's tunnel must not reach root's terminal.
 fn tell(text: &str) -> Result<(), Error> {
-    Ok(io::stdout().lock().write_all(printable(text).as_bytes())?)
+    Ok(io::stdout()
+        .lock()
+        .write_all(text.lines().map(|line| printable(line) + "\n").collect::<String>().as_bytes())?)
 }
 
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
-}
-
-/// The one instance that the question names.
+/// Returns the only instance that matches the question.
 fn choose(running: Vec<Instance>, question: &Question) -> Result<Instance, Error> {
     let labels = |some: &[Instance]| some.iter().map(label).collect::<Vec<_>>().join(", ");
     let is_meant = |it: &Instance| {
@@ -182,7 +180,7 @@ fn choose(running: Vec<Instance>, question: &Question) -> Result<Instance, Error
     }
 }
 
-/// The name, prefixed with the user if that is not the caller.
+/// Returns the name, prefixed with the user if that is not the caller.
 fn label(instance: &Instance) -> String {
     match instance.user == geteuid() {
         true => instance.name.as_str().to_owned(),

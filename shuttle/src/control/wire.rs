@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The version of the protocol. Tunnel and verb may differ, as an upgrade can come between their starts.
 pub const VERSION: u32 = 1;
-/// The longest request, bytes: 200,000 subnets.
+/// The longest request, in bytes: 200,000 subnets.
 pub const MAX_REQUEST: u32 = 8 << 20;
-/// The longest response, bytes: 200,000 rules or flows.
+/// The longest response, in bytes: 200,000 rules or flows.
 pub const MAX_RESPONSE: u32 = 64 << 20;
 
 /// Why a message can't be read or written.
@@ -38,7 +38,7 @@ struct Envelope<T> {
     message: T,
 }
 
-/// Encodes a message, with its length in front.
+/// Encodes a message, preceded by its length.
 pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, &Envelope { version: VERSION, message })?;
@@ -56,7 +56,7 @@ pub fn length(head: [u8; 4], max: u32) -> Result<u32, Error> {
 
 /// Decodes the message that follows the length.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    // The version is checked first: a message of another version need not parse.
+    // The version is checked first, since a message of another version need not parse.
     let Envelope { version, message: _ } = serde_json::from_slice::<Envelope<serde::de::IgnoredAny>>(body)?;
     if version != VERSION {
         return Err(Error::Version { theirs: version });

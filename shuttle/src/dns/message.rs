@@ -1,7 +1,7 @@
-//! DNS messages (RFC 1035, section 4): whether one answers another. Messages pass through unchanged, so that nothing
-//! beyond the question section is read.
+//! DNS messages (RFC 1035, section 4): whether one answers another. Messages pass through unchanged, so nothing beyond
+//! the question section is read.
 //!
-//! No library is used: those that are small enough for the agent parse whole messages, and so refuse some that are to
+//! No library is used. Those that are small enough for the agent parse whole messages, and so refuse some that must
 //! pass. Compared with this module, simple-dns 0.13 makes the packed agent (474 KB) larger by 17 KB, and refuses
 //! question types and classes that it doesn't know; dns-protocol 0.1.2 makes it larger by 5 KB, and refuses unknown
 //! types of questions and records. Both refuse truncated answers that end within a record.
@@ -16,19 +16,19 @@ const SERVFAIL: u8 = 2;
 /// The bit RA of the fourth byte.
 const RECURSION_AVAILABLE: u8 = 0x80;
 
-/// What a message is to a query.
+/// How a message relates to a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Its answer.
     Answer,
-    /// Its answer, by which the server says that it can't answer: one of [`FAILURES`].
+    /// An answer by which the server says that it can't answer: one of [`FAILURES`].
     Failure,
     /// No answer to it.
     Unrelated,
 }
 
-/// Whether `message` answers `query`: whether it is a response with the same id and the same questions. A server may
-/// change the case of letters in the questions. With an error code, it may leave the questions out.
+/// Returns whether `message` answers `query`: whether it is a response with the same id and the same questions. A
+/// server may change the case of letters in the questions. With an error code, it may leave the questions out.
 pub(crate) fn judge(query: &[u8], message: &[u8]) -> Verdict {
     let (Some(asked), Some(head)) = (query.first_chunk::<HEADER>(), message.first_chunk::<HEADER>()) else {
         return Verdict::Unrelated;
@@ -42,7 +42,7 @@ pub(crate) fn judge(query: &[u8], message: &[u8]) -> Verdict {
         return if FAILURES.contains(&code) { Verdict::Failure } else { Verdict::Answer };
     }
     let same = match (questions(query, count(asked)), questions(message, count(head))) {
-        // Ignoring case can't mix up lengths of labels and letters: those are below 64, these above.
+        // Ignoring case can't confuse lengths of labels with letters: lengths are below 64, letters above.
         (Some(these), Some(those)) => count(asked) == count(head) && these.eq_ignore_ascii_case(those),
         (None, _) | (_, None) => false,
     };
@@ -52,7 +52,8 @@ pub(crate) fn judge(query: &[u8], message: &[u8]) -> Verdict {
     if FAILURES.contains(&code) { Verdict::Failure } else { Verdict::Answer }
 }
 
-/// A SERVFAIL answer to `query`: no server can be reached. `None` if the message is not a query, or can't be read.
+/// Makes a SERVFAIL answer to `query`, because no server can be reached. Returns `None` if the message is not a query,
+/// or can't be parsed.
 pub(crate) fn server_failure(query: &[u8]) -> Option<Vec<u8>> {
     let head = query.first_chunk::<HEADER>().filter(|head| head[2] & RESPONSE == 0)?;
     let [i0, i1, flags, _, q0, q1, ..] = *head;
@@ -61,7 +62,7 @@ pub(crate) fn server_failure(query: &[u8]) -> Option<Vec<u8>> {
     Some([&answer, questions(query, u16::from_be_bytes([q0, q1]))?].concat())
 }
 
-/// The bytes of a message's question section of `count` questions; `None` if it can't be read.
+/// Returns the bytes of a message's question section of `count` questions; `None` if it can't be parsed.
 fn questions(message: &[u8], count: u16) -> Option<&[u8]> {
     let mut rest = message.get(HEADER..)?;
     let start = rest.len();

@@ -1,4 +1,4 @@
-//! What both ends need of DNS: messages, queries that wait for an answer, and the nameservers of a machine.
+//! The parts of DNS that both ends use: messages, queries that wait for an answer, and the nameservers of a machine.
 
 pub mod message;
 pub(crate) mod pending;

@@ -4,18 +4,19 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// The queries that are open, by `K`, with what an end keeps of each.
+/// The open queries, by `K`, with what an end keeps of each.
 #[derive(Debug)]
 pub(crate) struct Pending<K, Q> {
     queries: HashMap<K, Q>,
-    /// When each times out, oldest first. Those that were removed before are passed over.
+    /// When each query times out, oldest first. Entries of queries that were removed are skipped.
     timeouts: VecDeque<(Instant, K)>,
     max: usize,
     timeout: Duration,
 }
 
 impl<K: Copy + Eq + Hash, Q> Pending<K, Q> {
-    /// None yet; never more than `max`, and none for longer than `timeout`. Keys must not be used again within that.
+    /// Makes an empty set, which holds at most `max` queries, each for at most `timeout`. A key must not be used again
+    /// within that time.
     pub(crate) fn new(max: usize, timeout: Duration) -> Self {
         Self { queries: HashMap::new(), timeouts: VecDeque::new(), max, timeout }
     }
@@ -36,7 +37,7 @@ impl<K: Copy + Eq + Hash, Q> Pending<K, Q> {
         self.queries.remove(&key)
     }
 
-    /// When [`Self::pop_timed_out`] may have one; not later than that.
+    /// Returns when [`Self::pop_timed_out`] may return a query. The time may be too early, but not too late.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.timeouts.front().map(|(end, _)| *end)
     }
@@ -68,7 +69,7 @@ mod tests {
         TimedOut(&'static [u8]),
     }
 
-    /// With room for 2, and 5 s for each: seconds, what happens, and at what second the next deadline then is.
+    /// There is room for 2 queries, for 5 s each. A step has its time in seconds, what happens, and the next deadline.
     #[test]
     fn queries_are_bounded_in_number_and_time() {
         use Step::*;
@@ -84,7 +85,7 @@ mod tests {
                 (3, Remove(1, false), Some(6)),
                 (3, Remove(2, true), Some(6)),
                 (4, Insert(4, None), Some(6)),
-                // The oldest is 3: 2 is passed over.
+                // The oldest is 3: 2 is skipped.
                 (5, Insert(5, Some(3)), Some(9)),
                 (9, TimedOut(&[4]), Some(10)),
             ],

@@ -5,21 +5,22 @@ use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
 
-/// The machine's own resolv.conf.
+/// The machine's resolv.conf.
 pub const FILE: &str = "/etc/resolv.conf";
 
 /// The port of nameservers.
 pub const PORT: u16 = 53;
 
-/// The nameservers that `file` names. If it names none or can't be read, that is this machine itself (resolv.conf(5)).
+/// Returns the nameservers that `file` names. If it names none or can't be read, returns this machine itself
+/// (resolv.conf(5)).
 pub fn nameservers(file: &Path) -> Vec<SocketAddr> {
     let text = std::fs::read(file).unwrap_or_default();
     let named = named(&String::from_utf8_lossy(&text));
     if named.is_empty() { vec![(Ipv4Addr::LOCALHOST, PORT).into()] } else { named }
 }
 
-/// The nameservers that the text of a resolv.conf names, in order, without duplicates. As in libc, malformed lines are
-/// skipped.
+/// Returns the nameservers that the text of a resolv.conf names, in order, without duplicates. As in libc, malformed
+/// lines are skipped.
 pub fn named(text: &str) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     for line in text.lines() {

@@ -42,7 +42,8 @@ pub(super) struct Prepared {
 struct Search {
     plan: Plan,
     mechanism: Mechanism,
-    bypass: Option<BypassKind>,
+    /// The kind of bypass in use, and why none before it is.
+    bypass: Option<(BypassKind, String)>,
     place: Option<Place>,
     choice: Choice,
 }
@@ -86,7 +87,7 @@ impl Prepared {
         undo::leftovers(&Netlink::open()?).await?;
         let choice = Choice::new(&mechanism);
         let place = bypass.and_then(Bypass::place).cloned();
-        let bypass = bypass.map(Bypass::kind);
+        let bypass = bypass.map(|bypass| (bypass.kind(), bypass.refusals()));
         Search { plan, mechanism, bypass, place, choice }.prepare(loader).await
     }
 
@@ -141,8 +142,10 @@ impl Search {
         loop {
             let candidate = self.choice.current()?;
             let mut missing = candidate.refusals(&self.plan, &self.mechanism);
-            if let Some(kind) = self.bypass.filter(|kind| !candidate.goes_by(*kind)) {
-                missing.push(Missing::Bypass { method: candidate.method(), kind });
+            if let Some((kind, because)) = self.bypass.as_ref().filter(|(kind, _)| !candidate.supports(*kind))
+            {
+                let (method, because) = (candidate.method(), because.clone());
+                missing.push(Missing::Bypass { method, kind: *kind, because });
             }
             let prepared = if missing.is_empty() {
                 self.try_one(candidate, loader).await
@@ -184,7 +187,7 @@ async fn fill(
     loader: &mut Loader,
     parts: &mut Parts,
 ) -> Result<(Method, Listeners, String), Failure> {
-    let missing = candidate.hindrances(parts);
+    let missing = candidate.conflicts(parts);
     if !missing.is_empty() {
         return Err(Failure::Unable { method: candidate.method(), missing });
     }

@@ -34,7 +34,8 @@ impl Choice {
         })
     }
 
-    /// Goes on to the next candidate, if `failure` says that the current one lacks something. Returns any other failure.
+    /// Goes on to the next candidate, if `failure` says that the current one lacks something. Returns any other
+    /// failure.
     pub(super) fn pass_over(&mut self, failure: Failure) -> Result<(), Failure> {
         let Some(missing) = failure.missing().map(<[_]>::to_vec) else { return Err(failure) };
         tracing::debug!(%failure, "passed over");
@@ -64,5 +65,77 @@ impl Choice {
         }
         all.retain(|(name, _)| self.left.first().is_none_or(|used| used.method() != *name));
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{EbpfOptions, Steering};
+
+    const NO_FORWARDING: Missing = Missing::Forwarding;
+
+    fn lacks(reason: &str) -> Vec<Missing> {
+        vec![Missing::Cgroup(reason.to_owned())]
+    }
+
+    /// Passes over one candidate for each of `reasons`.
+    fn choice(mechanism: Mechanism, reasons: &[Vec<Missing>]) -> Choice {
+        let mut choice = Choice::new(&mechanism);
+        for missing in reasons {
+            let method = choice.current().expect("a candidate is left").method();
+            choice
+                .pass_over(Failure::Unable { method, missing: missing.clone() })
+                .expect("it lacks something");
+        }
+        choice
+    }
+
+    #[test]
+    fn the_first_that_lacks_nothing_is_chosen() {
+        use Candidate::{Ebpf, Nft};
+        use MethodChoice::{Auto, Only};
+        let (ebpf, nft) = (Only(MethodName::Ebpf), Only(MethodName::Nft));
+        let (lookup, rewrite) = (Ebpf(Steering::Lookup), Ebpf(Steering::Rewrite));
+        let unable = |method, why: &str| Failure::Unable { method, missing: lacks(why) };
+        // What is asked for, what those lack that are passed over; the choice, and what is said of the others.
+        #[rustfmt::skip]
+        let cases = [
+            (Auto, vec![], Ok(lookup), vec![]),
+            (Auto, vec![lacks("a")], Ok(rewrite), vec![]),
+            (Auto, vec![lacks("a"), lacks("b")], Ok(Nft), vec![(MethodName::Ebpf, lacks("a"))]),
+            // That rewriting can't forward says more than what lookup lacks.
+            (Auto, vec![lacks("a"), vec![NO_FORWARDING]], Ok(Nft), vec![(MethodName::Ebpf, vec![NO_FORWARDING])]),
+            (Auto, vec![lacks("a"), lacks("b"), lacks("c")],
+                Err(Failure::NoMethod {
+                    tried: vec![(MethodName::Ebpf, lacks("a")), (MethodName::Nft, lacks("c"))]
+                }),
+                vec![(MethodName::Ebpf, lacks("a")), (MethodName::Nft, lacks("c"))]),
+            (ebpf, vec![lacks("a")], Ok(rewrite), vec![]),
+            (ebpf, vec![lacks("a"), lacks("b")],
+                Err(unable(MethodName::Ebpf, "a")), vec![(MethodName::Ebpf, lacks("a"))]),
+            (nft, vec![], Ok(Nft), vec![]),
+            (nft, vec![lacks("c")], Err(unable(MethodName::Nft, "c")), vec![(MethodName::Nft, lacks("c"))]),
+        ];
+        for (method, reasons, chosen, passed_over) in cases {
+            let made = choice(Mechanism { method, ..Mechanism::default() }, &reasons);
+            assert_eq!(made.current(), chosen, "{method:?} {reasons:?}");
+            assert_eq!(made.passed_over(), passed_over, "{method:?} {reasons:?}");
+        }
+    }
+
+    #[test]
+    fn a_steering_that_is_asked_for_has_no_fallback() {
+        let ebpf = EbpfOptions { steering: Some(Steering::Rewrite), ..EbpfOptions::default() };
+        let mechanism = Mechanism { method: MethodChoice::Only(MethodName::Ebpf), ebpf };
+        assert_eq!(Choice::new(&mechanism).current(), Ok(Candidate::Ebpf(Steering::Rewrite)));
+        assert!(choice(mechanism, &[lacks("a")]).current().is_err());
+    }
+
+    #[test]
+    fn a_failure_that_is_no_lack_ends_the_choice() {
+        let mut choice = Choice::new(&Mechanism::default());
+        assert_eq!(choice.pass_over(Failure::NoSlot), Err(Failure::NoSlot));
+        assert_eq!(choice.current(), Ok(Candidate::Ebpf(Steering::Lookup)));
     }
 }

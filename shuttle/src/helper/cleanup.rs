@@ -1,5 +1,5 @@
 //! `shuttle cleanup`: removes what killed instances left if their helper was killed too. None of it captures anything,
-//! and the next start removes it as well.
+//! and the next start also removes it.
 
 use std::{fmt, io};
 
@@ -7,7 +7,7 @@ use super::{bypass::sweep, parts::netlink::Netlink, undo};
 
 use crate::capture::Failure;
 
-/// What was removed, a line each.
+/// What was removed, one line for each object.
 #[derive(Debug, Default)]
 pub struct Report(pub Vec<String>);
 
@@ -23,7 +23,7 @@ impl fmt::Display for Report {
 /// Why cleaning up failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Only root may.
+    /// The caller is not root.
     #[error("cleaning up needs root: run it with sudo")]
     NotRoot,
     /// The runtime can't be started.
@@ -34,8 +34,8 @@ pub enum Error {
     Network(#[from] Failure),
 }
 
-/// Removes leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Running instances
-/// are not touched.
+/// Removes leftovers in this process's network namespace and in the cgroup2 hierarchy. Needs root. Doesn't touch
+/// running instances.
 pub fn run() -> Result<Report, Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot);

@@ -6,22 +6,29 @@ use std::{fmt::Write as _, sync::Arc};
 use shuttle_common::compile::compile;
 
 use super::{
+    abilities,
     choice::Choice,
     method::Candidate,
-    parts::{Parts, claim::Claim, netlink::Netlink},
-    trial,
+    parts::{Parts, claim::Claim, listeners, netlink::Netlink},
 };
 use crate::{
     capture::{Failure, Mechanism, Missing, joined},
     policy::Plan,
 };
 
+/// The bypass is chosen at the start, by what works then.
+const BYPASS: &str =
+    "# ssh and what it starts run in a cgroup `shuttle.PID`, whose sockets bypass the capture\n";
+
 /// The text: one step per line; lines with a `#` are remarks.
 pub(super) async fn text(plan: &Plan, mechanism: &Mechanism) -> Result<String, Failure> {
     let mut choice = Choice::new(mechanism);
     loop {
-        let candidate = choice.current()?;
-        let all = missing(candidate, plan, mechanism).await?;
+        let candidate = match choice.current() {
+            Ok(candidate) => candidate,
+            Err(failure) => return Err(abilities::or_another(failure, plan, mechanism).await),
+        };
+        let all = abilities::missing(candidate, plan, mechanism).await?;
         let (unchecked, missing): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|missing| matches!(missing, Missing::Unchecked(_)));
         if missing.is_empty() {
@@ -38,20 +45,6 @@ pub(super) async fn text(plan: &Plan, mechanism: &Mechanism) -> Result<String, F
     }
 }
 
-/// What a candidate lacks, the cheapest checks first.
-async fn missing(candidate: Candidate, plan: &Plan, mechanism: &Mechanism) -> Result<Vec<Missing>, Failure> {
-    let refusals = candidate.refusals(plan, mechanism);
-    if !refusals.is_empty() {
-        return Ok(refusals);
-    }
-    let parts = Parts::find(Netlink::open()?, plan, Arc::default()).await?;
-    let hindrances = candidate.hindrances(&parts);
-    if !hindrances.is_empty() {
-        return Ok(hindrances);
-    }
-    Ok(trial::missing(candidate, plan, mechanism))
-}
-
 async fn render(
     candidate: Candidate,
     plan: &Plan,
@@ -60,8 +53,11 @@ async fn render(
 ) -> Result<String, Failure> {
     let entries = compile(&plan.rules).map_err(|error| Failure::Rules(error.to_string()))?;
     let mut parts = Parts::find(Netlink::open()?, plan, Arc::new(entries.clone())).await?;
-    parts.enforce(entries);
+    let (families, note) = listeners::available(parts.families)?;
+    parts.narrow(families, note);
+    let note = parts.enforce(entries);
+    let note = if note.is_empty() { note } else { format!("# {note}\n") };
     let slot = Claim::foresee(&parts.netlink, parts.families, &candidate.taken()?).await?;
     let steps = candidate.render(mechanism, parts.facts(slot));
-    Ok(format!("# by {candidate}\n{remarks}{steps}"))
+    Ok(format!("# by {candidate}\n{remarks}{note}{BYPASS}{steps}"))
 }

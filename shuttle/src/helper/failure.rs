@@ -2,10 +2,10 @@
 
 use super::bypass;
 use super::parts::{PartsError, claim, lan, listeners, netlink, tun};
-use crate::capture::Failure;
+use crate::capture::{BypassFailure, Failure};
 
 impl Failure {
-    /// An operation failed.
+    /// Makes a failure of an operation.
     pub(crate) fn system(operation: impl Into<String>, reason: &dyn std::fmt::Display) -> Self {
         Self::System { operation: operation.into(), reason: reason.to_string() }
     }
@@ -24,7 +24,7 @@ impl From<netlink::Error> for Failure {
 
 impl From<bypass::Error> for Failure {
     fn from(error: bypass::Error) -> Self {
-        Self::Bypass(error.to_string())
+        Self::Bypass(BypassFailure::Step(error.to_string()))
     }
 }
 

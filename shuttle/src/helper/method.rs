@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     capture::{
-        Arrival, BypassKind, Failure, IngressHook, Listeners, Mechanism, MethodChoice, MethodName, Missing,
-        ScopeKind, Steering,
+        Arrival, BypassKind, EbpfOptions, Failure, IngressHook, Listeners, Mechanism, MethodChoice,
+        MethodName, Missing, ScopeKind, Steering,
     },
     policy::{Lans, Plan, Scope},
 };
@@ -77,12 +77,12 @@ impl Candidate {
     }
 
     /// Whether it supports this kind of bypass.
-    pub(super) fn goes_by(self, kind: BypassKind) -> bool {
+    pub(super) fn supports(self, kind: BypassKind) -> bool {
         match (self, kind) {
-            (_, BypassKind::Mark | BypassKind::Address) => true,
             // It uses no packet filter.
             (Self::Ebpf(_), BypassKind::Cgroup) => false,
-            (Self::Nft, BypassKind::Cgroup) => true,
+            (Self::Ebpf(_), BypassKind::Mark | BypassKind::Address)
+            | (Self::Nft, BypassKind::Mark | BypassKind::Cgroup | BypassKind::Address) => true,
         }
     }
 
@@ -96,34 +96,25 @@ impl Candidate {
             Scope::Cgroup(_) => missing.push(Missing::Scope { method, of: ScopeKind::Cgroup }),
         }
         match self {
-            Self::Ebpf(Steering::Rewrite) if plan.lans != Lans::None => missing.push(Missing::Forwarding),
-            Self::Ebpf(_) | Self::Nft => {}
-        }
-        if method != MethodName::Ebpf {
-            let mut for_ebpf = |option: &str| {
-                missing.push(Missing::Option { option: option.to_owned(), of: MethodName::Ebpf });
-            };
-            if mechanism.ebpf.steering.is_some() {
-                for_ebpf("--ebpf-steering");
-            }
-            if mechanism.ebpf.ingress != IngressHook::Auto {
-                for_ebpf("--ebpf-ingress");
-            }
+            Self::Ebpf(Steering::Lookup) => {}
+            Self::Ebpf(Steering::Rewrite) if plan.lans == Lans::None => {}
+            Self::Ebpf(Steering::Rewrite) => missing.push(Missing::Forwarding),
+            Self::Nft => missing.extend(ebpf_options(mechanism)),
         }
         missing
     }
 }
 
 impl Candidate {
-    /// What keeps it from carrying out a plan on this host, whatever the kernel can do.
-    pub(super) fn hindrances(self, parts: &Parts) -> Vec<Missing> {
+    /// The settings of this host that keep it from carrying out the plan, whatever the kernel can do.
+    pub(super) fn conflicts(self, parts: &Parts) -> Vec<Missing> {
         match self {
             Self::Ebpf(_) => Vec::new(),
             Self::Nft => nft::filtered_bridges(parts),
         }
     }
 
-    /// The slots that others keep from it.
+    /// Returns the slots that it can't use, because of what others have.
     pub(super) fn taken(self) -> Result<Vec<Slot>, Failure> {
         match self {
             Self::Ebpf(_) => Ok(Vec::new()),
@@ -148,6 +139,14 @@ impl fmt::Display for Candidate {
             Self::Nft => "nft",
         })
     }
+}
+
+/// The options of the eBPF method that were given, for a method that has none of them.
+fn ebpf_options(mechanism: &Mechanism) -> impl Iterator<Item = Missing> {
+    let EbpfOptions { steering, ingress, .. } = mechanism.ebpf;
+    let given = [("--ebpf-steering", steering.is_some()), ("--ebpf-ingress", ingress != IngressHook::Auto)];
+    let given = given.into_iter().filter(|(_, given)| *given);
+    given.map(|(option, _)| Missing::Option { option: option.to_owned(), of: MethodName::Ebpf })
 }
 
 impl Method {

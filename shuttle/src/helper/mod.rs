@@ -1,6 +1,7 @@
 //! The part of shuttle that runs as root. It carries out the client's [`Plan`](crate::policy::Plan), and undoes it when
 //! the client is gone.
 
+mod abilities;
 mod bypass;
 mod capture;
 mod choice;

@@ -1,7 +1,7 @@
-//! Root's end of the socket: carries out the client's requests, and undoes everything when the client is gone.
+//! Root's end of the socket: carries out the client's requests, and undoes everything when the client has gone.
 //!
-//! It reads nothing but the client's messages and the kernel's answers, and runs no other program. A terminal's Ctrl-C
-//! reaches it as well as the client. It ignores that, since the end of the socket tells it to undo.
+//! It reads only the client's messages and the kernel's answers, and runs no other program. A terminal's Ctrl-C reaches
+//! it as well as the client. It ignores that signal, since the end of the socket makes it undo everything.
 
 use std::{
     io,
@@ -24,10 +24,11 @@ use tokio::{
 };
 
 use super::{
+    abilities,
     bypass::Bypass,
     capture::{Capture, Prepared, ReturnPath, Started},
     dry_run,
-    method::{Candidate, Loader},
+    method::Loader,
 };
 use crate::capture::{
     BypassKind, BypassOptions, Failure, Listeners, Mechanism,
@@ -37,8 +38,8 @@ use crate::capture::{
 use crate::policy::{Families, Plan};
 use crate::say::say;
 
-/// Runs the helper on its end of the socket pair, which [`Handle::spawn`](crate::capture::handle::Handle::spawn) makes
-/// its stdin. Returns when the socket closes or SIGTERM comes, after everything is undone.
+/// Runs the helper on its end of the socket pair, which [`Handle::spawn`](crate::capture::handle::Handle::spawn) passes
+/// as its stdin. Returns when the socket closes or SIGTERM comes, after everything is undone.
 pub fn main(socket: BorrowedFd<'_>) -> ExitCode {
     let run = || -> Result<(), Error> {
         let stream = UnixStream::from(socket.try_clone_to_owned()?);
@@ -110,7 +111,7 @@ async fn serve(stream: UnixStream, client: i32) -> Result<(), Error> {
 }
 
 /// Receives messages on a thread, so that a client that sends half a message doesn't keep the helper from its signals
-/// or the kernel's notices. The channel closes at the end of the socket.
+/// or the kernel's notifications. The channel closes at the end of the socket.
 fn receive_requests<T: DeserializeOwned + Send + 'static>(
     stream: UnixStream,
 ) -> mpsc::Receiver<Result<T, wire::Error>> {
@@ -144,7 +145,7 @@ struct ReplyRequests {
     receiver: mpsc::Receiver<Result<ReplyRequest, wire::Error>>,
 }
 
-/// The next request. Waits for ever after the last one.
+/// Returns the next request. Never returns after the last one.
 async fn next_reply_request(reply_requests: &mut Option<ReplyRequests>) -> ReplyRequest {
     match reply_requests.as_mut().map(|reply_requests| reply_requests.receiver.recv()) {
         Some(next) => match next.await {
@@ -213,16 +214,22 @@ impl Helper {
         if self.prepared.is_some() || self.capture.is_some() {
             return Err(Failure::OutOfOrder("a capture is prepared already".to_owned()));
         }
-        if let Some(bypass) = self.bypass.take() {
-            let candidates = Candidate::of(&mechanism);
-            let suits = |kind| candidates.iter().any(|candidate| candidate.goes_by(kind));
-            self.bypass = Some(bypass.suit(suits)?);
-        }
         // Nothing is loaded after this, and the loader's types take many megabytes.
         let mut loader = std::mem::take(&mut self.loader);
         self.rules.clone_from(&plan.rules);
-        self.prepared = Some(Prepared::new(&mut loader, plan, mechanism, self.bypass.as_ref()).await?);
-        Ok(Response::Prepared)
+        loop {
+            match Prepared::new(&mut loader, plan.clone(), mechanism, self.bypass.as_ref()).await {
+                Ok(prepared) => {
+                    self.prepared = Some(prepared);
+                    return Ok(Response::Prepared);
+                }
+                Err(failure) if failure.lacks_bypass() => match self.bypass.take() {
+                    Some(bypass) => self.bypass = Some(bypass.fall_back()?),
+                    None => return Err(failure),
+                },
+                Err(failure) => return Err(abilities::or_another(failure, &plan, &mechanism).await),
+            }
+        }
     }
 
     async fn start(&mut self) -> Result<(Started, UnixStream), Failure> {
@@ -259,7 +266,7 @@ impl Helper {
         }
     }
 
-    /// A failure is only logged: an ICMP error of the network may get lost too.
+    /// Notifies a program. A failure is only logged, since an ICMP error of a real network may be lost too.
     async fn notify(&mut self, notice: Notice) {
         if let Some(capture) = &mut self.capture
             && let Err(error) = capture.notify(&notice).await
@@ -283,7 +290,7 @@ impl Helper {
         self.capture.is_some() && self.bypass.as_ref().is_some_and(Bypass::changes)
     }
 
-    /// Leaves alone what ssh is newly connected to.
+    /// Excludes the servers to which ssh has newly connected.
     async fn refresh_bypass(&mut self) {
         let (Some(capture), Some(bypass)) = (&mut self.capture, &mut self.bypass) else { return };
         match bypass.refresh() {

@@ -35,25 +35,28 @@ const NETWORKS: [&str; 2] = ["192.0.2.0/24", "2001:db8::/32"];
 const DESTINATIONS: [&str; 2] = ["192.0.2.1:7", "[2001:db8::1]:7"];
 /// How long captured traffic may take to arrive. It usually takes a tenth of a millisecond.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
-/// The checks that need root.
+/// What a trial checks.
 const CHECKS: &str = "a trial capture in a network namespace and a cgroup of its own";
 
 /// What a candidate lacks to carry out a plan on this machine that it doesn't refuse; empty if it can.
 pub(super) fn missing(candidate: Candidate, plan: &Plan, mechanism: &Mechanism) -> Vec<Missing> {
     if !nix::unistd::geteuid().is_root() {
-        return vec![Missing::Unchecked(CHECKS.to_owned())];
+        return vec![Missing::Unchecked(format!("that needs root: {CHECKS}"))];
     }
     let trial = || {
-        let failed = |operation: &str, error: &dyn std::fmt::Display| Failure::system(operation, error);
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed("making a network namespace", &errno))?;
+        if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
+            return Ok(vec![Missing::Unchecked(format!(
+                "no namespace can be made here ({errno}): {CHECKS}"
+            ))]);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| failed("starting a runtime", &error))?;
-        runtime.block_on(run(candidate, plan, mechanism))
+        let runtime = runtime.map_err(|error| Failure::system("starting a runtime", &error))?;
+        runtime.block_on(run(candidate, plan, mechanism)).map(|()| Vec::new())
     };
     // Only this thread enters the new namespace, which ends with it.
     let result = thread::scope(|scope| scope.spawn(trial).join());
     match result {
-        Ok(Ok(())) => Vec::new(),
+        Ok(Ok(unchecked)) => unchecked,
         Ok(Err(failure)) => match failure.missing() {
             Some(missing) => missing.to_vec(),
             None => vec![Missing::Trial(failure.to_string())],

@@ -11,8 +11,8 @@ use super::{
     },
 };
 
-/// Undoes all entries of a ledger, in reverse order. Continues after an error: what remains then is inert, and the next
-/// start removes it. Drop whatever captures before this.
+/// Undoes all entries of a ledger, in reverse order. Continues after an error: what then remains is inert, and the next
+/// start removes it. Drop whatever captures before you call this.
 pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
     for entry in ledger.into_reverse() {
         let words = words(&entry);
@@ -29,7 +29,7 @@ pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
 
 /// Removes what dead instances left in this network namespace, and returns a description.
 pub(super) async fn leftovers(netlink: &Netlink) -> Result<Vec<String>, Error> {
-    // Routes first: without them an instance counts as dead.
+    // Routes come first: without them an instance counts as dead.
     let mut removed = each(link_local::leftovers(netlink).await?, netlink).await?;
     removed.extend(each(nft::leftovers(netlink).await?, netlink).await?);
     removed.extend(each(policy_rules::leftovers(netlink).await?, netlink).await?);

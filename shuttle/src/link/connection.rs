@@ -10,17 +10,17 @@ use socket2::SockRef;
 
 use super::survey::Origin;
 
-/// A socket and what is known of its readiness.
+/// A socket, and what is known of its readiness.
 ///
-/// Dropping it resets the connection, also when the process is killed: a tunnel that goes away must never look like
-/// a peer that has said all it had to say. [`Self::close`] ends it in order.
+/// Dropping it resets the connection, as does killing the process: a tunnel that goes away must never look like a peer
+/// that has finished sending. [`Self::close`] closes it in order.
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     established: bool,
     pub(super) writable: bool,
     /// The peer has sent its end.
     pub(super) read_closed: bool,
-    /// Of a connection that was captured.
+    /// Set for a captured connection.
     pub(super) origin: Option<Box<Origin>>,
 }
 
@@ -30,7 +30,7 @@ pub(super) enum Progress {
     Connecting,
     /// The peer has just accepted.
     Connected,
-    /// The connection was there before.
+    /// The connection was established before.
     Established,
 }
 
@@ -39,7 +39,7 @@ impl Connection {
         let options = SockRef::from(&socket);
         options.set_linger(Some(Duration::ZERO))?;
         options.set_tcp_nodelay(true)?;
-        // The program's own probes only reach the near end.
+        // The program's own keepalive probes only reach the near end.
         options.set_keepalive(true)?;
         Ok(Self { socket, established: false, writable: false, read_closed: false, origin: None })
     }
@@ -55,7 +55,7 @@ impl Connection {
         self.established
     }
 
-    /// Takes in an event; an error is the socket's.
+    /// Takes in an event. An error is the socket's.
     pub(super) fn on_ready(&mut self, ready: &Ready) -> io::Result<Progress> {
         if (ready.is_error() || !self.established)
             && let Some(error) = self.socket.take_error()?
@@ -77,7 +77,7 @@ impl Connection {
         }
     }
 
-    /// Whether a write may succeed.
+    /// Returns whether a write may succeed.
     pub(super) fn takes_bytes(&self) -> bool {
         self.writable && self.established
     }
@@ -89,7 +89,7 @@ impl Connection {
         }
         match self.socket.write(bytes) {
             Ok(length) => {
-                // A short write means a full buffer, and an edge once there is room (epoll(7)).
+                // After a short write the buffer is full, and a new edge comes once there is room (epoll(7)).
                 self.writable = length == bytes.len();
                 Ok(length)
             }
@@ -102,18 +102,18 @@ impl Connection {
         }
     }
 
-    /// Tells the peer that no more will come.
+    /// Tells the peer that no more bytes will come.
     pub(super) fn shut(&self) -> io::Result<()> {
         match self.socket.shutdown(Shutdown::Write) {
-            // The peer has closed both ways already: nothing is left to tell.
+            // The peer has closed both directions already: nothing is left to tell.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             result => result,
         }
     }
 
-    /// Closes after both directions have ended, leaving what is still in the kernel's buffer to be delivered.
+    /// Closes the socket after both directions have ended. Bytes in the kernel's buffer are still delivered.
     pub(super) fn close(self) {
-        // Failing, it would be a reset after the end of both directions: of no consequence.
+        // If this fails, the connection is reset after both directions have ended, which does no harm.
         drop(SockRef::from(&self.socket).set_linger(None));
     }
 }

@@ -1,4 +1,4 @@
-//! Connecting the streams that the far side opens to their targets.
+//! Connects the streams that the far side opens to their targets.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,8 @@ impl Link {
         self.attempt(role, stream, target, 0, Reason::Other);
     }
 
-    /// Makes the next attempt that can be made; when there is none, the stream ends as the last one failed.
+    /// Makes the next attempt, from number `first`, that can be started. If there is none, resets the stream with the
+    /// reason of the last failure.
     fn attempt(
         &mut self,
         role: &mut impl Role,
@@ -44,7 +45,7 @@ impl Link {
         self.break_off(stream, failed);
     }
 
-    /// A connection could not be made.
+    /// Makes the next attempt after a failed one.
     pub(super) fn redial(&mut self, role: &mut impl Role, stream: StreamId, reason: Reason) {
         self.connections.remove(&stream);
         let Some(index) = self.dials.iter().rposition(|dial| dial.stream == stream) else {

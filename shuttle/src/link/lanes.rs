@@ -1,4 +1,4 @@
-//! The lanes' side of a link: their bytes to events, and the sockets' bytes onto them.
+//! The lanes' side of a link: decodes arrived bytes to events, and writes the sockets' bytes to the lanes.
 
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
@@ -10,16 +10,17 @@ use mio::event::Event as Ready;
 use super::{End, Link, READ_BUFFER, Role, now, reason};
 use crate::mux::{DATA_HEADER, Event, Grant, LaneId, ProtocolError, StreamId};
 
-/// Reads of a lane before others have a turn.
+/// The maximum of reads from one lane before others have a turn.
 const READS_PER_TURN: usize = 8;
-/// Bytes of a payload that are worth a splice(2) of their own.
+/// The minimum rest of a payload for which splice(2) is used, bytes.
 const MIN_SPLICED: usize = 32 * 1024;
 
 impl Link {
-    /// Takes in the readiness of one end of a lane: of lane `token / 2` its input, or its output where `token` is odd.
+    /// Takes in the readiness of one of a lane's pipes. An even `token` is the input of lane `token / 2`, an odd one
+    /// its output.
     pub(super) fn on_pipe(&mut self, token: usize, ready: &Ready) {
         let lane = LaneId((token / 2) as u32);
-        let Some(pipes) = self.lanes.get_mut(lane) else { return };
+        let Some(pipes) = self.pipes.get_mut(lane) else { return };
         if token.is_multiple_of(2) {
             pipes.readable = true;
             pipes.read_closed |= ready.is_read_closed();
@@ -33,7 +34,7 @@ impl Link {
 
     /// Reads what has arrived on each lane.
     pub(super) fn read_lanes(&mut self, role: &mut impl Role) -> Result<(), End> {
-        // The buffer is lent to the events while the rest of the link acts on them.
+        // Events borrow the buffer while the rest of the link acts on them.
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut lane = Some(LaneId::FIRST);
         let mut result = Ok(());
@@ -42,7 +43,7 @@ impl Link {
         {
             result = self.read_lane(id, &mut buffer, role);
             // Lanes come and go meanwhile.
-            lane = self.lanes.after(id);
+            lane = self.pipes.after(id);
         }
         self.buffer = buffer;
         result
@@ -50,15 +51,15 @@ impl Link {
 
     fn read_lane(&mut self, lane: LaneId, buffer: &mut [u8], role: &mut impl Role) -> Result<(), End> {
         for _ in 0..READS_PER_TURN {
-            let Some(pipes) = self.lanes.get_mut(lane) else { return Ok(()) };
+            let Some(pipes) = self.pipes.get_mut(lane) else { return Ok(()) };
             if !pipes.readable {
-                // The far side may have said something last before it closed.
+                // The far side may have sent something before it closed.
                 return if pipes.output_closed { self.lose(lane, role, End::Closed) } else { Ok(()) };
             }
             if self.pass(lane) {
                 continue;
             }
-            let Some(pipes) = self.lanes.get_mut(lane) else { return Ok(()) };
+            let Some(pipes) = self.pipes.get_mut(lane) else { return Ok(()) };
             let room = if std::mem::take(&mut pipes.expects_bulk) { DATA_HEADER } else { READ_BUFFER };
             let buffer = &mut buffer[..room];
             let length = match pipes.input.read(buffer) {
@@ -71,7 +72,8 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return self.lose(lane, role, error.into()),
             };
-            // A short read means an empty pipe, and a new edge once there is more, unless the last edge was its end.
+            // After a short read the pipe is empty, and a new edge comes once there is more, unless the last edge was
+            // its end.
             pipes.readable = length == buffer.len() || pipes.read_closed;
             let mut input = &buffer[..length];
             while let Some(event) = self.mux.receive(lane, &mut input, now())? {
@@ -81,13 +83,13 @@ impl Link {
         Ok(())
     }
 
-    /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Says whether any were
+    /// Moves bytes of a long payload from the lane's pipe to their socket within the kernel. Returns whether any were
     /// moved.
     fn pass(&mut self, lane: LaneId) -> bool {
         let long = |(_, length): &(StreamId, usize)| *length >= MIN_SPLICED;
         let Some((stream, length)) = self.mux.passing(lane).filter(long) else { return false };
         let connection = self.connections.get(&stream).filter(|connection| connection.takes_bytes());
-        let (Some(pipes), Some(connection)) = (self.lanes.get_mut(lane), connection) else { return false };
+        let (Some(pipes), Some(connection)) = (self.pipes.get_mut(lane), connection) else { return false };
         let Some(moved) = pipes.splice(connection.socket.as_fd(), length) else { return false };
         pipes.expects_bulk = moved == length;
         self.mux.pass(lane, stream, moved, now());
@@ -95,10 +97,10 @@ impl Link {
         true
     }
 
-    /// A lane has ended, whichever it is: what it carried goes on over the others. With the last one ends the link, as
-    /// `end` says.
+    /// Removes a lane that has ended. Its frames are sent again on other lanes. If the session can't go on, the link
+    /// ends with `end`.
     fn lose(&mut self, lane: LaneId, role: &mut impl Role, end: End) -> Result<(), End> {
-        if let Some(pipes) = self.lanes.remove(lane) {
+        if let Some(pipes) = self.pipes.remove(lane) {
             pipes.deregister(self.poll.registry());
         }
         if !self.mux.lose(lane, now()) {
@@ -108,7 +110,7 @@ impl Link {
         Ok(())
     }
 
-    /// Takes out the lanes that show no life.
+    /// Removes the lanes that show no sign of life.
     pub(super) fn lose_dead_lanes(&mut self, role: &mut impl Role, now: Instant) -> Result<(), End> {
         while let Some(lane) = self.mux.dead_lane(now) {
             self.lose(lane, role, ProtocolError::Silent.into())?;
@@ -140,7 +142,7 @@ impl Link {
         Ok(())
     }
 
-    /// Fills and writes the lanes until they take no more or there is no more to write.
+    /// Fills and writes the lanes until they take no more, or there is no more to write.
     pub(super) fn write_lanes(&mut self, role: &mut impl Role) -> Result<(), End> {
         loop {
             self.mux.prepare(now());
@@ -152,18 +154,18 @@ impl Link {
             while let Some(id) = lane {
                 wrote |= self.write_lane(id, role)?.is_continue();
                 // Lanes come and go meanwhile.
-                lane = self.lanes.after(id);
+                lane = self.pipes.after(id);
             }
-            // A socket that was read to its end has left a FIN and no bytes.
+            // A socket that was read to its end has queued a FIN and no bytes.
             if !wrote && !self.mux.has_control() {
                 return Ok(());
             }
         }
     }
 
-    /// One write; `Break` when there is nothing to write or the lane takes nothing.
+    /// Writes once. Returns `Break` if there is nothing to write, or the lane takes nothing.
     fn write_lane(&mut self, lane: LaneId, role: &mut impl Role) -> Result<ControlFlow<()>, End> {
-        let Some(pipes) = self.lanes.get_mut(lane) else { return Ok(ControlFlow::Break(())) };
+        let Some(pipes) = self.pipes.get_mut(lane) else { return Ok(ControlFlow::Break(())) };
         let bytes = self.mux.unwritten(lane);
         if bytes.is_empty() {
             return Ok(ControlFlow::Break(()));
@@ -196,8 +198,8 @@ impl Link {
             }
             Ok(length) => {
                 self.mux.send(grant, length);
-                // A short read means an empty buffer, and a new edge once there is more; but the edge of a FIN
-                // that came along with these bytes has passed.
+                // After a short read the buffer is empty, and a new edge comes once there is more. But the edge of a
+                // FIN that arrived with these bytes has passed.
                 if length < room && !connection.read_closed {
                     self.mux.readable(stream, false);
                 }

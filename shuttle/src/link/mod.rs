@@ -1,7 +1,7 @@
-//! Drives one mux over its lanes and the sockets of its streams: the copy loops of client and agent alike.
+//! Drives one mux, its lanes and the sockets of its streams: the copy loops of both client and agent.
 //!
-//! One thread, edge-triggered readiness. A socket is read only when the scheduler grants its stream a turn, straight
-//! into a lane's segment; what isn't in flight waits in the kernel's socket buffer. What arrives is written to its
+//! One thread, edge-triggered readiness. A socket is read only when the scheduler grants its stream a turn, directly
+//! into a lane's segment. What isn't in flight waits in the kernel's socket buffer. Arrived bytes are written to their
 //! socket from the read buffer, and copied only when the socket is full.
 
 mod connection;
@@ -29,13 +29,13 @@ pub use pipes::Pipes;
 use survey::Origin;
 pub use survey::{Ends, FlowSurvey, Survey};
 
-/// Bytes that are read from a lane at once: what a pipe of 1 MiB holds after a short stall.
+/// The maximum of one read from a lane, bytes: about what a pipe of 1 MiB holds after a short stall.
 const READ_BUFFER: usize = 512 * 1024;
 
-/// Tokens below are stream numbers; from here on each lane has two.
+/// Lower tokens are stream numbers. From here on each lane has two.
 const FIRST_LANE_TOKEN: usize = StreamId::MAX.0 as usize + 1;
 const FIRST_ROLE_TOKEN: usize = FIRST_LANE_TOKEN + 2 * (LaneId::MAX.0 as usize + 1);
-/// From here on each association has one, up to the highest that 32 bits hold.
+/// From here on each association has a token, up to the highest that 32 bits hold.
 const FIRST_ASSOCIATION_TOKEN: usize = 3 << 30;
 
 const fn lane_in(lane: LaneId) -> Token {
@@ -46,65 +46,66 @@ const fn lane_out(lane: LaneId) -> Token {
     Token(lane_in(lane).0 + 1)
 }
 
-/// What client and agent each do in their own way.
+/// The parts in which client and agent differ.
 pub trait Role {
-    /// The far side has greeted: it is there, and speaks our version.
+    /// Called when the far side has greeted: it runs, and has our version.
     fn greeted(&mut self) {}
 
-    /// The agent says how further lanes can reach it.
+    /// Called when the agent has told how further lanes can reach it.
     fn found_door(&mut self, _door: Door) {}
 
-    /// More lanes would carry more. It is said once for each number of lanes, to clients alone.
+    /// Called when more lanes would carry more: once for each number of lanes, on clients only.
     fn is_narrow(&mut self) {}
 
-    /// A further lane carries data.
+    /// Called when a further lane carries data.
     fn joined(&mut self, _lane: LaneId) {}
 
-    /// A lane has ended, and others carry on.
+    /// Called when a lane has ended and the session continues.
     fn lost(&mut self, _lane: LaneId) {}
 
-    /// Begins a connection to the target of a stream that the far side opened. Where that fails, it is called again,
-    /// with the number of attempts so far; `None` when there is nothing more to attempt.
+    /// Begins a connection to the target of a stream that the far side opened. If the connection fails, the method is
+    /// called again with the number of attempts so far. `None`: there is nothing more to attempt.
     fn dial(&mut self, target: Target, attempt: usize) -> Option<Result<TcpStream, Reason>>;
 
-    /// A datagram has arrived. To an agent, one of an association that it doesn't know begins it.
+    /// Called when a datagram has arrived. On an agent, a datagram of an unknown association begins that association.
     fn datagram(&mut self, link: &mut Link, association: AssociationId, peer: Peer, bytes: &[u8]);
 
-    /// A DNS message has arrived: to an agent, a query for `target`, all of its association; to a client, the answer.
+    /// Called when a DNS message has arrived. On an agent, it is a query for `target`, all that its association sends;
+    /// on a client, it is the answer.
     fn query(&mut self, link: &mut Link, association: AssociationId, target: Target, bytes: &[u8]);
 
-    /// The far side has given up an association, or doesn't know it.
+    /// Called when the far side has ended an association, or doesn't know it.
     fn closed(&mut self, link: &mut Link, association: AssociationId);
 
-    /// What this client has sent to a peer has not reached it.
+    /// Called when a datagram that this client sent to a peer has not reached it.
     fn unreachable(&mut self, _association: AssociationId, _peer: Peer, _reason: Reason) {}
 
-    /// A source of the role's own is ready; `Break` ends the link as [`End::Stopped`].
+    /// Called when one of the role's own sources is ready. `Break` ends the link as [`End::Stopped`].
     fn ready(&mut self, link: &mut Link, token: Token) -> ControlFlow<()>;
 
-    /// When [`Self::tick`] is to be called at the latest.
+    /// Returns the latest time for calling [`Self::tick`].
     fn deadline(&self) -> Option<Instant> {
         None
     }
 
-    /// Time has passed.
+    /// Called in each turn of the link.
     fn tick(&mut self, _link: &mut Link, _now: Instant) {}
 
-    /// The far side reset a stream.
+    /// Called when the far side has reset a stream.
     fn was_reset(&mut self, _stream: StreamId, _reason: Reason) {}
 }
 
-/// The token of a role's own source number `index`.
+/// Returns the token of the role's own source number `index`.
 pub const fn role_token(index: usize) -> Token {
     Token(FIRST_ROLE_TOKEN + index)
 }
 
-/// The token of the socket of an association, which is the role's own.
+/// Returns the token of an association's socket, which is the role's own.
 pub const fn association_token(association: AssociationId) -> Token {
     Token(FIRST_ASSOCIATION_TOKEN + association.0 as usize)
 }
 
-/// The association that a token is of, if it is of one.
+/// Returns the association that a token belongs to, if any.
 pub fn association_of(token: Token) -> Option<AssociationId> {
     token.0.checked_sub(FIRST_ASSOCIATION_TOKEN).map(|id| AssociationId(id as u32))
 }
@@ -115,10 +116,10 @@ pub enum End {
     /// The far side closed the last lane.
     #[error("the far side closed the connection")]
     Closed,
-    /// The far side ended the session and said why.
+    /// The far side ended the session, with this message.
     #[error("the far side ended the session: {0}")]
     Goaway(String),
-    /// The far side broke the protocol.
+    /// The far side broke the protocol, or is gone.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
     /// The last lane or the poll failed.
@@ -133,26 +134,26 @@ pub enum End {
 pub struct Link {
     poll: Poll,
     mux: Mux,
-    lanes: ByLane<Pipes>,
+    pipes: ByLane<Pipes>,
     buffer: Box<[u8]>,
     connections: HashMap<StreamId, Connection>,
-    /// Connections being dialled, or that were, in the order in which to give up.
+    /// Connection attempts, in the order of their deadlines. Some may have ended.
     dials: VecDeque<Dial>,
     began: Instant,
     opened: u64,
-    /// Sources of the role's own that it has not read dry.
+    /// The role's own sources that it has not read dry.
     again: Vec<Token>,
 }
 
 impl Link {
-    /// A link whose first lane is `pipes`. Nothing moves before [`Self::run`].
+    /// Makes a link whose first lane is `pipes`. Nothing moves before [`Self::run`].
     pub fn new(side: Side, pipes: Pipes) -> io::Result<Self> {
         let poll = Poll::new()?;
         pipes.register(poll.registry(), LaneId::FIRST)?;
         Ok(Self {
             poll,
             mux: Mux::new(side, now()),
-            lanes: ByLane::new(LaneId::FIRST, pipes),
+            pipes: ByLane::new(LaneId::FIRST, pipes),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             connections: HashMap::new(),
             dials: VecDeque::new(),
@@ -162,14 +163,15 @@ impl Link {
         })
     }
 
-    /// Adds a lane, whose far end does the same with the same number. A number in use or too high is refused.
+    /// Adds a lane. The far end must add it under the same number. A number that is or was in use, or is too high, is
+    /// an error.
     pub fn join(&mut self, lane: LaneId, pipes: Pipes) -> io::Result<()> {
         self.mux.join(lane, now()).map_err(io::Error::other)?;
         if let Err(error) = pipes.register(self.poll.registry(), lane) {
             self.mux.lose(lane, now());
             return Err(error);
         }
-        self.lanes.insert(lane, pipes);
+        self.pipes.insert(lane, pipes);
         Ok(())
     }
 
@@ -178,17 +180,17 @@ impl Link {
         self.mux.open_door(door);
     }
 
-    /// Watches a source of the role's own for reading.
+    /// Watches one of the role's own sources for reading.
     pub fn watch(&mut self, source: &mut impl Source, token: Token) -> io::Result<()> {
         self.poll.registry().register(source, token, Interest::READABLE)
     }
 
-    /// Has [`Role::ready`] called with this token in the next turn too, after others have had theirs.
+    /// Calls [`Role::ready`] with this token in the next turn too, after others have had theirs.
     pub fn again(&mut self, token: Token) {
         self.again.push(token);
     }
 
-    /// A waker whose wake-ups reach [`Role::ready`] with `token`.
+    /// Makes a waker whose wake-ups reach [`Role::ready`] with `token`.
     pub fn waker(&self, token: Token) -> io::Result<Waker> {
         Waker::new(self.poll.registry(), token)
     }
@@ -221,24 +223,23 @@ impl Link {
         Ok(connection)
     }
 
-    /// A new association of this client.
+    /// Makes a new association of this client.
     pub fn associate(&mut self) -> AssociationId {
         self.mux.associate()
     }
 
-    /// Sends a datagram to (or, of an agent, from) `peer`, unless there is more to send than goes.
+    /// Sends a datagram to `peer` or, on an agent, from `peer`. Datagrams beyond what the path takes are dropped.
     pub fn send_datagram(&mut self, association: AssociationId, peer: Peer, payload: &[u8]) {
         self.mux.datagram(association, peer, payload, now());
     }
 
-    /// Sends a query for `target`, all that its association sends; or, of an agent, the answer. As
-    /// [`Self::send_datagram`].
+    /// Sends a DNS message: on a client a query for `target`, all that its association sends; on an agent the answer.
+    /// It may be dropped, as in [`Self::send_datagram`].
     pub fn send_query(&mut self, association: AssociationId, target: Target, payload: &[u8]) {
         self.mux.query(association, target, payload, now());
     }
 
-    /// Tells the client that what this agent has sent to `peer` has not reached it, if the reason is one of the
-    /// network's.
+    /// Tells the client that a datagram of this agent has not reached `peer`. Only reasons of the network are reported.
     pub fn tell_unreachable(&mut self, association: AssociationId, peer: Peer, reason: Reason) {
         match reason {
             Reason::Refused | Reason::Unreachable => self.mux.unreachable(association, peer, reason),
@@ -251,7 +252,7 @@ impl Link {
         self.mux.dissociate(association);
     }
 
-    /// Moves bytes until the link ends. The connections stand until the link is dropped.
+    /// Moves bytes until the link ends. The connections stay open until the link is dropped.
     pub fn run(&mut self, role: &mut impl Role) -> End {
         let mut events = Events::with_capacity(1024);
         loop {
@@ -286,7 +287,7 @@ impl Link {
     fn wait(&mut self, role: Option<Instant>, events: &mut Events) -> io::Result<()> {
         let dial = self.dials.front().map(|dial| dial.until);
         let deadline = self.mux.deadline().into_iter().chain(role).chain(dial).min();
-        let readable = self.lanes.values().any(|pipes| pipes.readable);
+        let readable = self.pipes.values().any(|pipes| pipes.readable);
         let timeout = if readable || !self.again.is_empty() {
             Some(Duration::ZERO)
         } else {
@@ -315,13 +316,13 @@ impl Link {
     }
 }
 
-/// The clock of the link and its roles; the mux reads none.
+/// Returns the time, for the link and its roles. The mux reads no clock.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
 pub fn now() -> Instant {
     Instant::now()
 }
 
-/// What a socket's error means to the far side.
+/// Returns what a socket's error means to the far side.
 pub fn reason(error: &io::Error) -> Reason {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => Reason::Refused,

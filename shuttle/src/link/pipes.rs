@@ -1,4 +1,4 @@
-//! The two ends of a lane: an ssh session's stdin and stdout as this process holds them.
+//! The two pipes of a lane: an ssh session's stdin and stdout, as this process holds them.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use super::{lane_in, lane_out};
 use crate::mux::LaneId;
 use crate::sys;
 
-/// What the pipes are asked to hold, bytes: the most that an unprivileged process may ask for (pipe(7)).
+/// The requested size of the pipes, bytes: the maximum for an unprivileged process (pipe(7)).
 const PIPE_SIZE: usize = 1024 * 1024;
 
 /// A lane's descriptors, and what is known of their readiness.
@@ -22,9 +22,10 @@ pub struct Pipes {
     pub(super) input: File,
     pub(super) output: File,
     pub(super) readable: bool,
-    /// Payloads can be moved from it to a socket within the kernel: until that has failed.
+    /// Payloads can be moved from the input to a socket within the kernel, as far as is known.
     pub(super) can_splice: bool,
-    /// The last frame was moved so: of the next one only the header is to be read at first.
+    /// The last payload was moved so. A read then takes only the next frame's header, so that its payload can be moved
+    /// too.
     pub(super) expects_bulk: bool,
     /// The far side has closed its end.
     pub(super) read_closed: bool,
@@ -33,11 +34,11 @@ pub struct Pipes {
 }
 
 impl Pipes {
-    /// Takes over both descriptors: makes them non-blocking, and large where they are pipes.
+    /// Takes over both descriptors, makes them non-blocking, and enlarges them where they are pipes.
     pub fn new(input: OwnedFd, output: OwnedFd) -> io::Result<Self> {
         for end in [&input, &output] {
             sys::set_nonblocking(end.as_fd())?;
-            // Sockets have no such size, and a user may have used up their allowance: a smaller pipe works too.
+            // Sockets have no such size, and a user may have used up the allowance. A smaller pipe works too.
             drop(sys::set_pipe_size(end.as_fd(), PIPE_SIZE));
         }
         Ok(Self {
@@ -51,14 +52,14 @@ impl Pipes {
         })
     }
 
-    /// The far side takes no more. What it has said is still to be read.
+    /// Records that the far side takes no more. What it has sent is still to be read.
     pub(super) fn close_output(&mut self) {
         self.output_closed = true;
         self.readable = true;
     }
 
-    /// Moves up to `length` bytes of the input to `socket`, without a copy (splice(2)). `None`: none could be moved; a
-    /// read tells why.
+    /// Moves up to `length` bytes of the input to `socket`, without a copy (splice(2)). Returns `None` if none could be
+    /// moved; a read then tells why.
     pub(super) fn splice(&mut self, socket: impl AsFd, length: usize) -> Option<usize> {
         if !self.can_splice {
             return None;
@@ -79,10 +80,10 @@ impl Pipes {
         registry.register(&mut SourceFd(&self.output.as_raw_fd()), lane_out(lane), Interest::WRITABLE)
     }
 
-    /// Ends that: closing the descriptors doesn't, where there are others of the same pipe.
+    /// Ends the registration. Closing the descriptors doesn't, if there are duplicates of them.
     pub(super) fn deregister(&self, registry: &Registry) {
         for end in [&self.input, &self.output] {
-            // One that isn't registered is as it should be.
+            // A descriptor that isn't registered is no problem.
             drop(registry.deregister(&mut SourceFd(&end.as_raw_fd())));
         }
     }

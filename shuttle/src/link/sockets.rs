@@ -1,4 +1,4 @@
-//! The sockets' side of a link: what they are ready for, what is written to them, and how they end.
+//! The sockets' side of a link: their readiness, what is written to them, and how they end.
 
 use mio::event::Event as Ready;
 

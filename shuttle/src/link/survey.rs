@@ -1,4 +1,4 @@
-//! What a link can tell of itself at any time. Nothing is kept for it but the ends of each captured connection.
+//! Statistics of a link. Only the ends of each captured connection are kept for them.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Link, now};
 use crate::mux::{Carried, Reason, StreamId};
 
-/// The ends of a connection that this end opened a stream for.
+/// The ends of a connection for which this end opened a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
     /// The program's own address.
@@ -29,31 +29,31 @@ pub struct FlowSurvey {
     pub ends: Ends,
     /// What it has carried.
     pub carried: Carried,
-    /// Since it was opened.
+    /// The time since it was opened.
     pub age: Duration,
 }
 
-/// A link at one moment.
+/// The state of a link at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Survey {
-    /// Since the link was made.
+    /// The time since the link was made.
     pub age: Duration,
     /// Lanes that carry data.
     pub lanes: usize,
     /// Open connections.
     pub streams: usize,
-    /// Connections that [`Link::open`] was called for.
+    /// Connections for which [`Link::open`] was called.
     pub opened: u64,
-    /// Datagrams that were not sent.
+    /// Datagrams and queries that were dropped.
     pub dropped_datagrams: u64,
     /// What all connections and datagrams have carried.
     pub carried: Carried,
-    /// The round trip of late, queues included, and the shortest known.
+    /// The smoothed round-trip time, queues included, and the minimum known.
     pub round_trips: Option<(Duration, Duration)>,
 }
 
 impl Link {
-    /// How it goes. Takes time by the number of connections, tens of nanoseconds each.
+    /// Returns the state of the link. Takes time proportional to the number of connections, tens of nanoseconds each.
     pub fn survey(&self) -> Survey {
         Survey {
             age: now().saturating_duration_since(self.began),
@@ -66,7 +66,7 @@ impl Link {
         }
     }
 
-    /// The connections that this end opened streams for and that are still open.
+    /// Returns the open connections for which this end opened streams.
     pub fn flows(&self) -> Vec<FlowSurvey> {
         let now = now();
         let flow = |(stream, origin): (StreamId, &Origin)| FlowSurvey {
@@ -77,11 +77,11 @@ impl Link {
         self.origins().map(flow).collect()
     }
 
-    /// Resets those of [`Self::flows`] whose destination is `meant`; tells how many they were.
-    pub fn reset_flows(&mut self, meant: impl Fn(SocketAddr) -> bool) -> usize {
+    /// Resets those of [`Self::flows`] whose destination `matches`. Returns their number.
+    pub fn reset_flows(&mut self, matches: impl Fn(SocketAddr) -> bool) -> usize {
         let streams: Vec<_> = self
             .origins()
-            .filter(|(_, origin)| meant(origin.ends.destination))
+            .filter(|(_, origin)| matches(origin.ends.destination))
             .map(|(stream, _)| stream)
             .collect();
         streams.iter().for_each(|stream| self.break_off(*stream, Reason::Broken));

@@ -1,4 +1,4 @@
-//! What a link's driver owes the mux, over real sockets.
+//! What a link must do for its mux, over real sockets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream as Program};
@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use super::*;
 use crate::mux::Event;
 
-/// A client without listeners, which wakes its link as often as this.
+/// A client without listeners, which wakes its link at this interval.
 struct Nobody {
     wakes: Duration,
 }
@@ -27,7 +27,7 @@ impl Role for Nobody {
     }
 }
 
-/// The far side of the one lane, by hand.
+/// The far side of the only lane, driven by hand.
 struct Far {
     mux: Mux,
     wire: UnixStream,
@@ -42,7 +42,7 @@ impl Far {
         self.mux.wrote(LaneId::FIRST, bytes.len(), now());
     }
 
-    /// The streams whose end has arrived by now.
+    /// Returns the streams whose end has arrived by now.
     fn ended(&mut self) -> Vec<StreamId> {
         let (mut ended, mut piece) = (Vec::new(), [0; 4096]);
         loop {
@@ -63,7 +63,7 @@ impl Far {
     }
 }
 
-/// The end of a program's stream goes out in the turn in which it is read, though no byte goes with it.
+/// The end of a program's stream is sent in the turn in which it is read, though no byte is sent with it.
 #[test]
 fn an_end_without_bytes_is_told_at_once() {
     let (near, wire) = UnixStream::pair().unwrap();
@@ -82,7 +82,7 @@ fn an_end_without_bytes_is_told_at_once() {
     let destination = SocketAddr::from(([192, 0, 2, 1], 7));
     let ends = Ends { source, destination };
     let stream = link.open(TcpStream::from_std(accepted), Target::Address(destination), ends).unwrap();
-    // Until nothing is left to be said, acknowledgements included.
+    // Until nothing is left to send, acknowledgements included.
     for _ in 0..10 {
         link.turn(&mut role, &mut events).unwrap();
         assert_eq!(far.ended(), []);

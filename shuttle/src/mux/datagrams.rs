@@ -1,7 +1,7 @@
-//! Datagrams: what waits to be sent, for a short while, and what has arrived.
+//! Datagrams: those that wait, briefly, to be sent, and those that have arrived.
 //!
-//! An association takes turns with the streams (see [`super::schedule`]), and what it sends counts in the pacing. It
-//! has no credit: what can't be sent soon is dropped, as a router drops it, and nothing is sent twice.
+//! An association takes turns with the streams (see [`super::schedule`]), and its bytes count in the pacing. It has no
+//! credit. A datagram that can't be sent soon is dropped, as a router would drop it, and none is sent twice.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -10,28 +10,29 @@ use super::frame::{Frame, MAX_DATAGRAM, encode_datagram, encode_query};
 use super::schedule::{Sender, Turn};
 use super::{AssociationId, Carried, LaneId, Mux, Peer, ProtocolError, Reason, Target};
 
-/// A datagram that has waited longer is of no use: whoever needs it has sent it again, or speaks of something else.
+/// The age at which a datagram is stale: whoever needs it has sent it again, or sends something else by now.
 const STALE: Duration = Duration::from_millis(200);
-/// What may wait of one association, bytes: a burst of eight of the longest.
+/// The maximum that may wait of one association, bytes: a burst of eight of the longest datagrams.
 const MAX_OF_ONE: usize = 512 * 1024;
-/// What may wait of all, bytes.
+/// The maximum that may wait of all associations, bytes.
 const MAX_OF_ALL: usize = 8 * 1024 * 1024;
-/// As many frames that answer datagrams are queued at once: of unknown associations, or to unreachable peers.
+/// The number of queued control frames from which answers to datagrams are dropped. Answers are CLOSE for an unknown
+/// association, and UNREACHABLE.
 const MAX_ANSWERS: usize = 64;
-/// What a datagram costs in memory beyond its bytes.
+/// The memory that a queued datagram takes beyond its bytes.
 const OVERHEAD: usize = 64;
 
-/// The associations that have sent something.
+/// The associations that this end sends on.
 #[derive(Debug)]
 pub(super) struct Associations {
     all: HashMap<AssociationId, Association>,
-    /// The time of late.
+    /// The time of the last [`Self::advance`].
     now: Option<Instant>,
-    /// Bytes that wait.
+    /// Bytes that wait, with their overhead.
     waiting: usize,
-    /// Datagrams that were not sent.
+    /// Datagrams and queries that were dropped.
     dropped: u64,
-    /// Bytes of those that were, and of those that have arrived.
+    /// Payload bytes that were sent, and that have arrived.
     carried: Carried,
     next: u32,
 }
@@ -42,10 +43,10 @@ impl Default for Associations {
     }
 }
 
-/// What one of them has to send.
+/// The queue of one association.
 #[derive(Debug, Default)]
 pub(super) struct Association {
-    /// Its place in the schedule.
+    /// The scheduling state.
     pub(super) turn: Turn,
     /// The lane that took its last datagram.
     pub(super) lane: LaneId,
@@ -53,22 +54,22 @@ pub(super) struct Association {
     waiting: usize,
 }
 
-/// A whole frame.
+/// A queued frame.
 #[derive(Debug)]
 struct Queued {
     since: Instant,
     frame: Vec<u8>,
-    /// Bytes of it that are a program's.
+    /// The length of its payload.
     payload: usize,
 }
 
 impl Association {
-    /// Whether something waits.
+    /// Returns whether something waits.
     pub(super) fn can_send(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    /// Takes the oldest, and tells what it counted for.
+    /// Takes the oldest frame, and returns it with its cost.
     fn pop(&mut self) -> Option<(Queued, usize)> {
         let queued = self.queue.pop_front()?;
         let cost = cost(&queued.frame);
@@ -86,12 +87,12 @@ impl Associations {
         self.all.get_mut(&id)
     }
 
-    /// So many bytes have arrived and are passed on.
+    /// Counts bytes that have arrived and are passed on.
     pub(super) fn received(&mut self, bytes: usize) {
         self.carried.received += bytes as u64;
     }
 
-    /// What all have carried.
+    /// Returns what all associations have carried.
     pub(super) fn carried(&self) -> Carried {
         self.carried
     }
@@ -100,7 +101,7 @@ impl Associations {
         self.all.contains_key(&id)
     }
 
-    /// A new one, of a number that is not in use.
+    /// Adds an association under a number that is not in use.
     fn add(&mut self) -> AssociationId {
         loop {
             let id = AssociationId(self.next);
@@ -112,19 +113,20 @@ impl Associations {
         }
     }
 
-    /// Forgets one and what waits of it; says whether it was there.
+    /// Removes an association and what waits of it. Returns whether it was there.
     pub(super) fn remove(&mut self, id: AssociationId) -> bool {
         let removed = self.all.remove(&id);
         self.waiting -= removed.as_ref().map_or(0, |association| association.waiting);
         removed.is_some()
     }
 
-    /// Lets time pass before [`Self::take`].
+    /// Advances time, before [`Self::take`].
     pub(super) fn advance(&mut self, now: Instant) {
         self.now = Some(now);
     }
 
-    /// Queues a frame. The oldest of the same association give way to it; those of others don't.
+    /// Queues a frame. If there is no room, the oldest frames of the same association are dropped for it, but none of
+    /// another association.
     fn push(&mut self, id: AssociationId, queued: Queued) -> &mut Association {
         let association = self.all.entry(id).or_default();
         let cost = cost(&queued.frame);
@@ -144,7 +146,7 @@ impl Associations {
         association
     }
 
-    /// Takes the oldest frame of an association that is not stale, for `lane`.
+    /// Takes the oldest frame of an association that is not stale, to be sent on `lane`.
     pub(super) fn take(&mut self, id: AssociationId, lane: LaneId) -> Option<Vec<u8>> {
         let association = self.all.get_mut(&id)?;
         while let Some((Queued { since, frame, payload }, freed)) = association.pop() {
@@ -162,13 +164,13 @@ impl Associations {
 }
 
 impl Mux {
-    /// A new association of this client. The agent hears of it by its first datagram.
+    /// Makes a new association of this client. The agent learns of it from its first datagram.
     pub fn associate(&mut self) -> AssociationId {
         self.associations.add()
     }
 
-    /// Queues a datagram to (or, of an agent, from) `peer`. It may be dropped: if more waits than there is room for, or
-    /// if it has waited for a fifth of a second. One that is longer than UDP can carry is.
+    /// Queues a datagram to `peer` or, on an agent, from `peer`. The datagram is dropped if it is longer than UDP can
+    /// carry, if more waits than there is room for, or if it has waited for 200 ms.
     pub fn datagram(&mut self, association: AssociationId, peer: Peer, payload: &[u8], now: Instant) {
         if payload.len() > MAX_DATAGRAM {
             self.associations.dropped += 1;
@@ -177,8 +179,8 @@ impl Mux {
         self.queue(association, encode_datagram(association, peer, payload), payload.len(), now);
     }
 
-    /// Queues a DNS message, as [`Self::datagram`] does: a query for `target`, which is the association's only one; or,
-    /// of an agent, the answer to it.
+    /// Queues a DNS message, which may be dropped as in [`Self::datagram`]. On a client it is a query for `target`, the
+    /// only one of its association; on an agent it is the answer.
     pub fn query(&mut self, association: AssociationId, target: Target, payload: &[u8], now: Instant) {
         if payload.len() > MAX_DATAGRAM {
             self.associations.dropped += 1;
@@ -194,18 +196,19 @@ impl Mux {
         }
     }
 
-    /// Forgets an association and what waits of it, and tells the far side.
+    /// Ends an association: forgets it and what waits of it, and tells the far side.
     pub fn dissociate(&mut self, association: AssociationId) {
         self.associations.remove(association);
-        self.tell(Frame::Close { association });
+        self.queue_control(Frame::Close { association });
     }
 
-    /// Datagrams that were given to [`Self::datagram`] and never sent.
+    /// Returns the number of datagrams and queries that were dropped.
     pub fn dropped_datagrams(&self) -> u64 {
         self.associations.dropped
     }
 
-    /// Whether so many `bytes` that have come for an association are to be passed on.
+    /// Returns whether the `bytes` that arrived for an association are to be passed on, and counts them. If a client
+    /// doesn't know the association, answers with CLOSE.
     pub(super) fn is_known(
         &mut self,
         association: AssociationId,
@@ -218,22 +221,24 @@ impl Mux {
             self.associations.received(bytes);
             return Ok(true);
         }
-        // Of one that has just been closed; or it came to the agent after its end, and so began it anew.
+        // The association was just closed here. Or a datagram reached the agent after CLOSE, and began the association
+        // anew there.
         self.answer(Frame::Close { association });
         Ok(false)
     }
 
-    /// Tells the client what the network says of a datagram that this agent has sent to `peer`.
+    /// Tells the client that a datagram that this agent sent to `peer` did not arrive, as the network reported.
     pub fn unreachable(&mut self, association: AssociationId, peer: Peer, reason: Reason) {
         self.answer(Frame::Unreachable { association, peer, reason });
     }
 
-    /// Told once in a while is enough, and what the far side makes this one queue must be bounded.
+    /// Queues an answer to a datagram, or drops it. An occasional answer is enough, and the far side must not make this
+    /// one queue without bound.
     fn answer(&mut self, frame: Frame) {
         let unwritten =
             self.lanes.any().and_then(|lane| self.lanes.get(lane)).map(|lane| lane.out.unwritten_len());
         if self.control.len() < MAX_ANSWERS && unwritten.is_some_and(|bytes| bytes < MAX_OF_ONE as u64) {
-            self.tell(frame);
+            self.queue_control(frame);
         }
     }
 }

@@ -1,11 +1,11 @@
-//! From a lane's bytes, split anyhow, to frames.
+//! Decodes a lane's bytes, however they are split, into frames.
 
 use std::borrow::Cow;
 
 use super::frame::{DATA_HEADER, Frame, FrameError, HEADER, Header, Kind, decode_peer, decode_query};
 use super::{AssociationId, Peer, StreamId, Target};
 
-/// One thing found in a lane's bytes.
+/// One item of a lane's bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item<'a> {
     /// A whole frame other than DATA, DATAGRAM and QUERY.
@@ -18,8 +18,8 @@ pub(super) enum Item<'a> {
     Query { association: AssociationId, target: Target, bytes: Cow<'a, [u8]> },
 }
 
-/// Takes a lane apart. Payloads pass through without a copy, but for those of datagrams that come in pieces; what it
-/// holds itself is one partial frame, at the most a whole datagram.
+/// Decodes a lane. Payloads are not copied, except those of datagrams and queries that arrive in pieces. The decoder
+/// itself holds one partial frame: at most a whole datagram.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     partial: Vec<u8>,
@@ -35,9 +35,9 @@ struct Payload {
 }
 
 impl Decoder {
-    /// Takes the next item from the front of `input`; `None` once `input` is used up.
+    /// Takes the next item from the front of `input`. Returns `None` once `input` is used up.
     ///
-    /// After an error the lane is of no more use.
+    /// After an error the lane is unusable.
     pub(super) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Item<'a>>, FrameError> {
         loop {
             if let Some(payload) = &mut self.payload {
@@ -79,12 +79,12 @@ impl Decoder {
         }
     }
 
-    /// Whose payload comes next: its stream, the offset it goes on at, and the bytes that are still to come.
+    /// Returns the payload that comes next: its stream, its offset in the stream, and the bytes that are still to come.
     pub(super) fn payload(&self) -> Option<(StreamId, u64, usize)> {
         self.payload.as_ref().map(|payload| (payload.stream, payload.offset, payload.remaining))
     }
 
-    /// The next `length` bytes of that payload went another way.
+    /// Skips the next `length` bytes of that payload, which the driver moved.
     pub(super) fn skip(&mut self, length: usize) {
         if let Some(payload) = &mut self.payload {
             payload.advance(length);
@@ -92,7 +92,8 @@ impl Decoder {
         self.payload.take_if(|payload| payload.remaining == 0);
     }
 
-    /// The whole body of the frame whose header is here, once it is here too: of `input`, unless it came in pieces.
+    /// Returns the whole body of the frame whose header is complete, once the body is complete too. It borrows from
+    /// `input` unless the frame came in pieces.
     fn body<'a>(&mut self, length: usize, input: &mut &'a [u8]) -> Option<Cow<'a, [u8]>> {
         if self.partial.len() == HEADER
             && let Some((body, rest)) = input.split_at_checked(length)
@@ -108,13 +109,13 @@ impl Decoder {
         })
     }
 
-    /// The first `N` bytes of the frame, once they are here.
+    /// Returns the first `N` bytes of the frame, once they are here.
     fn gather<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
         self.fill(N, input).then_some(())?;
         self.partial.first_chunk().copied()
     }
 
-    /// Moves bytes from `input` until `length` bytes of the frame are here; says whether they are.
+    /// Moves bytes from `input` until `length` bytes of the frame are here. Returns whether they are.
     fn fill(&mut self, length: usize, input: &mut &[u8]) -> bool {
         let missing = length.saturating_sub(self.partial.len()).min(input.len());
         let (taken, rest) = input.split_at(missing);

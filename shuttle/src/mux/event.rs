@@ -1,4 +1,4 @@
-//! What the mux and its driver say to each other.
+//! The types by which the mux and its driver talk: events, errors and grants.
 
 use std::borrow::Cow;
 
@@ -12,13 +12,13 @@ use super::names::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
 pub enum Event<'a> {
     /// The far side greeted.
     Hello,
-    /// The far side greeted on a further lane, which from now on carries data.
+    /// The far side greeted on a further lane, which carries data from now on.
     Joined,
     /// Where further lanes can join.
     Door(Door),
-    /// The agent's lanes hold it back: more of them would carry more.
+    /// The agent's lanes limit its throughput: more lanes would carry more.
     Narrow,
-    /// The far side has given up a lane, which is lost here too.
+    /// The far side has lost a lane, which is thereby lost here too.
     Lost {
         /// The lane.
         lane: LaneId,
@@ -35,7 +35,8 @@ pub enum Event<'a> {
         /// The stream.
         stream: StreamId,
     },
-    /// Bytes that the local end should take now; say how many it took with [`Mux::take`](super::Mux::take).
+    /// Bytes that the local end should take now. The driver reports with [`Mux::take`](super::Mux::take) how many it
+    /// took.
     Data {
         /// The stream.
         stream: StreamId,
@@ -55,36 +56,36 @@ pub enum Event<'a> {
         /// Why.
         reason: Reason,
     },
-    /// A datagram. To an agent, one of an association that it doesn't know begins it.
+    /// A datagram. On an agent, a datagram of an unknown association begins that association.
     Datagram {
         /// The association.
         association: AssociationId,
-        /// Where it is to go, or came from.
+        /// Where the agent is to send it, or received it from.
         peer: Peer,
         /// Its payload, which may be empty.
         bytes: Cow<'a, [u8]>,
     },
-    /// A DNS message. To an agent, the query that is all of a new association; to a client, its answer.
+    /// A DNS message: on an agent, a query, which is all of a new association; on a client, the answer.
     Query {
         /// The association.
         association: AssociationId,
-        /// Whom the agent is to ask; from it, nothing of interest.
+        /// The server that the agent is to ask. Meaningless in an answer.
         target: Target,
         /// The message.
         bytes: Cow<'a, [u8]>,
     },
-    /// The far side has given up the association, or doesn't know it.
+    /// The far side has ended the association, or doesn't know it.
     Closed {
         /// The association.
         association: AssociationId,
     },
-    /// The network says that what this client sent to a peer has not reached it.
+    /// The network reported that a datagram of this client did not reach its peer.
     Unreachable {
         /// The association.
         association: AssociationId,
-        /// Where it was to go.
+        /// The peer.
         peer: Peer,
-        /// Why it did not.
+        /// Why it was not reached.
         reason: Reason,
     },
     /// The far side ended the session.
@@ -94,40 +95,40 @@ pub enum Event<'a> {
     },
 }
 
-/// How the far side broke the protocol. Each ends the session.
+/// Why the mux ends the session: the far side broke the protocol, or is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// Bytes that are no frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// A frame before HELLO, a second HELLO, or one for another lane.
+    /// A frame before HELLO, a second HELLO, or a HELLO for another lane.
     #[error("the far side greeted out of turn")]
     Greeting,
-    /// More bytes than it had credit for.
+    /// More bytes than there was credit for, or too many pieces beyond gaps.
     #[error("the far side sent more than it had credit for")]
     Credit,
     /// Bytes after the end of a stream, or two ends.
     #[error("the far side contradicted the end of a stream")]
     End,
-    /// An acknowledgement of bytes that were never sent, or of another lane.
+    /// An ACK of bytes that were never written, or of another lane; or a LOST of bytes that were never written.
     #[error("the far side acknowledged what was never sent")]
     Ack,
-    /// A lane of a number that is or was in use, or too high; or one that is said to be lost by itself.
+    /// A lane whose number is or was in use, or is too high; or LOST of the lane that it arrived on.
     #[error("the far side numbered a lane out of turn")]
     Lane,
-    /// An OPEN of a stream that is open, or from an agent, or of a number too high.
+    /// An OPEN of an open stream, from an agent, or with a number that is too high.
     #[error("the far side opened a stream out of turn")]
     Open,
-    /// An association of number 0, or of one too high.
+    /// An association with number 0, or with one that is too high.
     #[error("the far side numbered an association out of turn")]
     Association,
-    /// It acknowledges less than it is told.
+    /// Too many bytes of control frames are unacknowledged.
     #[error("the far side doesn't acknowledge what it is told: {} MiB wait", MAX_CONTROL >> 20)]
     Unacknowledged,
-    /// No lane came in the time that the driver gave.
+    /// No lane joined within the time that [`Mux::wait_for_lanes`](super::Mux::wait_for_lanes) set.
     #[error("no lane to the far side came back in time")]
     Alone,
-    /// Nothing arrived, not even an answer to a PING.
+    /// Nothing arrived on the last lane, not even an answer to a PING.
     #[error("the far side has been silent for {} seconds", (PING_AFTER + DEAD_AFTER).as_secs())]
     Silent,
 }
@@ -135,10 +136,10 @@ pub enum ProtocolError {
 /// What [`Mux::grant`](super::Mux::grant) allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The lane that its bytes go by.
+    /// The lane that the bytes are sent on.
     pub lane: LaneId,
     /// The stream whose turn it is.
     pub stream: StreamId,
-    /// Bytes it may send at most, never 0.
+    /// The maximum of bytes that it may send, never 0.
     pub max: usize,
 }

@@ -1,8 +1,8 @@
-//! Frames: their layout, as docs/protocol.md has it, and the checks that every field passes on the way in.
+//! Frames: their layout, as in docs/protocol.md, and the checks of every field that is received.
 //!
-//! A frame is an 8-byte header (type, 24-bit length of the body, 32-bit stream or lane) and a body. Integers are
-//! big-endian. The body of a DATA frame is handed on in pieces (see [`super::decode`]), those of DATAGRAM and QUERY
-//! whole; every other body is at most [`MAX_CONTROL_BODY`] bytes and parsed whole.
+//! A frame is an 8-byte header (type, 24-bit length of the body, 32-bit id of a stream, association or lane) and a
+//! body. Integers are big-endian. The body of a DATA frame is passed on in pieces (see [`super::decode`]), the bodies
+//! of DATAGRAM and QUERY whole. Every other body is at most [`MAX_CONTROL_BODY`] bytes, and is parsed whole.
 
 mod body;
 mod header;
@@ -20,26 +20,26 @@ pub const VERSION: u16 = 3;
 /// The first bytes of every HELLO body.
 pub(super) const MAGIC: [u8; 8] = *b"shuttle\0";
 
-/// What a side says first on a lane.
+/// The content of the first frame that a side sends on a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     /// [`VERSION`] of the sender.
     pub(super) version: u16,
-    /// How many bytes the opener of a stream may send before it has heard of any credit.
+    /// How many bytes the opener of a stream may send before it receives credit.
     pub(super) initial_credit: u64,
 }
 
 /// A frame other than DATA, DATAGRAM and QUERY.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Frame {
-    /// See [`Kind::Hello`]. `lane` is the number the client gave this lane.
+    /// See [`Kind::Hello`]. `lane` is the number that the client gave this lane.
     Hello { lane: u32, hello: Hello },
-    /// `received` bytes of lane `lane` have been taken in since it began, the last of them `delay` microseconds ago,
-    /// the first that no earlier ACK told of `hold` microseconds ago.
+    /// `received` bytes of lane `lane` have been received since it began, the last of them `delay` microseconds ago.
+    /// The first unacknowledged frame that asks for an ACK arrived `hold` microseconds ago.
     Ack { lane: u32, received: u64, delay: u32, hold: u32 },
     /// `token` comes back in the PONG.
     Ping { token: u64 },
-    /// The token of a PING.
+    /// `token` is that of the PING.
     Pong { token: u64 },
     /// Why the sender ends the session, for people to read.
     Goaway { message: String },
@@ -47,25 +47,25 @@ pub(super) enum Frame {
     Door { door: Door },
     /// More lanes would carry more of what the sender has to send.
     Narrow,
-    /// The sender takes no more of lane `lane`, and has had `received` bytes of it.
+    /// The sender takes no more bytes of lane `lane`, and has received `received` of them.
     Lost { lane: u32, received: u64 },
-    /// A new TCP stream to `target`; its opener takes bytes up to offset `credit`.
+    /// A new TCP stream to `target`. Its opener accepts bytes up to offset `credit`.
     Open { stream: StreamId, target: Target, credit: u64 },
-    /// The target accepted; the sender takes bytes up to offset `credit`.
+    /// The target accepted. The sender accepts bytes up to offset `credit`.
     Opened { stream: StreamId, credit: u64 },
-    /// No byte follows offset `end`.
+    /// The stream's bytes end at offset `end`.
     Fin { stream: StreamId, end: u64 },
-    /// Both directions are over.
+    /// Both directions end at once.
     Reset { stream: StreamId, reason: Reason },
-    /// The sender takes bytes up to offset `limit`; a lower limit than an earlier one says nothing.
+    /// The sender accepts bytes up to offset `limit`. A limit lower than an earlier one has no effect.
     Credit { stream: StreamId, limit: u64 },
-    /// The sender has given up the association, or doesn't know it.
+    /// The sender has ended the association, or doesn't know it.
     Close { association: AssociationId },
-    /// The network says so of what was sent to `peer`.
+    /// The network reported that what was sent to `peer` did not arrive.
     Unreachable { association: AssociationId, peer: Peer, reason: Reason },
 }
 
-/// The number of TCP in OPEN's first field.
+/// The number of TCP in OPEN's field `kind`.
 const OPEN_TCP: u8 = 1;
 
 impl Frame {
@@ -152,7 +152,7 @@ impl Frame {
                 }
                 let version = u16::from_be_bytes(body.array()?);
                 if version != VERSION {
-                    // A later version may have laid out the rest otherwise.
+                    // A later version may lay out the rest differently.
                     return Err(FrameError::Version(version));
                 }
                 Self::Hello { lane: id, hello: Hello { version, initial_credit: body.u64()? } }

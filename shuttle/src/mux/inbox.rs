@@ -1,44 +1,45 @@
-//! What has arrived for a stream's local end and waits there: in order, or ahead of its turn.
+//! The bytes that have arrived for a stream's local end and wait there: in order, or beyond a gap.
 //!
-//! Both lie in one ring, each byte in its place, so that a piece which arrives early is copied once and takes the
-//! room that its credit stands for, however it was cut or repeated.
+//! Both lie in one ring, each byte at its place. So an early piece is copied once, and takes no more memory than its
+//! credit covers, however the bytes were cut or repeated.
 
 use std::collections::VecDeque;
 
 use super::ProtocolError;
 
-/// Separate pieces that may wait for what belongs before them: more than a window has of the smallest chunks, every
-/// second of which is missing.
+/// The maximum number of separate pieces beyond a gap: more than there are in a window of the smallest chunks of which
+/// every second one is missing.
 const MAX_PIECES: usize = 8192;
-/// A ring of less isn't worth shrinking.
-const SMALL: usize = 64 * 1024;
+/// The size up to which a ring is not shrunk, bytes.
+const SMALL_RING: usize = 64 * 1024;
 
 /// The bytes of one half, by offset, from the first that the local end has not taken.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     /// Every byte before this offset has arrived.
     received: u64,
-    /// First `ready` bytes in order, up to `received`; then what is ahead, with anything in the gaps.
+    /// First `ready` bytes in order, up to `received`; then the bytes beyond, with arbitrary contents in the gaps.
     ring: VecDeque<u8>,
     ready: usize,
-    /// What is ahead: where each piece begins and ends, in order. They neither touch nor overlap.
+    /// The pieces beyond a gap, by start and end, in order. They neither touch nor overlap.
     ahead: Vec<(u64, u64)>,
 }
 
-/// What an arriving piece is.
+/// What became of an arriving piece.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Arrival<'a> {
-    /// In order, and the local end may take it at once: what it doesn't take is to be kept.
+    /// The piece is in order, and the local end may take these bytes at once. What it doesn't take must be kept with
+    /// [`Inbox::keep`].
     Next(&'a [u8]),
-    /// Put after other bytes that wait.
+    /// The piece was put behind other bytes that wait.
     Kept,
     /// Nothing new for the local end.
     Nothing,
 }
 
 impl Inbox {
-    /// Takes in `bytes`, which begin at `offset` and end before `limit`: cuts off what has arrived before, keeps what
-    /// can't be taken at once.
+    /// Takes in `bytes`, which begin at `offset` and end before `limit`. Cuts off the part that had arrived before, and
+    /// keeps what can't be taken at once.
     pub(super) fn arrive<'a>(
         &mut self,
         offset: u64,
@@ -52,7 +53,7 @@ impl Inbox {
         }
         if offset > self.received {
             self.put(self.ready + (offset - self.received) as usize, bytes, limit);
-            self.note(offset, end);
+            self.add_ahead(offset, end);
             return if self.ahead.len() > MAX_PIECES {
                 Err(ProtocolError::Credit)
             } else {
@@ -75,34 +76,34 @@ impl Inbox {
         self.ready += rest.len();
     }
 
-    /// Whether nothing waits, and the local end has had every byte before `offset`.
+    /// Returns whether nothing waits, and the local end has taken every byte before `offset`.
     pub(super) fn is_clear(&self, offset: u64) -> bool {
         self.received == offset && self.ring.is_empty()
     }
 
-    /// `length` bytes went to the local end past a clear inbox.
+    /// Records that `length` bytes went to the local end directly, past a clear inbox.
     pub(super) fn pass(&mut self, length: usize) {
         debug_assert!(self.ring.is_empty());
         self.received += length as u64;
     }
 
-    /// The offset before which every byte has arrived.
+    /// Returns the offset before which every byte has arrived.
     pub(super) fn received(&self) -> u64 {
         self.received
     }
 
-    /// The offset after the last byte that has arrived, whatever is missing before it.
+    /// Returns the offset after the last byte that has arrived, whatever is missing before it.
     pub(super) fn furthest(&self) -> u64 {
         self.ahead.last().map_or(self.received, |(_, end)| *end)
     }
 
-    /// What waits in order, as far as it is contiguous.
+    /// Returns the bytes that wait in order, as far as they are contiguous in memory.
     pub(super) fn ready(&self) -> &[u8] {
         let front = self.ring.as_slices().0;
         &front[..front.len().min(self.ready)]
     }
 
-    /// The local end took the first `length` bytes of what is ready.
+    /// Removes the first `length` bytes of [`Self::ready`], which the local end took.
     pub(super) fn drain(&mut self, length: usize) {
         debug_assert!(length <= self.ready);
         self.ring.drain(..length);
@@ -110,7 +111,7 @@ impl Inbox {
         let (kept, held) = (self.ring.len(), self.ring.capacity());
         if kept == 0 {
             self.ring = VecDeque::new();
-        } else if held > SMALL && kept < held / 4 {
+        } else if held > SMALL_RING && kept < held / 4 {
             self.ring.shrink_to(2 * kept);
         }
     }
@@ -137,8 +138,8 @@ impl Inbox {
         back[begin..begin + second.len()].copy_from_slice(second);
     }
 
-    /// Records that the bytes from `start` to `end` are here, ahead of their turn.
-    fn note(&mut self, start: u64, end: u64) {
+    /// Records that the bytes from `start` to `end` are here, beyond a gap.
+    fn add_ahead(&mut self, start: u64, end: u64) {
         // The pieces that the new one touches become one with it.
         let first = self.ahead.partition_point(|(_, until)| *until < start);
         let after = self.ahead.partition_point(|(from, _)| *from <= end);
@@ -150,7 +151,7 @@ impl Inbox {
         self.ahead.drain(first + 1..after);
     }
 
-    /// Every byte before `end` is here, and whatever follows without a gap.
+    /// Moves `received` to `end`, and on over the pieces that follow without a gap.
     fn advance(&mut self, end: u64) {
         let joined = self.ahead.partition_point(|(from, _)| *from <= end);
         let until = self.ahead.drain(..joined).next_back().map_or(end, |(_, until)| until.max(end));
@@ -158,7 +159,7 @@ impl Inbox {
         self.received = until;
     }
 
-    /// Bytes of memory that it holds.
+    /// Returns the bytes of memory that the inbox holds.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.ring.capacity()
@@ -171,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    /// A half whose bytes tell their offset.
+    /// Returns the byte at an offset of the test stream, from which the offset can be told.
     fn byte(offset: u64) -> u8 {
         (offset % 251) as u8
     }
@@ -181,29 +182,29 @@ mod tests {
     }
 
     proptest! {
-        /// Pieces that come twice, overlap or overtake one another make the same bytes, whatever a reader leaves; and
-        /// what they take is never more than the credit they came by.
+        /// Pieces that are repeated, overlap or are reordered make the same bytes, however much a reader leaves. They
+        /// never take more memory than their credit.
         #[test]
         fn bytes_come_out_in_order_and_within_the_credit(
             steps in prop::collection::vec((0u64..4000, 1u64..600, 0usize..900), 1..200),
         ) {
             let (mut inbox, mut taken) = (Inbox::default(), 0);
             let whole = [(0, 4000, 4000)].into_iter();
-            for (start, length, appetite) in steps.into_iter().chain(whole) {
+            for (start, length, max_read) in steps.into_iter().chain(whole) {
                 let limit = taken + 4000;
                 let bytes = piece(start, (start + length).min(limit).max(start));
                 if let Arrival::Next(bytes) = inbox.arrive(start, &bytes, limit.max(start)).unwrap() {
-                    let now = bytes.len().min(appetite);
+                    let now = bytes.len().min(max_read);
                     prop_assert!(bytes[..now].iter().zip(taken..).all(|(got, offset)| *got == byte(offset)));
                     inbox.keep(&bytes[now..], limit);
                     taken += now as u64;
                 }
-                let mut hunger = appetite;
-                while hunger > 0 && !inbox.ready().is_empty() {
-                    let now = inbox.ready().len().min(hunger);
+                let mut left = max_read;
+                while left > 0 && !inbox.ready().is_empty() {
+                    let now = inbox.ready().len().min(left);
                     prop_assert!(inbox.ready()[..now].iter().zip(taken..).all(|(got, offset)| *got == byte(offset)));
                     inbox.drain(now);
-                    (taken, hunger) = (taken + now as u64, hunger - now);
+                    (taken, left) = (taken + now as u64, left - now);
                 }
                 prop_assert!(inbox.held() <= 4000, "{} bytes are held", inbox.held());
             }
@@ -219,7 +220,7 @@ mod tests {
         inbox.keep(&all, 1 << 20);
         while !inbox.ready().is_empty() {
             inbox.drain(inbox.ready().len().min(10_000));
-            assert!(inbox.held() <= SMALL.max(4 * inbox.ready().len()), "{} held", inbox.held());
+            assert!(inbox.held() <= SMALL_RING.max(4 * inbox.ready().len()), "{} held", inbox.held());
         }
         assert_eq!(inbox.held(), 0);
     }

@@ -1,8 +1,8 @@
-//! The lanes of a session: which there are, which were lost, and which of them carries what.
+//! The lanes of a session: which are live, which are lost, and which lane each frame is sent on.
 //!
-//! No lane is special. A stream's OPEN and all that follows it keep to one lane until the far side has spoken of the
-//! stream; everything else goes by any. A lane that is lost is kept, with what it had not got acknowledged, until the
-//! far side has said how much of it arrived (see [`super::loss`]).
+//! No lane is special. A stream's OPEN and all that follows it are sent on one lane until the far side has mentioned
+//! the stream; everything else may be sent on any lane. The unacknowledged bytes of a lost lane are kept until the far
+//! side has reported how many of them arrived (see [`super::loss`]).
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use super::life::{REVIEW, suspect_after};
 use super::outgoing::Outgoing;
 use super::{ByLane, LaneId, ProtocolError};
 
-/// A stream changes to the emptiest lane when that has this many bytes less in flight: not for every chunk, or the
-/// pieces would arrive needlessly out of order.
+/// A stream moves to the emptiest lane only if that lane has this many bytes less in flight. Moving for every chunk
+/// would reorder chunks needlessly.
 const WORTH_A_CHANGE: u64 = 64 * 1024;
 /// Bytes that are gathered for one write to a lane.
 const BATCH: u64 = 256 * 1024;
@@ -22,14 +22,14 @@ const BATCH: u64 = 256 * 1024;
 #[derive(Debug)]
 pub(super) struct Lanes {
     live: ByLane<Lane>,
-    /// Those that are over, until the far side has said what it has of them.
+    /// Lost lanes for which the far side has not yet reported its received count.
     lost: Vec<(LaneId, Outgoing)>,
-    /// The numbers of those that are over, for this side or the far one, in order: none comes again.
-    over: Vec<LaneId>,
+    /// Numbers of lanes that either side has lost, in order. A number is never used again.
+    ended: Vec<LaneId>,
     reviewed: Instant,
 }
 
-/// What has arrived here of a lane that is over.
+/// The number of bytes received here on a lost lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Arrived {
     pub(super) lane: LaneId,
@@ -41,7 +41,7 @@ impl Arrived {
         Frame::Lost { lane: self.lane.0, received: self.received }
     }
 
-    /// From a whole frame, as [`Self::frame`] is encoded.
+    /// Decodes a whole frame as [`Self::frame`] makes it.
     fn decode(frame: &[u8]) -> Option<Self> {
         let (head, body) = frame.split_first_chunk::<HEADER>()?;
         let header = Header::parse(*head).ok()?;
@@ -52,7 +52,7 @@ impl Arrived {
     }
 }
 
-/// What a lane may be given.
+/// The room that a lane has for a sender.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     pub(super) lane: LaneId,
@@ -61,58 +61,58 @@ pub(super) struct Room {
 }
 
 impl Lanes {
-    /// With the lane that a session begins with.
+    /// Starts with the session's first lane.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             live: ByLane::new(LaneId::FIRST, Lane::new(now)),
             lost: Vec::new(),
-            over: Vec::new(),
+            ended: Vec::new(),
             reviewed: now,
         }
     }
 
-    /// Adds a lane; a number that is or was in use or is too high is refused.
+    /// Adds a lane. A number that is or was in use, or is too high, is an error.
     pub(super) fn add(&mut self, id: LaneId, now: Instant) -> Result<(), ProtocolError> {
-        if id > LaneId::MAX || self.get(id).is_some() || self.is_over(id) {
+        if id > LaneId::MAX || self.get(id).is_some() || self.has_ended(id) {
             return Err(ProtocolError::Lane);
         }
         self.live.insert(id, Lane::new(now));
         Ok(())
     }
 
-    /// A lane is over: returns what is to be said of it, and what it may not have brought of that about others. `None`:
-    /// there is no such lane.
+    /// Removes a lane. Returns the LOST reports to send: the lane's own, and those that it carried and that were not
+    /// acknowledged. Returns `None` if there is no such lane.
     pub(super) fn lose(&mut self, id: LaneId) -> Option<Vec<Arrived>> {
         let Lane { greeted, mut out, received, .. } = self.live.remove(id)?;
-        self.note_over(id);
+        self.record_end(id);
         let reports = out.unacknowledged_of(|kind| kind == Kind::Lost).filter_map(Arrived::decode);
         let reports = reports.chain([Arrived { lane: id, received }]).collect();
-        // One that never greeted was given no more than a greeting.
+        // A lane without a greeting carried nothing but our HELLO, or else the session ends with it.
         if greeted {
             out.retire();
             self.lost.push((id, out));
         }
-        // Where none is left that is better, the suspect ones must do.
+        // If every remaining lane is suspect, all are trusted again.
         if !self.iter().any(|(_, lane)| lane.is_trusted()) {
             self.iter_mut().for_each(|(_, lane)| lane.life.trust());
         }
         Some(reports)
     }
 
-    /// The far side takes no more of this lane: gives what was kept of it.
+    /// Takes the kept bytes of a lost lane, once the far side has reported its received count.
     pub(super) fn resolve(&mut self, id: LaneId) -> Option<Outgoing> {
-        self.note_over(id);
+        self.record_end(id);
         let place = self.lost.iter().position(|(lost, _)| *lost == id)?;
         Some(self.lost.remove(place).1)
     }
 
-    fn is_over(&self, id: LaneId) -> bool {
-        self.over.binary_search(&id).is_ok()
+    fn has_ended(&self, id: LaneId) -> bool {
+        self.ended.binary_search(&id).is_ok()
     }
 
-    fn note_over(&mut self, id: LaneId) {
-        if let Err(place) = self.over.binary_search(&id) {
-            self.over.insert(place, id);
+    fn record_end(&mut self, id: LaneId) {
+        if let Err(place) = self.ended.binary_search(&id) {
+            self.ended.insert(place, id);
         }
     }
 
@@ -124,7 +124,8 @@ impl Lanes {
         self.live.get_mut(id)
     }
 
-    /// Where frames for the lane are put: a lost one takes them too, and they go out with the rest that it has kept.
+    /// Returns the queue for a lane's frames. A lost lane has one too: its frames are sent again with the rest of the
+    /// lane's kept frames.
     pub(super) fn out(&mut self, id: LaneId) -> Option<&mut Outgoing> {
         let live = self.live.iter_mut().map(|(live, lane)| (live, &mut lane.out));
         let lost = self.lost.iter_mut().map(|(lost, out)| (*lost, out));
@@ -143,7 +144,7 @@ impl Lanes {
         self.live.iter_mut()
     }
 
-    /// Bytes of memory that what is kept takes.
+    /// Returns the bytes of memory that all queues hold.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.each()
@@ -153,68 +154,69 @@ impl Lanes {
             .sum()
     }
 
-    /// Lost lanes of which the far side has yet to say what it has.
+    /// Returns the number of lost lanes for which the far side has not yet reported its received count.
     #[cfg(test)]
     pub(super) fn lost_count(&self) -> usize {
         self.lost.len()
     }
 
-    /// Whether there is none at all.
+    /// Returns whether there is no live lane.
     pub(super) fn is_empty(&self) -> bool {
         self.live.is_empty()
     }
 
-    /// Lanes that carry data.
+    /// Returns the number of lanes that carry data.
     pub(super) fn count(&self) -> usize {
         self.each().filter(|lane| lane.greeted).count()
     }
 
-    /// Bytes given to any lane and not yet acknowledged, but for those of suspect lanes, which would hold up the
-    /// others.
+    /// Returns the bytes queued on all lanes and not yet acknowledged. Suspect lanes don't count: they would leave no
+    /// room for the others.
     pub(super) fn in_flight(&self) -> u64 {
         let live = self.each().filter(|lane| !lane.life.is_suspect()).map(|lane| lane.out.in_flight());
         live.sum::<u64>() + self.lost.iter().map(|(_, out)| out).map(Outgoing::in_flight).sum::<u64>()
     }
 
-    /// Bytes written to any lane and not yet acknowledged, likewise.
+    /// Returns the bytes written to all live lanes and not yet acknowledged, suspect lanes excluded.
     pub(super) fn written_in_flight(&self) -> u64 {
         let live = self.each().filter(|lane| !lane.life.is_suspect());
         live.map(|lane| lane.out.written_in_flight()).sum()
     }
 
-    /// Bytes of control frames that are kept until they are acknowledged.
+    /// Returns the bytes of control frames that are kept until they are acknowledged.
     pub(super) fn control(&self) -> u64 {
         let live = self.each().map(|lane| &lane.out);
         live.chain(self.lost.iter().map(|(_, out)| out)).map(Outgoing::control).sum()
     }
 
-    /// The lane for what may go by any: the first that is not clearly fuller than another. Where none carries data it
-    /// is one that does not yet, at the beginning of a session, or one that was lost.
+    /// Returns the lane for a frame that may be sent on any lane: the first of those with the least in flight, in units
+    /// of [`WORTH_A_CHANGE`]. If no lane carries data, it is the lane that was lost last, or one that has not been
+    /// greeted yet, as at the start of a session.
     pub(super) fn any(&self) -> Option<LaneId> {
         self.any_live()
             .or_else(|| self.lost.last().map(|(id, _)| *id))
             .or_else(|| self.iter().next().map(|(id, _)| id))
     }
 
-    /// The same of those that carry data.
+    /// Returns the same among the lanes that carry data.
     pub(super) fn any_live(&self) -> Option<LaneId> {
         let trusted = self.iter().filter(|(_, lane)| lane.is_trusted());
         trusted.min_by_key(|(_, lane)| lane.out.in_flight() / WORTH_A_CHANGE).map(|(id, _)| id)
     }
 
-    /// The lane, if it may be given something new; else any.
+    /// Returns the lane if it may take new frames, else any lane.
     pub(super) fn this_or_any(&self, id: LaneId) -> Option<LaneId> {
         self.get(id).filter(|lane| lane.is_trusted()).map(|_| id).or_else(|| self.any())
     }
 
-    /// The lane that takes a sender's next bytes, of those that can be written to and have less than `most` in flight:
-    /// the one that took its `last`, or one that has clearly less in flight. A sender that is not `known` to the far
-    /// side keeps to its last.
-    pub(super) fn choose(&self, last: LaneId, known: bool, most: u64) -> Option<Room> {
+    /// Chooses the lane for a sender's next bytes, among the writable lanes with less than `max` bytes in flight: the
+    /// lane that took its `last` bytes, or one that has clearly less in flight. A sender that is not yet `known` to the
+    /// far side stays on its last lane.
+    pub(super) fn choose(&self, last: LaneId, known: bool, max: u64) -> Option<Room> {
         let takes = |lane: &Lane| {
-            lane.greeted && lane.writable && lane.out.unwritten_len() < BATCH && lane.out.in_flight() < most
+            lane.greeted && lane.writable && lane.out.unwritten_len() < BATCH && lane.out.in_flight() < max
         };
-        let room = |(lane, chosen): (LaneId, &Lane)| Room { lane, bytes: most - chosen.out.in_flight() };
+        let room = |(lane, chosen): (LaneId, &Lane)| Room { lane, bytes: max - chosen.out.in_flight() };
         if !known {
             return self.get(last).filter(|lane| takes(lane)).map(|lane| room((last, lane)));
         }
@@ -228,24 +230,24 @@ impl Lanes {
         Some(room(before.map_or((id, emptiest), |lane| (last, lane))))
     }
 
-    /// Holds the lanes against one another, once in a while. Returns whether one of them is suspect, so that the others
-    /// should be asked for a sign of life.
+    /// Compares the lanes with one another, at most once per [`REVIEW`]. Returns whether one of them is suspect; then
+    /// the others should be probed for a sign of life.
     pub(super) fn review(&mut self, round_trip: Duration, now: Instant) -> bool {
         if self.live.len() < 2 || now < self.reviewed + REVIEW {
             return false;
         }
         self.reviewed = now;
-        let patience = suspect_after(round_trip);
-        let punctual = |lane: &&Lane| lane.greeted && !lane.life.is_late(patience, now);
-        let beside = self.each().any(|lane| punctual(&lane));
-        let lively = self.each().filter(punctual).any(|lane| lane.life.was_heard_lately());
+        let limit = suspect_after(round_trip);
+        let punctual = |lane: &&Lane| lane.greeted && !lane.life.is_late(limit, now);
+        let any_punctual = self.each().any(|lane| punctual(&lane));
+        let any_heard = self.each().filter(punctual).any(|lane| lane.life.was_heard_lately());
         for lane in self.iter_mut().map(|(_, lane)| lane) {
-            lane.life.review(lane.life.is_late(patience, now), beside, lively);
+            lane.life.review(lane.life.is_late(limit, now), any_punctual, any_heard);
         }
         self.each().any(|lane| lane.life.is_suspect())
     }
 
-    /// When [`Self::review`] is due.
+    /// Returns when [`Self::review`] is due.
     pub(super) fn review_at(&self, round_trip: Duration) -> Option<Instant> {
         let late = self.each().filter_map(|lane| lane.life.late_at(suspect_after(round_trip))).min()?;
         (self.live.len() > 1).then(|| late.max(self.reviewed + REVIEW))

@@ -1,4 +1,4 @@
-//! Local ends: what the sockets of the streams do, and what they are given.
+//! Local ends: what the streams' sockets did, and what they are given.
 
 use std::time::Instant;
 
@@ -9,8 +9,8 @@ use super::stream::Stream;
 use super::{MAX_CONTROL, Mux, Reason, Route, StreamId, Target};
 
 impl Mux {
-    /// Whether a stream may be opened: not while so much of what was said is unacknowledged that the session may end
-    /// for it.
+    /// Returns whether a stream may be opened: not while so many control frames are unacknowledged that more could end
+    /// the session.
     pub fn has_room_to_open(&self) -> bool {
         self.lanes.control() < MAX_CONTROL / 2
     }
@@ -27,7 +27,7 @@ impl Mux {
         stream
     }
 
-    /// The next number that is not in use. Numbers come round again after [`StreamId::MAX`]; 0 is none.
+    /// Returns the next number that is not in use. Numbers begin again at 1 after [`StreamId::MAX`]; 0 is never used.
     fn free_id(&mut self) -> StreamId {
         loop {
             let id = StreamId(self.next_stream);
@@ -38,15 +38,15 @@ impl Mux {
         }
     }
 
-    /// The target of a stream that the far side asked for has accepted.
+    /// Records that the target of a stream that the far side opened has accepted.
     pub fn opened(&mut self, stream: StreamId) {
         if let Some(state) = self.streams.get(&stream) {
             let credit = state.window.limit();
-            self.tell(Frame::Opened { stream, credit });
+            self.queue_control(Frame::Opened { stream, credit });
         }
     }
 
-    /// The stream's socket has bytes, or its end, to be read; or (`false`) it has been read dry.
+    /// Records whether the stream's socket can be read: it has bytes or its end, or (`false`) nothing for now.
     pub fn readable(&mut self, stream: StreamId, readable: bool) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.readable = readable;
@@ -56,7 +56,7 @@ impl Mux {
         }
     }
 
-    /// The stream's socket has come to its end: no more will be sent.
+    /// Records that the stream's socket has reached its end: no more will be sent.
     pub fn finish(&mut self, stream: StreamId) {
         if let Some(state) = self.streams.get_mut(&stream)
             && !state.finished
@@ -67,15 +67,15 @@ impl Mux {
         }
     }
 
-    /// The stream's socket is broken or was never connected: the stream is gone, and the far side told.
+    /// Resets a stream whose socket is broken or was never connected: forgets the stream, and tells the far side.
     pub fn reset(&mut self, stream: StreamId, reason: Reason) {
         if let Some(route) = self.forget(stream) {
             self.control.push_back((route, Frame::Reset { stream, reason }));
         }
     }
 
-    /// Of [`Event::Data`](super::Event::Data)'s bytes the socket took `bytes[..taken]`; the mux keeps the rest in the
-    /// inbox.
+    /// Records that the socket took `bytes[..taken]` of the bytes of [`Event::Data`](super::Event::Data). The mux keeps
+    /// the rest in the inbox.
     pub fn take(&mut self, stream: StreamId, bytes: &[u8], taken: usize, now: Instant) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.keep(&bytes[taken..]);
@@ -83,12 +83,12 @@ impl Mux {
         self.consumed(stream, taken, now);
     }
 
-    /// Bytes that wait for the stream's socket; there may be more after these are drained.
+    /// Returns bytes that wait for the stream's socket. After these are drained there may be more.
     pub fn inbox(&self, stream: StreamId) -> &[u8] {
         self.streams.get(&stream).map_or(&[], Stream::inbox)
     }
 
-    /// The stream's socket took the first `length` bytes of the inbox.
+    /// Records that the stream's socket took the first `length` bytes of the inbox.
     pub fn drain(&mut self, stream: StreamId, length: usize, now: Instant) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.drain(length);
@@ -102,16 +102,16 @@ impl Mux {
             && let Some(limit) =
                 state.window.consume(length as u64, state.received(), round_trip, &mut self.budget, now)
         {
-            self.tell(Frame::Credit { stream, limit });
+            self.queue_control(Frame::Credit { stream, limit });
         }
     }
 
-    /// Whether the stream's socket has been given every byte there will be, and not yet been shut.
+    /// Returns whether the stream's socket has been given every byte there will be, and has not been shut yet.
     pub fn at_end(&self, stream: StreamId) -> bool {
         self.streams.get(&stream).is_some_and(|state| state.at_end() && !state.shut)
     }
 
-    /// The stream's socket has been shut for writing.
+    /// Records that the stream's socket has been shut for writing.
     pub fn shut(&mut self, stream: StreamId) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.shut = true;
@@ -125,8 +125,8 @@ impl Mux {
         }
     }
 
-    /// Ends the session, saying why.
+    /// Ends the session, and tells the far side why.
     pub fn goaway(&mut self, message: String) {
-        self.tell(Frame::Goaway { message });
+        self.queue_control(Frame::Goaway { message });
     }
 }

@@ -1,22 +1,23 @@
 //! Streams and datagrams over lanes: the pure state of one end.
 //!
-//! A [`Mux`] has no socket and reads no clock. Its driver ([`crate::link`]) hands it the bytes that arrive and
-//! `now`, and carries out what comes back:
+//! A [`Mux`] has no socket and reads no clock. Its driver ([`crate::link`]) passes in the bytes that arrive and `now`,
+//! and carries out what the mux returns:
 //!
-//! - **Lanes.** One is there from the start; [`Mux::join`] adds one, [`Mux::lose`] takes one out, whichever it is.
-//!   [`Mux::dead_lane`] tells which show no life. [`Mux::wait_for_lanes`] says how long a session lives without any.
-//! - **In.** [`Mux::receive`] for each lane until it returns `None`; each [`Event`] is to be acted on before the next
-//!   call.
-//! - **Local ends.** [`Mux::open`] or [`Event::Open`] begins a stream; [`Mux::readable`], [`Mux::finish`],
-//!   [`Mux::opened`], [`Mux::reset`] say what its socket did; [`Mux::take`], [`Mux::inbox`], [`Mux::drain`] and
-//!   [`Mux::shut`] move arrived bytes to it.
+//! - **Lanes.** A mux starts with one lane. [`Mux::join`] adds a lane, [`Mux::lose`] removes one. [`Mux::dead_lane`]
+//!   finds a lane that shows no sign of life. [`Mux::wait_for_lanes`] sets how long a session survives without lanes.
+//! - **In.** The driver calls [`Mux::receive`] for each lane until it returns `None`. It must act on each [`Event`]
+//!   before the next call.
+//! - **Local ends.** [`Mux::open`] or [`Event::Open`] begins a stream. [`Mux::readable`], [`Mux::finish`],
+//!   [`Mux::opened`] and [`Mux::reset`] report what its socket did. [`Mux::take`], [`Mux::inbox`], [`Mux::drain`] and
+//!   [`Mux::shut`] move arrived bytes to the socket.
 //! - **Datagrams.** [`Mux::associate`], [`Mux::datagram`], [`Mux::query`], [`Mux::dissociate`].
-//! - **Out.** [`Mux::prepare`], then [`Mux::grant`] and [`Mux::send`] as long as there are grants, then
-//!   [`Mux::unwritten`] and [`Mux::wrote`] for each lane; [`Mux::writable`] says which of them can be written to.
-//! - **Time.** [`Mux::tick`] at [`Mux::deadline`].
+//! - **Out.** The driver calls [`Mux::prepare`], then [`Mux::grant`] and [`Mux::send`] as long as there are grants,
+//!   then [`Mux::unwritten`] and [`Mux::wrote`] for each lane. It reports by [`Mux::writable`] which lanes it can write
+//!   to.
+//! - **Time.** The driver calls [`Mux::tick`] at [`Mux::deadline`].
 //!
-//! Payloads are not copied on the way in (they are slices of the driver's buffer) nor on the way out (the driver
-//! reads into the lane's own segment).
+//! Payloads are not copied on the way in, where they are slices of the driver's buffer, nor on the way out, where the
+//! driver reads directly into the lane's segment.
 
 mod by_lane;
 mod credit;
@@ -61,10 +62,10 @@ use pacing::Pacing;
 use schedule::Schedule;
 use stream::Stream;
 
-/// Control frames that may be unacknowledged, bytes over all lanes: some 150,000 OPENs. A far side that leaves more
-/// unacknowledged ends the session.
+/// The limit on unacknowledged control frames, in bytes over all lanes: some 150,000 OPENs. The session ends when the
+/// far side leaves more unacknowledged.
 const MAX_CONTROL: u64 = 4 * 1024 * 1024;
-/// A DATA frame shorter than this isn't begun in the rest of a segment.
+/// The shortest DATA frame that is begun in the rest of a segment, bytes.
 const MIN_CHUNK: usize = 16 * 1024;
 
 /// One end of a session.
@@ -75,46 +76,46 @@ pub struct Mux {
     /// Limits the bytes in flight.
     pacing: Pacing,
     streams: HashMap<StreamId, Stream>,
-    /// What those carried that are over.
+    /// Bytes carried by streams that have ended.
     ended: Carried,
-    /// What all of them may be sent together.
+    /// The receive credit that all streams share.
     budget: Budget,
     associations: Associations,
     schedule: Schedule,
-    /// Frames other than DATA and where they go, in order; they go before any DATA.
+    /// The queue of frames other than DATA, with their routes. They are sent before any DATA.
     control: VecDeque<(Route, Frame)>,
-    /// Streams that wait for the lane of their OPEN.
+    /// Streams that wait for the lane of their OPEN to take bytes.
     parked: Vec<StreamId>,
-    /// What has arrived of lanes that are lost, of which the far side has yet to be told.
+    /// Received counts of lost lanes that the far side has not been told yet.
     unreported: Vec<Arrived>,
-    /// Since when no lane has carried data.
+    /// Since when the session has had no lane that carries data; `None` until it loses the last one.
     alone_since: Option<Instant>,
-    /// For how long that may be.
-    patience: Duration,
+    /// How long the session may be without a lane.
+    max_alone: Duration,
     scratch: Vec<u8>,
     next_stream: u32,
-    /// The far side's first word, once it has been heard.
+    /// The far side's first HELLO, once it has arrived.
     greeted: Option<Hello>,
-    /// The lanes hold the session back, and this has yet to be told.
+    /// The lanes limit the session's throughput, and the driver has not been told yet.
     narrow: bool,
-    /// With how many lanes that was last noticed.
-    narrow_with: usize,
+    /// The number of lanes when `narrow` was last set.
+    narrow_lanes: usize,
 }
 
-/// By which lane a frame goes.
+/// Which lane a frame is sent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
-    /// By any.
+    /// Any lane.
     Any,
-    /// By this one, after what it has carried of the stream; by any if it is lost.
+    /// This lane, behind the stream's earlier bytes; any lane if this one is lost.
     After(LaneId),
-    /// By this one, as what goes before it has to arrive before it. If that is lost, by the one that repeats what it
-    /// had.
+    /// This lane only, because the frames before it must arrive first. If it is lost, the lane on which its frames are
+    /// sent again.
     Only(LaneId),
 }
 
 impl Mux {
-    /// An end whose first frame is its HELLO.
+    /// Makes an end and queues its HELLO on the first lane.
     pub fn new(side: Side, now: Instant) -> Self {
         let mut mux = Self {
             side,
@@ -129,19 +130,19 @@ impl Mux {
             parked: Vec::new(),
             unreported: Vec::new(),
             alone_since: None,
-            patience: Duration::ZERO,
+            max_alone: Duration::ZERO,
             scratch: Vec::new(),
             next_stream: 1,
             greeted: None,
             narrow: false,
-            narrow_with: 0,
+            narrow_lanes: 0,
         };
         mux.greet(LaneId::FIRST);
         mux
     }
 
-    /// A further lane joins: one that the client opened, under the number it gave. It carries data once the far side
-    /// has greeted on it, which is [`Event::Joined`].
+    /// Adds a lane that the client opened, under the number that the client gave it. The lane carries data once the far
+    /// side has greeted on it, which [`Event::Joined`] reports.
     pub fn join(&mut self, lane: LaneId, now: Instant) -> Result<(), ProtocolError> {
         self.lanes.add(lane, now)?;
         if self.side.greets_first() {
@@ -163,23 +164,24 @@ impl Mux {
         }
     }
 
-    /// Queues a frame that may go by any lane.
-    fn tell(&mut self, frame: Frame) {
+    /// Queues a frame that may be sent on any lane.
+    fn queue_control(&mut self, frame: Frame) {
         self.control.push_back((Route::Any, frame));
     }
 
-    /// Says where further lanes can join. It concerns agents alone.
+    /// Tells the client where further lanes can join. For agents only.
     pub fn open_door(&mut self, door: Door) {
-        self.tell(Frame::Door { door });
+        self.queue_control(Frame::Door { door });
     }
 
-    /// Whether the lanes hold the session back, and more of them would carry more. It is said once for each number of
-    /// lanes, to the client alone: an agent tells its client by itself.
+    /// Returns whether the lanes limit throughput, so that more lanes would carry more. Returns `true` once for each
+    /// number of lanes. Clients call this; an agent tells its client by itself (NARROW).
     pub fn take_narrow(&mut self) -> bool {
         std::mem::take(&mut self.narrow)
     }
 
-    /// Removes a stream that is over. `None`: there is no such stream. Else where what is last said of it goes.
+    /// Removes a stream that is over, and returns the route of its last frame. Returns `None` if there is no such
+    /// stream.
     fn forget(&mut self, stream: StreamId) -> Option<Route> {
         let state = self.streams.remove(&stream)?;
         let route = state.route();
@@ -188,29 +190,29 @@ impl Mux {
         Some(route)
     }
 
-    /// Streams that are open.
+    /// Returns the number of open streams.
     pub fn stream_count(&self) -> usize {
         self.streams.len()
     }
 
-    /// Whether the stream is open.
+    /// Returns whether the stream is open.
     pub fn contains(&self, stream: StreamId) -> bool {
         self.streams.contains_key(&stream)
     }
 
-    /// When [`Self::tick`] and [`Self::prepare`] must be called at the latest; never, where nothing happens but by
-    /// lanes and there are none.
+    /// Returns the latest time for calling [`Self::tick`] and [`Self::prepare`]. `None`: there is no lane, and no time
+    /// limit on waiting for one.
     pub fn deadline(&self) -> Option<Instant> {
         let lives = self.lanes.iter().map(|(_, lane)| lane.life.deadline());
         let review = self.lanes.review_at(self.pacing.round_trip());
         let writable = self.lanes.iter().filter(|(_, lane)| lane.writable);
         let acks = writable.filter_map(|(_, lane)| lane.ack_deadline());
-        let pacing = self.pacing.wakes().filter(|_| !self.is_alone());
+        let pacing = self.pacing.wakes_at().filter(|_| !self.is_alone());
         lives.chain(review).chain(acks).chain(pacing).chain(self.gives_up_at()).min()
     }
 
-    /// Lets time pass. Afterwards [`Self::prepare`] may have something to send, and [`Self::dead_lane`] a lane to be
-    /// lost.
+    /// Advances time. Afterwards [`Self::prepare`] may have something to send, and [`Self::dead_lane`] may find a dead
+    /// lane.
     pub fn tick(&mut self, now: Instant) -> Result<(), ProtocolError> {
         if self.lanes.control() > MAX_CONTROL {
             return Err(ProtocolError::Unacknowledged);
@@ -218,13 +220,13 @@ impl Mux {
         if self.gives_up_at().is_some_and(|at| now >= at) {
             return Err(ProtocolError::Alone);
         }
-        let ask_all = self.lanes.review(self.pacing.round_trip(), now);
+        let probe_all = self.lanes.review(self.pacing.round_trip(), now);
         let lanes = self.lanes.iter_mut();
-        let asked = |(id, lane): (LaneId, &mut Lane)| {
-            let asks = lane.life.asks(now) || (ask_all && lane.is_trusted());
-            (asks && lane.greeted).then_some(id)
+        let probed = |(id, lane): (LaneId, &mut Lane)| {
+            let due = lane.life.take_ping_due(now) || (probe_all && lane.is_trusted());
+            (due && lane.greeted).then_some(id)
         };
-        for lane in lanes.filter_map(asked).collect::<Vec<_>>() {
+        for lane in lanes.filter_map(probed).collect::<Vec<_>>() {
             self.put(lane, &Frame::Ping { token: 0 });
         }
         Ok(())

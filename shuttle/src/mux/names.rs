@@ -1,4 +1,4 @@
-//! What mux, driver and wire call things: numbers, addresses, sides and reasons.
+//! Names shared by mux, driver and wire: numbers, addresses, sides and reasons.
 
 use std::net::SocketAddr;
 
@@ -7,21 +7,21 @@ use std::net::SocketAddr;
 pub struct StreamId(pub u32);
 
 impl StreamId {
-    /// The highest number: its driver has other uses for those above.
+    /// The highest number. The driver uses higher ones for other poll tokens.
     pub const MAX: Self = Self((1 << 31) - 1);
 }
 
-/// The number of an association, given by the client: all that one of its programs' UDP sockets exchanges with
-/// whomever.
+/// The number of an association, given by the client. An association is all that one UDP socket of a client's program
+/// exchanges, with any peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssociationId(pub u32);
 
 impl AssociationId {
-    /// The highest number: its driver has other uses for those above.
+    /// The highest number. The driver uses higher ones for other poll tokens.
     pub const MAX: Self = Self((1 << 30) - 1);
 }
 
-/// The far end of a datagram: where the agent sends it to, or had it from.
+/// The far end of a datagram: where the agent sends it, or where it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Peer(pub SocketAddr);
 
@@ -32,21 +32,21 @@ pub struct LaneId(pub u32);
 impl LaneId {
     /// The lane with which the session begins.
     pub const FIRST: Self = Self(0);
-    /// The highest number. None is used twice in a session.
+    /// The highest number. No number is used twice in a session.
     pub const MAX: Self = Self(65_535);
 }
 
-/// How a further lane reaches an agent: by the number of its process and a secret of its making.
+/// How a further lane reaches an agent: the agent's process number, and a secret that the agent made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Door {
-    /// The agent's process, as it is numbered where it runs.
+    /// The agent's process number on the machine where it runs.
     pub process: u32,
-    /// What its socket is called.
+    /// The secret in its socket's name.
     pub token: u128,
 }
 
 impl Door {
-    /// What the process of a lane prints before it hands the lane over. All that comes earlier is a login script's.
+    /// What a lane's process prints before it hands the lane over. All output before that is a login script's.
     pub const ENTERING: &str = "\nshuttle-lane\n";
 }
 
@@ -55,7 +55,7 @@ impl Door {
 pub enum Target {
     /// This address.
     Address(SocketAddr),
-    /// The nameserver that the agent's machine would ask.
+    /// The nameserver that the agent's machine uses.
     Resolver,
 }
 
@@ -64,23 +64,23 @@ pub enum Target {
 pub enum Side {
     /// Opens streams.
     Client,
-    /// Is asked for streams.
+    /// Accepts streams.
     Agent,
 }
 
 impl Side {
-    /// Whether this side opens streams and begins associations; the other one is asked for them.
+    /// Returns whether this side opens streams and begins associations. The other side accepts them.
     pub(super) fn opens(self) -> bool {
         self == Self::Client
     }
 
-    /// Whether this side says HELLO on a lane that joins before it has heard the other's. The agent answers, so that
-    /// nothing it says is taken for what a login script prints before.
+    /// Returns whether this side sends the first HELLO on a lane that joins. The agent waits for it, so that none of
+    /// its frames is taken for the output of a login script.
     pub(super) fn greets_first(self) -> bool {
         self == Self::Client
     }
 
-    /// Whether this side decides how many lanes there are; the other one tells it what it knows of their number.
+    /// Returns whether this side decides the number of lanes. The other side only reports when its lanes limit it.
     pub(super) fn counts_lanes(self) -> bool {
         self == Self::Client
     }
@@ -95,7 +95,7 @@ pub enum Reason {
     Unreachable,
     /// The target didn't answer in time.
     TimedOut,
-    /// The connection was there and broke.
+    /// The connection was established and broke.
     Broken,
     /// The agent has no descriptor or memory left for it.
     Exhausted,

@@ -1,20 +1,19 @@
-//! What a lane has been given to send, kept until the far mux has it.
+//! The bytes queued on a lane, kept until the far mux has received them.
 
 use std::collections::VecDeque;
 
 use super::frame::{HEADER, Header, Kind};
 
-/// Bytes of one segment: room for several DATA frames, so that one write carries them.
+/// The size of one segment, bytes: room for several DATA frames, so that one write carries them.
 const SEGMENT: usize = 512 * 1024;
-/// Unused segments that are kept for reuse while others are in use …
+/// The maximum of unused segments kept for reuse while several are in use.
 const SPARE_SEGMENTS: usize = 8;
-/// … and when one is enough for what is in flight.
+/// The maximum of unused segments kept while one is enough for the bytes in flight.
 const IDLE_SPARES: usize = 1;
 
 /// A queue of bytes with three marks: acknowledged, written, end. All offsets count from the lane's first byte.
 ///
-/// Frames never cross from one segment to the next, so that what is unacknowledged can be sent again, frame by
-/// frame, over another lane.
+/// A frame never spans two segments, so the unacknowledged bytes can be sent again on another lane frame by frame.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     segments: VecDeque<Segment>,
@@ -23,7 +22,7 @@ pub(super) struct Outgoing {
     written: u64,
     end: u64,
     /// The end of the last frame that asks for an acknowledgement.
-    asking: u64,
+    eliciting_end: u64,
     /// Bytes of control frames in all segments.
     control: u64,
 }
@@ -33,7 +32,7 @@ struct Segment {
     bytes: Box<[u8]>,
     start: u64,
     filled: usize,
-    /// Bytes of control frames in it.
+    /// Bytes of control frames in this segment.
     control: u64,
 }
 
@@ -42,7 +41,7 @@ impl Segment {
         self.start + self.filled as u64
     }
 
-    /// Its frames, each after its kind and the offset of its end.
+    /// Returns the segment's frames, each with its kind and the offset of its end.
     fn frames(&self) -> impl Iterator<Item = (Option<Kind>, u64, &[u8])> {
         let mut rest = &self.bytes[..self.filled];
         std::iter::from_fn(move || {
@@ -55,76 +54,75 @@ impl Segment {
 }
 
 impl Outgoing {
-    /// Bytes given and not yet acknowledged, up to the last that asks for it.
+    /// Returns the bytes queued and not yet acknowledged, up to the last one that asks for it.
     pub(super) fn in_flight(&self) -> u64 {
-        self.asking.saturating_sub(self.acked)
+        self.eliciting_end.saturating_sub(self.acked)
     }
 
-    /// Bytes written and not yet acknowledged, up to the last that asks for it.
+    /// Returns the bytes written and not yet acknowledged, up to the last one that asks for it.
     pub(super) fn written_in_flight(&self) -> u64 {
-        self.asking.min(self.written).saturating_sub(self.acked)
+        self.eliciting_end.min(self.written).saturating_sub(self.acked)
     }
 
-    /// Bytes given and not yet written.
+    /// Returns the bytes queued and not yet written.
     pub(super) fn unwritten_len(&self) -> u64 {
         self.end - self.written
     }
 
-    /// Bytes of control frames that are kept, those in segments of which a part is acknowledged included. Control
-    /// frames are all but DATA, DATAGRAM and QUERY: those that no limit on what is in flight holds back.
+    /// Returns the bytes of control frames that are kept, those in partly acknowledged segments included. Control
+    /// frames are all frames but DATA, DATAGRAM and QUERY: those that the limit on bytes in flight doesn't hold back.
     pub(super) fn control(&self) -> u64 {
         self.control
     }
 
-    /// Bytes that are kept.
+    /// Returns the bytes that are kept.
     #[cfg(test)]
     pub(super) fn retained(&self) -> u64 {
         self.end - self.acked
     }
 
-    /// Bytes of memory that it takes.
+    /// Returns the bytes of memory that the queue holds.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         (self.segments.len() + self.spare.len()) * SEGMENT
     }
 
-    /// The offset of the next byte to be written.
+    /// Returns the offset of the next byte to be written.
     pub(super) fn written(&self) -> u64 {
         self.written
     }
 
-    /// Room for one frame of `least` to `most` bytes, at least `least` long. [`Self::commit`] keeps what was put there.
-    pub(super) fn space(&mut self, least: usize, most: usize) -> &mut [u8] {
-        debug_assert!(least <= most && least <= SEGMENT);
+    /// Returns space for one frame, of `min` to `max` bytes. [`Self::commit`] keeps what is put there.
+    pub(super) fn space(&mut self, min: usize, max: usize) -> &mut [u8] {
+        debug_assert!(min <= max && min <= SEGMENT);
         let room = self.segments.back().map_or(0, |segment| segment.bytes.len() - segment.filled);
-        if room < least {
+        if room < min {
             let bytes = self.spare.pop().unwrap_or_else(|| vec![0; SEGMENT].into_boxed_slice());
             self.segments.push_back(Segment { bytes, start: self.end, filled: 0, control: 0 });
         }
         match self.segments.back_mut() {
             Some(Segment { bytes, filled, .. }) => {
-                let end = bytes.len().min(*filled + most);
+                let end = bytes.len().min(*filled + max);
                 &mut bytes[*filled..end]
             }
             None => &mut [],
         }
     }
 
-    /// Keeps the first `length` bytes of the room that [`Self::space`] gave last: a frame that asks for an
-    /// acknowledgement.
+    /// Keeps the first `length` bytes of the last [`Self::space`]: a frame that asks for an acknowledgement.
     pub(super) fn commit(&mut self, length: usize) {
         self.keep(length);
-        self.asking = self.end;
+        self.eliciting_end = self.end;
     }
 
     /// Appends one whole frame that asks for an acknowledgement.
     pub(super) fn push(&mut self, frame: &[u8]) {
-        self.push_unasked(frame);
-        self.asking = self.end;
+        self.push_non_eliciting(frame);
+        self.eliciting_end = self.end;
     }
 
-    /// Appends an ACK, which doesn't.
-    pub(super) fn push_unasked(&mut self, frame: &[u8]) {
+    /// Appends one whole frame that doesn't ask for an acknowledgement: an ACK.
+    pub(super) fn push_non_eliciting(&mut self, frame: &[u8]) {
         self.space(frame.len(), frame.len()).copy_from_slice(frame);
         self.keep(frame.len());
         if let Some(last) = self.segments.back_mut()
@@ -135,7 +133,7 @@ impl Outgoing {
         }
     }
 
-    /// Gives back what is kept for reuse: nothing will be written any more.
+    /// Frees the unused segments, because nothing more will be written.
     pub(super) fn retire(&mut self) {
         self.spare = Vec::new();
     }
@@ -148,20 +146,20 @@ impl Outgoing {
         }
     }
 
-    /// The next bytes to write, contiguous; empty when all are written.
+    /// Returns the next bytes to write, contiguous; empty if all are written.
     pub(super) fn unwritten(&self) -> &[u8] {
         let segment = self.segments.iter().find(|segment| segment.end() > self.written);
         segment.map_or(&[], |segment| &segment.bytes[(self.written - segment.start) as usize..segment.filled])
     }
 
-    /// The first `length` bytes of [`Self::unwritten`] are written.
+    /// Records that the first `length` bytes of [`Self::unwritten`] were written.
     pub(super) fn wrote(&mut self, length: usize) {
         self.written += length as u64;
         debug_assert!(self.written <= self.end);
     }
 
-    /// The far mux has every byte before `offset`; returns how many of them are news. `None`: it can't have, those
-    /// bytes were never written.
+    /// Records that the far mux has received every byte before `offset`. Returns how many of them are newly
+    /// acknowledged, or `None` if some were never written.
     pub(super) fn ack(&mut self, offset: u64) -> Option<u64> {
         if offset > self.written {
             return None;
@@ -184,12 +182,12 @@ impl Outgoing {
         Some(newly)
     }
 
-    /// The frames that may not have arrived whole and are to be sent again, each with its header.
+    /// Returns the frames that may not have arrived whole and must be sent again, each with its header.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
         self.unacknowledged_of(Kind::outlives_its_lane)
     }
 
-    /// The frames of some kinds that may not have arrived whole, each with its header.
+    /// Returns the frames of the wanted kinds that may not have arrived whole, each with its header.
     pub(super) fn unacknowledged_of(&self, is_wanted: impl Fn(Kind) -> bool) -> impl Iterator<Item = &[u8]> {
         let frames = self.segments.iter().flat_map(Segment::frames);
         let wanted = move |(kind, end, _): &(Option<Kind>, u64, &[u8])| {
@@ -198,7 +196,7 @@ impl Outgoing {
         frames.filter(wanted).map(|(.., frame)| frame)
     }
 
-    /// Uses the only segment from its beginning again once nothing in it is needed.
+    /// Reuses the only segment from its beginning. Call it once nothing in it is needed.
     fn rewind(&mut self) {
         if let Some(only) = self.segments.front_mut() {
             only.start = self.end;

@@ -12,8 +12,8 @@ use super::stream::Stream;
 use super::{Event, LaneId, Mux, ProtocolError, StreamId, Target};
 
 impl Mux {
-    /// Takes the next event from the front of `input`, bytes of `lane`; `None` once `input` is used up. Bytes of a lane
-    /// that is lost are dropped: the far side sends them again.
+    /// Takes the next event from the front of `input`, bytes of `lane`. Returns `None` once `input` is used up. Bytes
+    /// of a lost lane are dropped: the far side sends them again.
     ///
     /// After an error the session is over.
     pub fn receive<'a>(
@@ -54,15 +54,15 @@ impl Mux {
         Ok(None)
     }
 
-    /// The stream that the next bytes of `lane` are for, and how many, if they may go to its socket as they are: the
-    /// driver may move any number of them itself, and then say so by [`Self::pass`].
+    /// Returns the stream that the next bytes of `lane` are for, and how many bytes, if they may go to its socket
+    /// unchanged. The driver may move any number of them by itself, and then reports that with [`Self::pass`].
     pub fn passing(&self, lane: LaneId) -> Option<(StreamId, usize)> {
         let lane = self.lanes.get(lane).filter(|lane| lane.greeted)?;
         let (stream, offset, length) = lane.decoder.payload()?;
         self.streams.get(&stream)?.may_pass(offset, length).then_some((stream, length))
     }
 
-    /// The socket took `length` bytes of what [`Self::passing`] told.
+    /// Records that the socket took `length` bytes of what [`Self::passing`] returned.
     pub fn pass(&mut self, lane: LaneId, stream: StreamId, length: usize, now: Instant) {
         if let Some(lane) = self.lanes.get_mut(lane) {
             lane.decoder.skip(length);
@@ -82,7 +82,7 @@ impl Mux {
         offset: u64,
         bytes: &'a [u8],
     ) -> Result<Option<Event<'a>>, ProtocolError> {
-        // Bytes of a stream that was reset meanwhile.
+        // The stream was reset meanwhile.
         let Some(state) = self.streams.get_mut(&stream) else { return Ok(None) };
         state.known = true;
         Ok(match state.arrive(offset, bytes)? {
@@ -121,10 +121,10 @@ impl Mux {
                 return self.on_open(from, (stream, target, credit), now).map(Some);
             }
             Frame::Opened { stream, credit } => {
-                self.raise(stream, credit);
+                self.raise_limit(stream, credit);
                 return Ok(self.contains(stream).then_some(Event::Opened { stream }));
             }
-            Frame::Credit { stream, limit } => self.raise(stream, limit),
+            Frame::Credit { stream, limit } => self.raise_limit(stream, limit),
             Frame::Fin { stream, end } => {
                 let Some(state) = self.streams.get_mut(&stream) else { return Ok(None) };
                 state.set_end(end)?;
@@ -158,7 +158,7 @@ impl Mux {
         if self.is_alone() {
             self.resume(now);
         } else {
-            // There may be a multiple of the old rate to be found.
+            // The new rate may be a multiple of the old one.
             self.pacing.start_over();
         }
         Event::Joined
@@ -173,7 +173,7 @@ impl Mux {
         if self.side.opens() || self.contains(stream) || stream > StreamId::MAX {
             return Err(ProtocolError::Open);
         }
-        // What it may be sent beyond the first credit of HELLO, OPENED says.
+        // OPENED tells the credit beyond HELLO's initial one.
         let window = ReceiveWindow::new(&mut self.budget, now);
         let mut state = Stream::new(from, credit, window);
         state.known = true;
@@ -181,8 +181,8 @@ impl Mux {
         Ok(Event::Open { stream, target })
     }
 
-    /// The far side takes bytes of the stream up to `limit`.
-    fn raise(&mut self, stream: StreamId, limit: u64) {
+    /// Raises the offset up to which the far side accepts bytes of the stream.
+    fn raise_limit(&mut self, stream: StreamId, limit: u64) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.known = true;
             state.send_limit = state.send_limit.max(limit);
@@ -193,7 +193,7 @@ impl Mux {
     }
 }
 
-/// HELLO comes first and once.
+/// Returns whether the item may come now: HELLO comes first, and once.
 fn in_turn(lane: &Lane, item: &Item<'_>) -> bool {
     matches!(item, Item::Frame(Frame::Hello { .. })) != lane.greeted
 }

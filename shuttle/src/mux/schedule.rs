@@ -1,10 +1,10 @@
-//! Who sends next, stream or association: deficit round robin, with those that were idle before those that were not.
+//! Chooses the next sender, a stream or an association, by deficit round robin. Senders that were idle go first.
 //!
-//! The scheme is fq_codel's (RFC 8290, section 4.2) without its dropping: a stream that becomes ready joins the new
-//! list with a quantum to spend; having spent it, it joins the end of the old list. One that has spent less keeps the
-//! rest, and so goes on being new, until the old list has gone round. So a stream that sends little never waits for
-//! one that sends much, and those that send much share equally. An association counts as a stream: a call goes before
-//! bulk, a flood of datagrams gets no more than its share.
+//! The scheme is that of fq_codel (RFC 8290, section 4.2) without its dropping. A sender that becomes ready joins the
+//! new list with a quantum to spend. Having spent it, it joins the end of the old list. A sender that spends less keeps
+//! the rest, and stays new, until the old list has gone round. So a stream that sends little never waits for one that
+//! sends much, and those that send much share equally. An association counts as a stream: a call goes before bulk, and
+//! a flood of datagrams gets no more than its share.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,13 +12,13 @@ use super::datagrams::Associations;
 use super::stream::Stream;
 use super::{AssociationId, StreamId};
 
-/// Bytes that a sender may send as a new one: a request, or a small answer.
+/// The quantum of a new sender, bytes: a request, or a small answer.
 pub(super) const NEW_QUANTUM: i64 = 16 * 1024;
 
-/// Where a sender stands.
+/// The list that a sender is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Listed {
-    /// It has nothing to send, or no credit.
+    /// In neither list: it has nothing to send, or no credit.
     #[default]
     Nowhere,
     /// In the new list.
@@ -34,25 +34,25 @@ pub(super) enum Sender {
     Association(AssociationId),
 }
 
-/// What the schedule knows of a sender; each keeps its own.
+/// The scheduling state of a sender. Each sender keeps its own.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    /// Bytes it may send in this turn.
+    /// Bytes that it may send in this turn.
     pub(super) deficit: i64,
-    /// The turn at which it last got a new sender's quantum, plus one.
+    /// The turn in which it last got a new sender's quantum, plus one.
     renewed: u64,
-    /// Its place.
+    /// The list that it is in.
     pub(super) listed: Listed,
 }
 
-/// All that may be listed.
+/// All senders.
 pub(super) struct Senders<'a> {
     pub(super) streams: &'a mut HashMap<StreamId, Stream>,
     pub(super) associations: &'a mut Associations,
 }
 
 impl Senders<'_> {
-    /// The sender's turn, and whether it can send; `None` when it is gone.
+    /// Returns the sender's turn, and whether it can send; `None` if it is gone.
     fn find(&mut self, sender: Sender) -> Option<(&mut Turn, bool)> {
         match sender {
             Sender::Stream(id) => {
@@ -94,7 +94,8 @@ impl Schedule {
         }
     }
 
-    /// Adds a stream that had more to send than credit, unless it is listed: it was never idle.
+    /// Adds a sender to the old list, unless it is listed. A stream that ran out of credit comes here, because it was
+    /// not idle.
     pub(super) fn add_old(&mut self, sender: Sender, turn: &mut Turn) {
         if turn.listed == Listed::Nowhere {
             turn.listed = Listed::Old;
@@ -102,8 +103,8 @@ impl Schedule {
         }
     }
 
-    /// Whose turn it is, of `quantum` bytes for one of the old list, and its place. It keeps its turn until its deficit
-    /// is spent or it can't send.
+    /// Returns the sender whose turn it is, and its list. A turn of the old list is `quantum` bytes. A sender keeps its
+    /// turn until its deficit is spent or it can't send.
     pub(super) fn next(&mut self, senders: &mut Senders<'_>, quantum: i64) -> Option<(Sender, Listed)> {
         loop {
             let (list, place) =
@@ -114,7 +115,7 @@ impl Schedule {
                 Some((turn, can_send)) => {
                     list.pop_front();
                     self.turns += u64::from(place == Listed::Old);
-                    // One that has used its turn goes to the end of the old list; one that can't send leaves.
+                    // A sender that has used its turn goes to the end of the old list. One that can't send leaves.
                     turn.listed = Listed::Nowhere;
                     if can_send {
                         turn.deficit += quantum;

@@ -1,4 +1,4 @@
-//! Out: what goes onto which lane, and in which order.
+//! Out: which frame is sent on which lane, and in which order.
 
 use std::time::Instant;
 
@@ -7,12 +7,12 @@ use super::schedule::{Listed, Sender, Senders};
 use super::{AssociationId, Grant, LaneId, MIN_CHUNK, Mux, Route, StreamId};
 
 impl Mux {
-    /// Puts everything but DATA that is due onto the lanes.
+    /// Puts all frames that are due onto the lanes, except DATA, DATAGRAM and QUERY.
     pub fn prepare(&mut self, now: Instant) {
         self.pacing.tick(now);
         self.associations.advance(now);
         if !self.side.counts_lanes() && self.take_narrow() {
-            self.tell(Frame::Narrow);
+            self.queue_control(Frame::Narrow);
         }
         self.report_losses();
         while let Some((route, frame)) = self.control.pop_front() {
@@ -37,12 +37,12 @@ impl Mux {
             if let Some(ack) = lane.ack(id.0, in_company, now) {
                 scratch.clear();
                 ack.encode(scratch);
-                lane.out.push_unasked(scratch);
+                lane.out.push_non_eliciting(scratch);
             }
         }
     }
 
-    /// Has the streams that wait for the lane of their OPEN ask again.
+    /// Gives the streams that wait for the lane of their OPEN another turn.
     fn unpark(&mut self) {
         for stream in std::mem::take(&mut self.parked) {
             let Some(state) = self.streams.get_mut(&stream) else { continue };
@@ -53,14 +53,14 @@ impl Mux {
         }
     }
 
-    /// Whether frames wait for [`Self::prepare`] to put them onto a lane, as after [`Self::finish`].
+    /// Returns whether frames wait for [`Self::prepare`] to put them onto a lane, as after [`Self::finish`].
     pub fn has_control(&self) -> bool {
         !self.control.is_empty()
     }
 
-    /// Which stream may send next, how much, and by which lane. Asking puts the datagrams whose turn it is onto the
-    /// lanes, and changes nothing else; [`Self::send`], [`Self::readable`], [`Self::finish`] or [`Self::reset`] must
-    /// follow, or the same grant comes again.
+    /// Returns which stream may send next, how many bytes, and on which lane. Datagrams whose turn comes before that
+    /// stream's are put onto their lanes. Otherwise the call changes nothing, and returns the same grant until
+    /// [`Self::send`], [`Self::readable`], [`Self::finish`] or [`Self::reset`] is called.
     pub fn grant(&mut self) -> Option<Grant> {
         self.greeted?;
         loop {
@@ -71,12 +71,12 @@ impl Mux {
             }
             let mut senders = Senders { streams: &mut self.streams, associations: &mut self.associations };
             let Some((sender, place)) = self.schedule.next(&mut senders, self.pacing.chunk() as i64) else {
-                self.pacing.starve(true);
+                self.pacing.set_app_limited(true);
                 return None;
             };
-            // Before the room is asked for: where there is none, the pacing tells when there will be to who has more to
-            // send.
-            self.pacing.starve(false);
+            // This comes before the check for room: if there is no room, the pacing's wake-up time counts only if there
+            // is more to send.
+            self.pacing.set_app_limited(false);
             let room = self.pacing.room(in_flight, place == Listed::New);
             if room == 0 {
                 self.notice_narrow();
@@ -103,7 +103,7 @@ impl Mux {
         Some(Grant { lane: on_lane.lane, stream, max })
     }
 
-    /// Lets others pass a stream whose OPEN's lane takes nothing, if another lane does.
+    /// Lets other streams pass one that must stay on its OPEN's lane, if that lane takes nothing and another one does.
     fn park(&mut self, stream: StreamId) -> bool {
         let Some(state) = self.streams.get_mut(&stream) else { return false };
         if state.known || self.lanes.choose(state.lane, true, self.pacing.max_on_lane()).is_none() {
@@ -114,15 +114,15 @@ impl Mux {
         true
     }
 
-    /// Puts the association's next datagram onto a lane, whole though it may exceed what there is room for. `None`: no
-    /// lane takes it.
+    /// Puts the association's next datagram onto a lane. A datagram is sent whole, even if it is longer than the room.
+    /// Returns `None` if no lane takes it.
     fn send_datagram(&mut self, id: AssociationId) -> Option<()> {
         let association = self.associations.get_mut(id)?;
         let Some(on_lane) = self.lanes.choose(association.lane, true, self.pacing.max_on_lane()) else {
             self.notice_narrow();
             return None;
         };
-        // `None` when all that waited had become stale.
+        // `None`: every queued datagram was stale.
         if let Some(frame) = self.associations.take(id, on_lane.lane) {
             if let Some(out) = self.lanes.out(on_lane.lane) {
                 out.push(&frame);
@@ -132,23 +132,23 @@ impl Mux {
         Some(())
     }
 
-    /// No more may be in flight: it may be for the number of lanes.
+    /// Checks, when no more may be in flight, whether the number of lanes is the cause.
     fn notice_narrow(&mut self) {
         let lanes = self.lanes.count();
-        if lanes > 0 && self.narrow_with != lanes && self.pacing.is_narrow(lanes) {
-            self.narrow_with = lanes;
+        if lanes > 0 && self.narrow_lanes != lanes && self.pacing.is_narrow(lanes) {
+            self.narrow_lanes = lanes;
             self.narrow = true;
         }
     }
 
-    /// Where the granted stream's payload goes: at most as long as granted, never empty.
+    /// Returns the space for the granted stream's payload: at most as long as granted, never empty.
     pub fn space(&mut self, grant: Grant) -> &mut [u8] {
-        let least = DATA_HEADER + grant.max.min(MIN_CHUNK);
+        let min = DATA_HEADER + grant.max.min(MIN_CHUNK);
         let out = self.lanes.out(grant.lane);
-        out.map_or(&mut [], |out| &mut out.space(least, DATA_HEADER + grant.max)[DATA_HEADER..])
+        out.map_or(&mut [], |out| &mut out.space(min, DATA_HEADER + grant.max)[DATA_HEADER..])
     }
 
-    /// The first `length` bytes of [`Self::space`] are the stream's next bytes; `length` isn't 0.
+    /// Sends the first `length` bytes of [`Self::space`] as the stream's next bytes. `length` must not be 0.
     pub fn send(&mut self, grant: Grant, length: usize) {
         let Some(state) = self.streams.get_mut(&grant.stream) else { return };
         let Some(out) = self.lanes.out(grant.lane) else { return };
@@ -163,20 +163,20 @@ impl Mux {
         state.turn.deficit -= length as i64;
     }
 
-    /// The lane can be written to, or (`false`) takes no more for now.
+    /// Records whether the lane can be written to.
     pub fn writable(&mut self, lane: LaneId, writable: bool) {
         if let Some(lane) = self.lanes.get_mut(lane) {
             lane.writable = writable;
         }
     }
 
-    /// The lane's next bytes to write, contiguous; empty when there are none, or it takes none.
+    /// Returns the lane's next bytes to write, contiguous; empty if there are none or the lane is not writable.
     pub fn unwritten(&self, lane: LaneId) -> &[u8] {
         let lane = self.lanes.get(lane).filter(|lane| lane.writable);
         lane.map_or(&[], |lane| lane.out.unwritten())
     }
 
-    /// The first `length` bytes of [`Self::unwritten`] were written.
+    /// Records that the first `length` bytes of [`Self::unwritten`] were written.
     pub fn wrote(&mut self, lane: LaneId, length: usize, now: Instant) {
         let departure = self.pacing.depart(self.lanes.written_in_flight(), now);
         if let Some(lane) = self.lanes.get_mut(lane) {

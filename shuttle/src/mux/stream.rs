@@ -1,6 +1,6 @@
 //! One TCP connection inside the mux.
 //!
-//! Each half goes its own way:
+//! The two halves are independent:
 //!
 //! ```text
 //! sending:    Sending ── finish ──► Finished
@@ -17,26 +17,26 @@ use super::{LaneId, ProtocolError, Route};
 /// The state of one stream.
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// The far side has spoken of the stream, so that its bytes can't get there before its OPEN.
+    /// The far side has mentioned the stream, so the stream's frames can no longer arrive before its OPEN.
     pub(super) known: bool,
     /// The lane that took its last bytes, or its OPEN.
     pub(super) lane: LaneId,
-    /// The far side may not know it yet, and the lane of its OPEN takes nothing for now.
+    /// The stream waits: it must stay on its OPEN's lane, which takes nothing for now.
     pub(super) parked: bool,
     /// The offset of the next byte to send.
     pub(super) sent: u64,
-    /// The far side takes bytes up to this offset.
+    /// The far side accepts bytes up to this offset.
     pub(super) send_limit: u64,
     /// The local end has no more to send, and the far side has been told.
     pub(super) finished: bool,
     /// The local end may have bytes to send.
     pub(super) readable: bool,
-    /// Its place in the schedule.
+    /// The scheduling state.
     pub(super) turn: Turn,
 
-    /// What the far side may send.
+    /// The credit that the far side has.
     pub(super) window: ReceiveWindow,
-    /// What has arrived and the local end has not taken.
+    /// Bytes that have arrived and that the local end has not taken.
     inbox: Inbox,
     /// The final offset, once known.
     end: Option<u64>,
@@ -45,7 +45,8 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// A stream that is opened by `lane`, whose far side takes `send_limit` bytes, and may send what `window` allows.
+    /// Makes a stream whose OPEN is sent on `lane`. The far side accepts `send_limit` bytes, and may send what `window`
+    /// allows.
     pub(super) fn new(lane: LaneId, send_limit: u64, window: ReceiveWindow) -> Self {
         Self {
             known: false,
@@ -63,17 +64,18 @@ impl Stream {
         }
     }
 
-    /// Whether it has something to send and credit for it.
+    /// Returns whether the stream has something to send, and credit for it.
     pub(super) fn can_send(&self) -> bool {
         self.readable && !self.finished && self.sent < self.send_limit && !self.parked
     }
 
-    /// Where its frames other than DATA go: after its OPEN until the far side knows it, then after its last bytes.
+    /// Returns the route of the stream's control frames: behind its OPEN until the far side knows the stream, then
+    /// behind its last bytes.
     pub(super) fn route(&self) -> Route {
         if self.known { Route::After(self.lane) } else { Route::Only(self.lane) }
     }
 
-    /// Whether both halves are over.
+    /// Returns whether both halves are over.
     pub(super) fn is_over(&self) -> bool {
         self.finished && self.shut
     }
@@ -90,19 +92,20 @@ impl Stream {
         self.inbox.arrive(offset, bytes, self.window.limit())
     }
 
-    /// Whether `length` bytes at `offset` may go to the local end unseen: it's their turn, and they keep to the credit.
+    /// Returns whether `length` bytes at `offset` may go to the local end without being read: they are next, and within
+    /// the credit.
     pub(super) fn may_pass(&self, offset: u64, length: usize) -> bool {
         let end = offset.saturating_add(length as u64);
         let last = self.end.unwrap_or(u64::MAX).min(self.window.limit());
         self.inbox.is_clear(offset) && end <= last
     }
 
-    /// `length` bytes went that way.
+    /// Records that `length` bytes went that way.
     pub(super) fn pass(&mut self, length: usize) {
         self.inbox.pass(length);
     }
 
-    /// The far side's last byte is before `end`.
+    /// Sets the final offset: the far side's last byte is before `end`.
     pub(super) fn set_end(&mut self, end: u64) -> Result<(), ProtocolError> {
         if self.end.is_some_and(|known| known != end) || end < self.inbox.furthest() {
             return Err(ProtocolError::End);
@@ -116,27 +119,27 @@ impl Stream {
         self.inbox.keep(bytes, self.window.limit());
     }
 
-    /// What waits for the local end, as far as it is contiguous.
+    /// Returns the bytes that wait for the local end, as far as they are contiguous in memory.
     pub(super) fn inbox(&self) -> &[u8] {
         self.inbox.ready()
     }
 
-    /// The local end took `length` bytes of the inbox.
+    /// Records that the local end took `length` bytes of the inbox.
     pub(super) fn drain(&mut self, length: usize) {
         self.inbox.drain(length);
     }
 
-    /// The offset before which every byte has arrived.
+    /// Returns the offset before which every byte has arrived.
     pub(super) fn received(&self) -> u64 {
         self.inbox.received()
     }
 
-    /// Whether the local end has taken every byte there will be.
+    /// Returns whether the local end has taken every byte there will be.
     pub(super) fn at_end(&self) -> bool {
         self.end == Some(self.inbox.received()) && self.inbox.ready().is_empty()
     }
 
-    /// Bytes of memory that wait for the local end.
+    /// Returns the bytes of memory that wait for the local end.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.inbox.held()

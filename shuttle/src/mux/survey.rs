@@ -1,16 +1,16 @@
-//! What a mux can tell of itself at any time, from what it counts anyway.
+//! Statistics of a mux, from counts that it keeps anyway.
 
 use std::time::Duration;
 
 use super::stream::Stream;
 use super::{Mux, StreamId};
 
-/// Bytes of a stream, or of all.
+/// Bytes carried by one stream, or in total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
-    /// Given to the lanes.
+    /// Bytes queued on the lanes.
     pub sent: u64,
-    /// Arrived, as far as nothing before is missing.
+    /// Bytes that arrived without a gap before them.
     pub received: u64,
 }
 
@@ -27,12 +27,13 @@ impl Carried {
 }
 
 impl Mux {
-    /// What a stream has carried; nothing where there is no such stream.
+    /// Returns what a stream has carried; zeros if there is no such stream.
     pub fn carried(&self, stream: StreamId) -> Carried {
         self.streams.get(&stream).map(Carried::of).unwrap_or_default()
     }
 
-    /// What all streams and datagrams have carried, streams that have ended too. Takes time by the number of streams.
+    /// Returns what all streams and datagrams have carried, ended streams included. Takes time proportional to the
+    /// number of open streams.
     pub fn carried_in_all(&self) -> Carried {
         let mut all = self.ended;
         let datagrams = self.associations.carried();
@@ -42,12 +43,13 @@ impl Mux {
         all
     }
 
-    /// Lanes that carry data.
+    /// Returns the number of lanes that carry data.
     pub fn lane_count(&self) -> usize {
         self.lanes.count()
     }
 
-    /// The round trip of late, queues included, and the shortest known; none before anything was acknowledged.
+    /// Returns the smoothed round-trip time, queues included, and the minimum known; `None` before the first
+    /// acknowledgement.
     pub fn round_trips(&self) -> Option<(Duration, Duration)> {
         self.pacing.round_trips()
     }

@@ -1,11 +1,12 @@
-//! Properties of the mux as a whole: what goes in at one end comes out at the other, whatever happens between.
+//! Properties of the mux as a whole: the bytes written at one end arrive at the other, whatever happens between.
 
 mod datagrams;
 mod frames;
 mod lanes;
 mod loss;
+mod pair;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -19,223 +20,13 @@ use super::inbox::Arrival;
 use super::life::DEAD_AFTER;
 use super::*;
 use frames::{Found, encode};
-
-fn target() -> Target {
-    Target::Address(SocketAddr::from(([10, 78, 0, 2], 80)))
-}
-
-/// One end: a mux and the programs at its streams, each of which has bytes to send and takes what comes.
-struct End {
-    mux: Mux,
-    to_send: HashMap<StreamId, Vec<u8>>,
-    got: HashMap<StreamId, Vec<u8>>,
-    ended: HashMap<StreamId, usize>,
-    /// How often the far side has opened each stream here.
-    opens: HashMap<StreamId, usize>,
-    resets: HashMap<StreamId, Reason>,
-    datagrams: Vec<(AssociationId, Peer, Vec<u8>)>,
-    queries: Vec<(AssociationId, Target, Vec<u8>)>,
-    closed: Vec<AssociationId>,
-    unreachable: Vec<(AssociationId, Peer, Reason)>,
-    /// Bytes that each program takes at once; 0 stalls.
-    appetite: usize,
-}
-
-impl End {
-    fn new(side: Side, now: Instant) -> Self {
-        Self {
-            mux: Mux::new(side, now),
-            to_send: HashMap::new(),
-            got: HashMap::new(),
-            ended: HashMap::new(),
-            opens: HashMap::new(),
-            resets: HashMap::new(),
-            datagrams: Vec::new(),
-            queries: Vec::new(),
-            closed: Vec::new(),
-            unreachable: Vec::new(),
-            appetite: usize::MAX,
-        }
-    }
-
-    /// Gives a stream's program bytes to send, and its end after them.
-    fn program(&mut self, stream: StreamId, bytes: Vec<u8>) {
-        self.to_send.insert(stream, bytes);
-        self.mux.readable(stream, true);
-    }
-
-    /// What the link does to send, over a lane that takes `room` bytes.
-    fn transmit(&mut self, mut room: usize, now: Instant) -> Vec<u8> {
-        let mut sent = Vec::new();
-        self.mux.tick(now).unwrap();
-        while room > 0 {
-            self.mux.prepare(now);
-            while let Some(grant) = self.mux.grant() {
-                self.fill(grant);
-            }
-            let bytes = self.mux.unwritten(LaneId::FIRST);
-            if bytes.is_empty() {
-                break;
-            }
-            let length = bytes.len().min(room);
-            sent.extend(&bytes[..length]);
-            self.mux.wrote(LaneId::FIRST, length, now);
-            room -= length;
-        }
-        sent
-    }
-
-    fn fill(&mut self, grant: Grant) {
-        assert!(grant.max > 0);
-        let pending = self.to_send.entry(grant.stream).or_default();
-        if pending.is_empty() {
-            return self.mux.finish(grant.stream);
-        }
-        let space = self.mux.space(grant);
-        assert!(!space.is_empty() && space.len() <= grant.max);
-        let length = space.len().min(pending.len());
-        space[..length].copy_from_slice(&pending[..length]);
-        pending.drain(..length);
-        self.mux.send(grant, length);
-    }
-
-    fn receive(&mut self, bytes: &[u8], replies: &[Vec<u8>], now: Instant) {
-        self.receive_on(LaneId::FIRST, bytes, replies, now);
-    }
-
-    fn receive_on(&mut self, lane: LaneId, bytes: &[u8], replies: &[Vec<u8>], now: Instant) {
-        let mut input = bytes;
-        self.pass(lane, &mut input, now);
-        while let Some(event) = self.mux.receive(lane, &mut input, now).unwrap() {
-            match event {
-                Event::Open { stream, .. } => {
-                    *self.opens.entry(stream).or_default() += 1;
-                    self.mux.opened(stream);
-                    let reply =
-                        replies.get(stream.0 as usize % replies.len().max(1)).cloned().unwrap_or_default();
-                    self.program(stream, reply);
-                }
-                Event::Data { stream, bytes } => {
-                    let taken = bytes.len().min(self.appetite);
-                    self.got.entry(stream).or_default().extend(&bytes[..taken]);
-                    self.mux.take(stream, bytes, taken, now);
-                    self.end_if_due(stream);
-                }
-                Event::Arrived { stream } => self.eat(stream, now),
-                Event::Reset { stream, reason } => {
-                    self.resets.insert(stream, reason);
-                }
-                Event::Datagram { association, peer, bytes } => {
-                    self.datagrams.push((association, peer, bytes.into_owned()));
-                }
-                Event::Query { association, target, bytes } => {
-                    self.queries.push((association, target, bytes.into_owned()));
-                }
-                Event::Closed { association } => self.closed.push(association),
-                Event::Unreachable { association, peer, reason } => {
-                    self.unreachable.push((association, peer, reason));
-                }
-                Event::Hello
-                | Event::Joined
-                | Event::Lost { .. }
-                | Event::Narrow
-                | Event::Door(_)
-                | Event::Opened { .. } => {}
-                Event::Goaway { message } => panic!("{message}"),
-            }
-            self.pass(lane, &mut input, now);
-        }
-    }
-
-    /// The agent's sockets get what they can without its being looked at, as splice(2) does it.
-    fn pass(&mut self, lane: LaneId, input: &mut &[u8], now: Instant) {
-        let passing = self.mux.passing(lane).filter(|_| self.mux.side == Side::Agent);
-        let Some((stream, length)) = passing else { return };
-        let (passed, rest) = input.split_at(length.min(input.len()).min(self.appetite));
-        self.got.entry(stream).or_default().extend(passed);
-        *input = rest;
-        if !passed.is_empty() {
-            self.mux.pass(lane, stream, passed.len(), now);
-            self.end_if_due(stream);
-        }
-    }
-
-    fn eat(&mut self, stream: StreamId, now: Instant) {
-        let mut hunger = self.appetite;
-        while hunger > 0 && !self.mux.inbox(stream).is_empty() {
-            let waiting = self.mux.inbox(stream);
-            let length = waiting.len().min(hunger);
-            self.got.entry(stream).or_default().extend(&waiting[..length]);
-            self.mux.drain(stream, length, now);
-            hunger -= length;
-        }
-        self.end_if_due(stream);
-    }
-
-    fn end_if_due(&mut self, stream: StreamId) {
-        if self.mux.at_end(stream) {
-            *self.ended.entry(stream).or_default() += 1;
-            self.mux.shut(stream);
-        }
-    }
-}
-
-/// Two ends and what is on its way between them.
-struct Pair {
-    client: End,
-    agent: End,
-    replies: Vec<Vec<u8>>,
-    now: Instant,
-}
-
-impl Pair {
-    fn new(replies: Vec<Vec<u8>>) -> Self {
-        let now = Instant::now();
-        let mut pair =
-            Self { client: End::new(Side::Client, now), agent: End::new(Side::Agent, now), replies, now };
-        pair.exchange(usize::MAX);
-        pair
-    }
-
-    /// Moves up to `room` bytes each way. Returns whether any moved.
-    fn exchange(&mut self, room: usize) -> bool {
-        let up = self.client.transmit(room, self.now);
-        let down = self.agent.transmit(room, self.now);
-        self.now += Duration::from_millis(11);
-        self.agent.receive(&up, &self.replies, self.now);
-        self.client.receive(&down, &[], self.now);
-        !(up.is_empty() && down.is_empty())
-    }
-
-    fn settle(&mut self) {
-        let mut still = 0;
-        for turn in 0.. {
-            assert!(turn < 100_000, "the pair never comes to rest");
-            let of_client = self.client.mux.streams.keys();
-            let streams: Vec<StreamId> = of_client.chain(self.agent.mux.streams.keys()).copied().collect();
-            let now = self.now;
-            for stream in streams {
-                self.client.eat(stream, now);
-                self.agent.eat(stream, now);
-            }
-            // An end may let some turns pass before it goes on: bytes go little by little on what looks a slow line.
-            still = if self.exchange(usize::MAX) { 0 } else { still + 1 };
-            if still > 100 && self.client.mux.lanes.in_flight() < 100 {
-                break;
-            }
-        }
-    }
-}
-
-fn pattern(seed: u8, length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index as u8).wrapping_mul(31).wrapping_add(seed)).collect()
-}
+use pair::{End, Pair, pattern, target};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// Every stream's bytes arrive whole, once and in order in both directions, each end is told of the other's end
-    /// once, and nothing is left behind: with lanes that take any amount and programs that take any amount.
+    /// Every stream's bytes arrive whole, once and in order in both directions. Each end is told of the other's end
+    /// once, and no state remains. This holds for lanes and programs that take any number of bytes.
     #[test]
     fn streams_are_carried_whole_and_close(
         lengths in prop::collection::vec((0usize..900_000, 0usize..900_000), 1..6),
@@ -251,17 +42,17 @@ proptest! {
             requests.insert(stream, bytes.clone());
             pair.client.program(stream, bytes);
         }
-        for (room, appetite) in rooms {
-            pair.client.appetite = appetite;
-            pair.agent.appetite = appetite / 2;
+        for (room, max_read) in rooms {
+            pair.client.max_read = max_read;
+            pair.agent.max_read = max_read / 2;
             pair.exchange(room);
             let now = pair.now;
             for stream in requests.keys() {
-                pair.client.eat(*stream, now);
-                pair.agent.eat(*stream, now);
+                pair.client.read_inbox(*stream, now);
+                pair.agent.read_inbox(*stream, now);
             }
         }
-        (pair.client.appetite, pair.agent.appetite) = (usize::MAX, usize::MAX);
+        (pair.client.max_read, pair.agent.max_read) = (usize::MAX, usize::MAX);
         pair.settle();
         for (stream, request) in &requests {
             let reply = &replies[stream.0 as usize % replies.len()];
@@ -272,7 +63,7 @@ proptest! {
         prop_assert_eq!((pair.client.mux.stream_count(), pair.agent.mux.stream_count()), (0, 0));
     }
 
-    /// Pieces that come twice, overlap or overtake one another make the same bytes.
+    /// Pieces that are repeated, overlap or are reordered make the same bytes.
     #[test]
     fn pieces_in_any_order_make_the_same_bytes(
         length in 1usize..4000,
@@ -302,7 +93,7 @@ proptest! {
 fn a_stalled_reader_stops_its_own_stream_only() {
     let mut pair = Pair::new(vec![vec![7; 10_000_000]]);
     let stalled = pair.client.mux.open(target(), pair.now);
-    pair.client.appetite = 0;
+    pair.client.max_read = 0;
     for _ in 0..1000 {
         pair.exchange(usize::MAX);
     }
@@ -315,10 +106,10 @@ fn a_stalled_reader_stops_its_own_stream_only() {
     let other = pair.client.mux.open(target(), pair.now);
     for _ in 0..10 {
         pair.exchange(usize::MAX);
-        pair.client.appetite = 100;
+        pair.client.max_read = 100;
         let now = pair.now;
-        pair.client.eat(other, now);
-        pair.client.appetite = 0;
+        pair.client.read_inbox(other, now);
+        pair.client.max_read = 0;
     }
     assert_eq!(pair.client.got[&other], b"quick");
 }
@@ -362,13 +153,13 @@ fn a_stream_that_sends_little_goes_before_those_that_send_much() {
         let bulk = pair.client.mux.open(target(), pair.now);
         pair.client.program(bulk, vec![0; 10_000_000]);
     }
-    // Until each has spent what it had as a new stream.
+    // Until each has spent its quantum as a new stream.
     for _ in 0..100 {
         pair.exchange(2_000_000);
     }
     let short = pair.client.mux.open(target(), pair.now);
     pair.client.program(short, b"hello".to_vec());
-    // What was on the lane before may still go first; nothing else may.
+    // Only bytes that were on the lane before may be sent first.
     let before = pair.client.mux.unwritten(LaneId::FIRST).len();
     let up = pair.client.transmit(before + 1000, pair.now);
     pair.agent.receive(&up, &[], pair.now);
@@ -376,18 +167,18 @@ fn a_stream_that_sends_little_goes_before_those_that_send_much() {
 }
 
 #[test]
-fn silence_is_asked_after_and_then_given_up() {
+fn silence_is_probed_and_then_given_up() {
     let mut pair = Pair::new(vec![]);
     pair.settle();
     let mux = &mut pair.client.mux;
     mux.prepare(pair.now + Duration::from_secs(1));
     mux.wrote(LaneId::FIRST, mux.unwritten(LaneId::FIRST).len(), pair.now);
-    let asked = mux.deadline().unwrap();
-    mux.tick(asked).unwrap();
-    mux.prepare(asked);
+    let probed = mux.deadline().unwrap();
+    mux.tick(probed).unwrap();
+    mux.prepare(probed);
     assert!(!mux.unwritten(LaneId::FIRST).is_empty(), "a PING");
-    let over = asked + DEAD_AFTER;
-    assert_eq!((mux.deadline(), mux.dead_lane(asked)), (Some(over), None));
+    let over = probed + DEAD_AFTER;
+    assert_eq!((mux.deadline(), mux.dead_lane(probed)), (Some(over), None));
     assert_eq!(mux.dead_lane(over), Some(LaneId::FIRST));
     assert!(!mux.lose(LaneId::FIRST, over), "a session without lanes ends, where nobody waits");
 }

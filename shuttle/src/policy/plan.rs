@@ -1,4 +1,4 @@
-//! What to capture, as plain values that a method carries out. A plan has nothing of a mechanism.
+//! What to capture, as plain values that a method carries out. A plan names no mechanism.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,20 +6,20 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
-/// The upper limit on rules: what the kernel's maps hold of one family (MAX_RULES in shuttle-ebpf), and what a message
-/// to the helper can carry.
+/// The most rules: what the kernel's maps hold for one family (MAX_RULES in shuttle-ebpf), and what a message to the
+/// helper can carry.
 pub const MAX_RULES: usize = 262_144;
 
-/// What one running shuttle captures. The only input of a firewall method.
+/// What one running shuttle captures. It is the only input of a method.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Includes and excludes in any order: precedence is a property of the rules, not of the list
-    /// (see [`shuttle_common::rule`]).
+    /// Inclusions and exclusions in any order: precedence is a property of the rules, not of the list (see
+    /// [`shuttle_common::rule`]).
     pub rules: Vec<Rule>,
-    /// Nameservers. Their port 53 is captured even if this host owns the address, as far as the rules say so.
+    /// The nameservers. Their port 53 is captured even if this host owns the address, if the rules capture it.
     pub nameservers: Vec<Nameserver>,
-    /// The address families to prepare. A family that is off gets no listener, route or policy rule; rules about it,
-    /// also later ones, have no effect.
+    /// The address families to prepare. A family that is off gets no listener, route or policy rule. Rules about it
+    /// have no effect, even if they are added later.
     pub families: Families,
     /// Whose traffic is captured.
     pub scope: Scope,
@@ -32,7 +32,7 @@ pub struct Plan {
 pub struct Nameserver {
     /// Its address.
     pub address: IpAddr,
-    /// If that is a link-local one, the index of the interface to its link.
+    /// The index of the interface to its link, if the address is link-local.
     pub link: Option<u32>,
 }
 
@@ -47,7 +47,7 @@ impl From<SocketAddr> for Nameserver {
 }
 
 impl Nameserver {
-    /// Whether it is link-local and its interface isn't known, so that nobody can reach it.
+    /// Returns whether it is link-local and its interface isn't known, so that it can't be reached.
     pub fn lacks_interface(&self) -> bool {
         let IpAddr::V6(address) = self.address else { return false };
         address.is_unicast_link_local() && self.link.is_none()
@@ -57,29 +57,29 @@ impl Nameserver {
 /// Whose traffic is captured, of the traffic that this machine sends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
-    /// That of all programs.
+    /// The traffic of all programs.
     #[default]
     Everyone,
-    /// That of these users' and groups' programs.
+    /// The traffic of the programs of these users and groups.
     Owners {
         /// User ids.
         users: Vec<u32>,
         /// Group ids.
         groups: Vec<u32>,
     },
-    /// That of the programs in this cgroup (its inode number in the cgroup2 hierarchy) and below.
+    /// The traffic of the programs in this cgroup and below it. The number is its inode in the cgroup2 hierarchy.
     Cgroup(u64),
 }
 
-/// Interfaces to machines behind this one.
+/// The interfaces to machines behind this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lans {
     /// Nothing forwarded is captured.
     #[default]
     None,
-    /// Those with these names.
+    /// The interfaces with these names.
     Named(Vec<String>),
-    /// Each Ethernet interface (a bridge or VLAN too) that is up at the start and has no default route.
+    /// Each Ethernet interface (also a bridge or VLAN) that is up at the start and has no default route.
     All,
 }
 
@@ -92,8 +92,8 @@ pub struct Families {
     pub v6: bool,
 }
 
-/// Exclusions of addresses that have no meaning beyond this host or its link. Put them into every plan. By the usual
-/// precedence a longer include beats them, as does one with fewer ports.
+/// Returns exclusions of addresses that have no meaning beyond this host or its link. Put them into every plan. By the
+/// usual precedence, a longer inclusion beats them, as does one with fewer ports.
 pub fn default_exclusions() -> Vec<Rule> {
     let v4 =
         [([0, 0, 0, 0], 8), ([127, 0, 0, 0], 8), ([169, 254, 0, 0], 16), ([224, 0, 0, 0], 4), ([255; 4], 32)];

@@ -1,4 +1,4 @@
-//! The rule set: each rule with its origin, and the plan that all of them give.
+//! The rule set: each rule with its origin, and the plan that they make.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -44,18 +44,18 @@ impl fmt::Display for Origin {
 /// What to do with the traffic to one subnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetRule {
-    /// As typed.
+    /// The subnet, as typed.
     pub subnet: Subnet,
     /// The networks that the subnet stood for when the rule was made.
     pub networks: Vec<IpNet>,
     /// Whether to capture it.
     pub verdict: Verdict,
-    /// Who asked for it.
+    /// Where the rule comes from.
     pub origin: Origin,
 }
 
 impl SubnetRule {
-    /// A rule for `subnet`. `resolved` are the addresses of its name; not looked at if it is an address.
+    /// Makes a rule for `subnet`. `resolved` are the addresses of its name, and are ignored if it is an address.
     pub fn new(
         subnet: Subnet,
         resolved: &[IpAddr],
@@ -71,7 +71,7 @@ impl SubnetRule {
         Self { subnet: Subnet::from(rule), networks: vec![network], verdict, origin }
     }
 
-    /// One for each network.
+    /// Returns one rule for each network.
     fn rules(&self) -> impl Iterator<Item = Rule> {
         let (ports, verdict) = (self.subnet.ports, self.verdict);
         self.networks.iter().map(move |network| Rule { network: *network, ports, verdict })
@@ -86,12 +86,12 @@ pub struct RuleSet {
     nameservers: Vec<Nameserver>,
 }
 
-/// Identifies a subnet, however it is typed.
+/// Identifies a subnet, in whatever form it is typed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// An address or a network.
     Network(IpNet, (u16, u16)),
-    /// A name, not its addresses.
+    /// A name, without its addresses.
     Name(String, Option<u8>, (u16, u16)),
 }
 
@@ -104,7 +104,7 @@ pub enum UnknownRule {
     /// It is excluded by default.
     #[error("{0} is excluded by default: include it instead, if it is to be captured")]
     Default(String),
-    /// Its queries are captured.
+    /// It is a nameserver whose queries are captured.
     #[error(
         "{0} is a captured nameserver, for as long as the tunnel runs: start without --dns or --ns-hosts"
     )]
@@ -117,23 +117,23 @@ pub enum UnknownRule {
 pub struct TooManyRules(usize);
 
 impl RuleSet {
-    /// `explicit` may both include and exclude the same subnet, as a command line may; then the exclusion wins.
-    /// The nameservers stay as they are for as long as the tunnel runs.
+    /// Makes a rule set. `explicit` may both include and exclude the same subnet, as a command line may; then the
+    /// exclusion wins. The nameservers stay the same as long as the tunnel runs.
     pub fn new(explicit: Vec<SubnetRule>, nameservers: Vec<Nameserver>) -> Self {
         Self { explicit, nameservers }
     }
 
-    /// The nameservers whose queries are captured.
+    /// Returns the nameservers whose queries are captured.
     pub fn nameservers(&self) -> &[Nameserver] {
         &self.nameservers
     }
 
-    /// The rules from the command line, files and verbs, in that order.
+    /// Returns the rules from the command line, files and verbs, in that order.
     pub fn explicit(&self) -> &[SubnetRule] {
         &self.explicit
     }
 
-    /// The rules that were not typed: those for the nameservers, then the default exclusions.
+    /// Returns the rules that were not typed: those for the nameservers, then the default exclusions.
     pub fn implied(&self) -> Vec<SubnetRule> {
         let queries = self.query_rules().map(|rule| SubnetRule::implied(rule, Origin::Nameserver));
         let defaults = self.defaults().into_iter().map(|rule| SubnetRule::implied(rule, Origin::Default));
@@ -147,7 +147,7 @@ impl RuleSet {
         self.explicit.extend(rules);
     }
 
-    /// Removes all explicit rules for these subnets; on an error, none.
+    /// Removes all explicit rules for these subnets. After an error, none is removed.
     pub fn remove(&mut self, subnets: &[Subnet]) -> Result<(), UnknownRule> {
         let known: HashSet<_> = self.explicit.iter().map(|rule| rule.subnet.key()).collect();
         if let Some(unknown) = subnets.iter().find(|subnet| !known.contains(&subnet.key())) {
@@ -167,21 +167,21 @@ impl RuleSet {
         }
     }
 
-    /// Whether all rules together are few enough to be put in force.
+    /// Checks that all rules together are few enough to be put in force.
     pub fn fits(&self) -> Result<(), TooManyRules> {
         let networks: usize = self.explicit.iter().map(|rule| rule.networks.len()).sum();
         let all = networks + self.nameservers.len() + self.defaults().len();
         if all > MAX_RULES { Err(TooManyRules(all)) } else { Ok(()) }
     }
 
-    /// All rules, for a method.
+    /// Returns all rules, for a method.
     pub fn rules(&self) -> Vec<Rule> {
         let explicit = self.explicit.iter().flat_map(SubnetRule::rules);
         explicit.chain(self.query_rules()).chain(self.defaults()).collect()
     }
 
-    /// The plan that puts these rules in force. It prepares both address families, as rules that are added later may
-    /// need either.
+    /// Returns the plan that puts these rules in force. It prepares both address families, as rules that are added
+    /// later may need either.
     pub fn plan(&self, scope: Scope, lans: Lans) -> Plan {
         Plan {
             rules: self.rules(),
@@ -198,8 +198,9 @@ impl RuleSet {
         networks.map(move |network| Rule { network, ports, verdict: Verdict::Capture })
     }
 
-    /// The default exclusions, repeated for every port range that is included, so that between the two the prefix alone
-    /// decides. An explicit rule for the same network and ports replaces a default one.
+    /// Returns the default exclusions, repeated for every port range that is included, so that between an inclusion and
+    /// a default exclusion the prefix alone decides. An explicit rule for the same network and ports replaces a default
+    /// one.
     fn defaults(&self) -> Vec<Rule> {
         let mut ranges: Vec<Ports> = Vec::new();
         let mut seen = HashSet::new();
@@ -255,9 +256,9 @@ mod tests {
         for (before, added, after, captured) in [
             ("0/0", "-10.0.0.0/8", "0/0 -10.0.0.0/8", false),
             ("0/0 -10.0.0.0/8", "10.0.0.0/8", "0/0 10.0.0.0/8", true),
-            // Typed in another way, it is the same.
+            // The same subnet, typed in another form.
             ("0/0 -10.1.2.3/8", "10.0.0.0/8", "0/0 10.0.0.0/8", true),
-            // Other ports are another subnet.
+            // Other ports make another subnet.
             ("0/0 -10.0.0.0/8:80", "10.0.0.0/8", "0/0 -10.0.0.0/8:80 10.0.0.0/8", false),
             ("10.0.0.0/8", "10.0.0.0/8", "10.0.0.0/8", true),
             ("-10.0.0.1", "10.0.0.0/8", "-10.0.0.1 10.0.0.0/8", false),
@@ -284,7 +285,7 @@ mod tests {
             ("0/0", "127.0.0.0/8", Err(default("127.0.0.0/8"))),
             ("localhost 0/0", "localhost", Ok("0/0")),
             ("localhost", "127.0.0.1", Err(nowhere("127.0.0.1"))),
-            // Of both, as a command line may have said both.
+            // Removes both rules, as a command line may have both.
             ("10.0.0.0/8 -10.0.0.0/8", "10.0.0.0/8", Ok("")),
         ] {
             let mut rules = set(before);

@@ -9,12 +9,12 @@ use shuttle_common::rule::{Ports, Rule};
 
 use super::rules::Key;
 
-/// A network as typed: an address or a name, a mask, ports.
+/// A network, as typed: an address or a name, a mask, and ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subnet {
     host: Host,
     mask: Option<u8>,
-    /// The destination ports; all when none are given.
+    /// The destination ports. All ports if none are given.
     pub ports: Ports,
     typed: String,
 }
@@ -31,12 +31,12 @@ pub enum SubnetError {
     /// Neither an address nor a name.
     #[error("`{0}` is neither an address nor a host name")]
     Host(String),
-    /// A mask that is no number or too long.
+    /// A mask that is no number, or is too long.
     #[error("the mask /{mask} must be a number from 0 to {most}")]
     Mask {
         /// As typed.
         mask: String,
-        /// The longest for this address.
+        /// The longest mask for this address.
         most: u8,
     },
     /// A port that is no number from 1 to 65535.
@@ -53,13 +53,13 @@ pub enum SubnetError {
     Brackets,
 }
 
-/// A mask doesn't fit the addresses of its name.
+/// The mask doesn't fit the addresses of its name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MaskError {
     /// The name has addresses of both families.
     #[error("{0} has both IPv4 and IPv6 addresses, so a mask on it is ambiguous: give an address instead")]
     Ambiguous(String),
-    /// The name has IPv4 addresses, and the mask is longer than these.
+    /// The name has IPv4 addresses, and the mask is longer than they are.
     #[error("the mask of {0} is longer than its addresses")]
     TooLong(String),
 }
@@ -83,7 +83,7 @@ impl FromStr for Subnet {
     }
 }
 
-/// `[v6/w]:p`, `v6/w` (never with ports) or anything else with at most one colon.
+/// Splits `[v6/w]:p`, `v6/w` (never with ports), or anything else with at most one colon.
 fn split_ports(typed: &str) -> Result<(&str, Option<&str>), SubnetError> {
     if let Some(rest) = typed.strip_prefix('[') {
         let (network, rest) = rest.split_once(']').ok_or(SubnetError::Brackets)?;
@@ -114,7 +114,7 @@ fn parse_host(text: &str) -> Result<Host, SubnetError> {
     Ok(Host::Name(text.to_owned()))
 }
 
-/// One to four decimal parts; the last part fills the remaining bytes, as in inet_aton(3): `10.1` is 10.0.0.1.
+/// Parses one to four decimal parts. The last part fills the remaining bytes, as in inet_aton(3): `10.1` is 10.0.0.1.
 fn parse_inet_aton(text: &str) -> Option<Ipv4Addr> {
     let parts: Vec<u32> = text.split('.').map(parse_decimal).collect::<Option<_>>()?;
     let (last, firsts) = parts.split_last()?;
@@ -159,14 +159,14 @@ fn parse_port(text: &str) -> Result<u16, SubnetError> {
 }
 
 impl fmt::Display for Subnet {
-    /// As typed.
+    /// Prints the subnet as typed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.typed)
     }
 }
 
 impl From<Rule> for Subnet {
-    /// In a form that a user could have typed.
+    /// Makes a subnet in a form that a user could have typed.
     fn from(Rule { network, ports, .. }: Rule) -> Self {
         let range = match (ports.first, ports.last) {
             _ if ports == Ports::ALL => String::new(),
@@ -182,11 +182,11 @@ impl From<Rule> for Subnet {
 }
 
 impl Subnet {
-    /// Equal for all forms of the same subnet. Looks nothing up.
+    /// Returns a key that is equal for all forms of the same subnet. Looks up no name.
     pub(super) fn key(&self) -> Key {
         let ports = (self.ports.first, self.ports.last);
         match &self.host {
-            // The mask of an address was checked when it was read.
+            // The mask of an address was checked when it was parsed.
             Host::Address(address) => {
                 Key::Network(network(*address, self.mask).unwrap_or_else(|| (*address).into()), ports)
             }
@@ -194,7 +194,7 @@ impl Subnet {
         }
     }
 
-    /// The host name, if it is one and not an address.
+    /// Returns the host name, if there is one.
     pub fn name(&self) -> Option<&str> {
         match &self.host {
             Host::Name(name) => Some(name),
@@ -202,7 +202,8 @@ impl Subnet {
         }
     }
 
-    /// The networks that it stands for: one, or for a name one for each address in `resolved`.
+    /// Returns the networks that it stands for: one network for an address, and one for each address in `resolved` for
+    /// a name.
     pub(super) fn networks(&self, resolved: &[IpAddr]) -> Result<Vec<IpNet>, MaskError> {
         let addresses = match &self.host {
             Host::Address(address) => std::slice::from_ref(address),
@@ -217,7 +218,7 @@ impl Subnet {
     }
 }
 
-/// `None`: the mask is too long.
+/// Returns `None` if the mask is too long.
 fn network(address: IpAddr, mask: Option<u8>) -> Option<IpNet> {
     let longest = if address.is_ipv4() { 32 } else { 128 };
     Some(IpNet::new(address, mask.unwrap_or(longest)).ok()?.trunc())

@@ -7,10 +7,10 @@
 //! remote  shuttle-start                            length and hash are right; what follows is the agent's
 //! ```
 //!
-//! FORM is `xz`; `gzip` if there is no xz; `raw` if there is neither. HOST is the boot id and the network namespace, if
-//! available. A client that finds its own there would capture the connections of its own agent.
+//! FORM is `xz`, or `gzip` if there is no xz, or `raw` if there is neither. HOST is the boot id and the network
+//! namespace, if available. A client that finds its own host there would capture the connections of its own agent.
 //!
-//! The client sends nothing more before `shuttle-start`, so remote tools may read ahead.
+//! The client sends nothing more before `shuttle-start`, so the remote tools may read ahead.
 
 mod agents;
 mod script;
@@ -26,7 +26,7 @@ use self::script::SCRIPT;
 use crate::link::Pipes;
 use crate::say::printable;
 
-/// The most bytes that a login script may print before the remote shell runs our command.
+/// The most bytes that a login script may print before the remote shell runs shuttle's command.
 const MAX_NOISE: usize = 1024 * 1024;
 /// The longest line of the dialogue, in bytes.
 const MAX_LINE: usize = 256;
@@ -43,10 +43,10 @@ pub(super) fn remote_command() -> String {
 /// Why the agent doesn't run on the remote machine.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// ssh or the remote shell ended before it ran our command.
+    /// ssh or the remote shell ended before it ran shuttle's command.
     #[error("ssh ended before the agent started")]
     Ended {
-        /// The last line that was printed instead.
+        /// The last line that was printed before.
         noise: String,
     },
     /// The login script printed more than [`MAX_NOISE`].
@@ -81,7 +81,7 @@ pub enum BootstrapError {
     /// The agent doesn't run there.
     #[error("the agent can't be run on the remote machine, which says that it is {0}")]
     Unfit(String),
-    /// An answer that is not part of the dialogue.
+    /// The answer is not part of the dialogue.
     #[error("the remote shell answered `{0}`, which makes no sense")]
     Answer(String),
     /// The pipes to ssh failed.
@@ -93,7 +93,7 @@ fn carried() -> String {
     AGENTS.iter().map(|agent| agent.machine).collect::<Vec<_>>().join(", ")
 }
 
-/// Carries out the dialogue over the child's stdin and stdout, and returns them once the agent owns them.
+/// Carries out the dialogue over the child's stdin and stdout. Returns them once the agent owns them.
 pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
     let (Some(stdin), Some(stdout)) = (child.stdin.as_mut(), child.stdout.as_mut()) else {
         return Err(io::Error::from(io::ErrorKind::NotConnected).into());
@@ -106,7 +106,7 @@ pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
     let Some(agent) = Agent::of(&hello.machine) else {
         return Err(BootstrapError::Machine { machine: hello.machine });
     };
-    // If ssh ends, its stdout tells so, with a better error.
+    // If ssh has ended, its stdout shows that, with a better error.
     drop(stdin.write_all(agent.header(hello.form).as_bytes()).await);
     drop(stdin.write_all(agent.bytes(hello.form)).await);
     drop(stdin.flush().await);
@@ -121,7 +121,7 @@ pub(super) async fn run(child: &mut Child) -> Result<Pipes, BootstrapError> {
     }
 }
 
-/// The child's stdin and stdout as a lane.
+/// Returns the child's stdin and stdout as a lane.
 pub(super) fn pipes(child: &mut Child) -> io::Result<Pipes> {
     let gone = || io::Error::from(io::ErrorKind::NotConnected);
     let input: OwnedFd = child.stdout.take().ok_or_else(gone)?.into_owned_fd()?;
@@ -149,7 +149,7 @@ impl Hello {
     }
 }
 
-/// The host as the script would print it on this machine.
+/// Returns the host as the script would print it on this machine.
 fn this_host() -> Option<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = std::fs::read_link("/proc/self/ns/net").ok()?;
@@ -188,7 +188,7 @@ fn find_machine(heard: &[u8]) -> Option<String> {
     Some(printable(String::from_utf8_lossy(&rest[..end]).trim()))
 }
 
-/// Reads one line and no byte beyond it: those are the agent's.
+/// Reads one line, and no byte beyond it, since the following bytes are the agent's.
 async fn line(stdout: &mut (impl AsyncRead + Unpin)) -> Result<String, BootstrapError> {
     let mut line = Vec::new();
     while line.len() < MAX_LINE {

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use super::{CommandLine, Settings};
 
-/// The settings in effect for a destination, as far as shuttle needs them.
+/// The settings in effect for a destination that shuttle needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Config {
     /// The ciphers in order of preference, separated by commas.
@@ -14,8 +14,8 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Runs `ssh -G`, with `options` after those of the command line. `None` if it fails; ssh itself reports the reason
-    /// later.
+    /// Runs `ssh -G`, with `options` after those of the command line. Returns `None` if it fails. ssh itself reports
+    /// the reason later.
     pub(super) async fn read(line: &CommandLine, options: &[&str], settings: &Settings) -> Option<Self> {
         let mut command = line.command(&[], settings);
         // Of two -F options, ssh uses the last.

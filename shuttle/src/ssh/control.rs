@@ -13,17 +13,17 @@ const PREFIX: &str = "shuttle-ssh.";
 /// that is 17 bytes longer.
 const MAX_PATH: usize = 90;
 
-/// The control socket that a connection is shared by.
+/// The control socket by which a connection is shared.
 #[derive(Debug)]
 pub(super) enum Control {
-    /// The one that the user's configuration names.
+    /// The socket that the user's configuration names.
     Configured,
-    /// One of our own, for this connection only.
+    /// A socket of shuttle's, for this connection only.
     Own(Socket),
 }
 
-/// The path of a socket that ssh creates, and removes when it ends, also by SIGTERM. Dropping it removes the socket if
-/// ssh did not.
+/// The path of a socket that ssh creates. ssh removes the socket when it ends, also by SIGTERM. Dropping this value
+/// removes the socket if ssh did not.
 #[derive(Debug)]
 pub(super) struct Socket(PathBuf);
 
@@ -35,14 +35,14 @@ impl Drop for Socket {
 }
 
 impl Control {
-    /// Chooses a path for a socket of our own, and removes those that killed processes left. `None` if there is no
-    /// private directory, or none whose name ssh reads literally.
+    /// Chooses a path for a socket of shuttle's, and removes the sockets that killed processes left. Returns `None` if
+    /// there is no private directory, or none whose name ssh reads literally.
     pub(super) fn own(home: Option<&Path>) -> Option<Self> {
         let runtime = runtime_directory(geteuid());
         let keys = home.map(|home| home.join(".ssh"));
         let directory = [Some(runtime), keys].into_iter().flatten().find(|path| is_private(path))?;
         purge(&directory, |name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
-        // The process id is not unique: processes in containers may have the same one and share the directory.
+        // The process id is not unique: processes in different containers may have the same id and share the directory.
         #[expect(clippy::disallowed_methods, reason = "it makes a name unique")]
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let path = directory.join(format!("{PREFIX}{}.{:x}", std::process::id(), now.as_nanos()));
@@ -53,7 +53,7 @@ impl Control {
         fits.then(|| Self::Own(Socket(path)))
     }
 
-    /// The options that make the first session's ssh share its connection.
+    /// Returns the options that make the first session's ssh share its connection.
     pub(super) fn master_options(&self) -> Vec<String> {
         match self {
             Self::Configured => Vec::new(),
@@ -61,7 +61,7 @@ impl Control {
         }
     }
 
-    /// The options of a session that uses the shared connection, and fails instead of making a new one.
+    /// Returns the options of a session that uses the shared connection, and fails instead of making a new one.
     pub(super) fn session_options(&self) -> Vec<String> {
         let mut all = options(["ControlMaster=no", "ProxyCommand=false", "BatchMode=yes"]);
         if let Self::Own(socket) = self {
@@ -73,7 +73,7 @@ impl Control {
 
 impl Socket {
     fn setting(&self) -> String {
-        // ssh expands a per cent sign and what follows it.
+        // ssh expands a percent sign and what follows it.
         format!("ControlPath={}", self.0.display().to_string().replace('%', "%%"))
     }
 }

@@ -23,7 +23,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 type Lines = Arc<Mutex<VecDeque<String>>>;
 
-/// ssh's stderr. Its lines are relayed to ours, except those that the diagnosis explains better.
+/// The stderr of ssh. Its lines are relayed to this program's stderr, except those that the diagnosis explains better.
 pub struct Stderr {
     task: Option<JoinHandle<()>>,
     lines: Lines,
@@ -58,7 +58,7 @@ impl Stderr {
         Self { task, lines, shown }
     }
 
-    /// Call when the agent has started: from then on there is no start to diagnose.
+    /// Marks the start as complete. Call it when the agent has started: from then on there is no start to diagnose.
     pub(super) fn connected(&mut self) {
         self.shown.send_if_modified(|shown| {
             let modified = *shown == Shown::Unexplained;
@@ -69,8 +69,8 @@ impl Stderr {
         });
     }
 
-    /// The last lines, once ssh has closed its stderr, or after [`LAST_WORDS`]: a proxy command may outlive ssh and
-    /// hold stderr open.
+    /// Returns the last lines, once ssh has closed its stderr, or after [`LAST_WORDS`]: a proxy command may outlive ssh
+    /// and hold stderr open.
     pub async fn rest(&mut self) -> Vec<String> {
         if let Some(task) = self.task.take() {
             drop(tokio::time::timeout(LAST_WORDS, task).await);
@@ -99,7 +99,7 @@ async fn relay(stderr: ChildStderr, shown: watch::Receiver<Shown>, lines: Lines)
     }
 }
 
-/// The next line, or its first [`MAX_LINE`] bytes.
+/// Returns the next line, or its first [`MAX_LINE`] bytes.
 async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
     let mut line = Vec::new();
     input.take(MAX_LINE).read_until(b'\n', &mut line).await.ok().filter(|length| *length > 0)?;
@@ -126,7 +126,7 @@ const CAUSES: [(&str, Cause); 16] = [
     ("Can't open user config file", Cause::Configuration),
 ];
 
-/// Whether ssh reports, about the shared connection, that the server refuses another session (clientloop.c).
+/// Returns whether ssh reports, about the shared connection, that the server refuses another session (clientloop.c).
 fn is_refused_lane(line: &str) -> bool {
     line.starts_with("channel ") && line.contains(": open failed: ")
 }
@@ -135,7 +135,7 @@ fn is_cause(line: &str) -> bool {
     CAUSES.iter().any(|(text, _)| line.contains(text))
 }
 
-/// Whether the line belongs to the block in which ssh warns of a changed host key.
+/// Returns whether the line belongs to the block in which ssh warns of a changed host key.
 fn in_warning(before: &VecDeque<String>, line: &str) -> bool {
     line.starts_with("@@@")
         || before.iter().any(|line| line.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"))
@@ -170,7 +170,7 @@ impl Diagnosis {
             told().find(|line| line.contains(text)).map(|line| (*cause, line.as_str()))
         });
         let remote = &command.remote;
-        // ssh itself exits with 255. Any other code is the remote shell's.
+        // ssh itself exits with 255. Any other code comes from the remote shell.
         Self(match (cause, status.and_then(|status| status.code())) {
             (Some((cause, line)), Some(255)) => explain(cause, command, line.trim_start_matches("ssh: ")),
             (_, Some(255) | None) => {
@@ -221,7 +221,7 @@ fn explain(cause: Cause, command: &CommandLine, line: &str) -> String {
     }
 }
 
-/// The server's name in known_hosts, quoted if the shell needs it.
+/// Returns the server's name in known_hosts, quoted if the shell needs it.
 fn known_as(remote: &Remote) -> String {
     match remote.port {
         Some(port) if port != 22 => format!("'[{}]:{port}'", remote.host),
@@ -241,7 +241,7 @@ mod tests {
 
     use super::*;
 
-    /// The message for the user when ssh prints `lines` and exits with `code`.
+    /// Returns the message for the user when ssh prints `lines` and exits with `code`.
     fn told(remote: &str, command: &str, lines: &[&str], code: i32) -> String {
         let command = CommandLine::new(command, &remote.parse().unwrap()).unwrap();
         let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();

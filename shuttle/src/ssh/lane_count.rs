@@ -1,4 +1,4 @@
-//! `--lanes`.
+//! The number of lanes: `--lanes`.
 
 use std::fmt;
 use std::num::NonZeroU8;
@@ -12,7 +12,7 @@ const MAX: u8 = 64;
 pub enum LaneCount {
     /// As many as the link needs.
     Auto,
-    /// This many, from the start.
+    /// This many lanes, from the start.
     Exactly(NonZeroU8),
 }
 

@@ -7,7 +7,7 @@ use super::{BootstrapError, CommandLine, ConnectError, Extras, Process, Settings
 use crate::link::Pipes;
 use crate::mux::{Door, LaneId};
 
-/// How long a lane may take to open if nobody is asked for a password.
+/// How long a shared lane may take to open, as nobody is asked for a password.
 const SHARED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Opens lanes beside a session's first one.
@@ -32,7 +32,7 @@ pub enum LaneConnection {
 pub struct Lane {
     /// The pipes for the link.
     pub pipes: Pipes,
-    /// Its ssh.
+    /// The process of its ssh.
     pub process: Process,
 }
 
@@ -57,7 +57,7 @@ pub enum LaneError {
 }
 
 impl LaneSpawner {
-    /// Whether [`LaneConnection::Shared`] may work.
+    /// Returns whether [`LaneConnection::Shared`] may work.
     pub fn can_share(&self) -> bool {
         self.extras.control.is_some()
     }
@@ -83,7 +83,7 @@ impl LaneSpawner {
         let Some(stdout) = process.child().stdout.as_mut() else {
             return Err(io::Error::from(io::ErrorKind::NotConnected).into());
         };
-        // The agent sends nothing after that line before this side has greeted.
+        // After that line the agent sends nothing until this side has greeted.
         let begins = |heard: &[u8]| heard.ends_with(Door::ENTERING.as_bytes()).then_some(());
         let entered = bootstrap::listen(stdout, Vec::new(), begins);
         let entered = match connection {
@@ -104,7 +104,8 @@ impl LaneSpawner {
     }
 }
 
-/// The command that ssh runs remotely. The agent's file is gone by then; the kernel still gives access to its program.
+/// Returns the command that ssh runs remotely. The agent's file is gone by then, but the kernel still gives access to
+/// its program.
 fn enter_command(door: Door, lane: LaneId) -> String {
     format!("exec /proc/{}/exe --lane {:032x} {}", door.process, door.token, lane.0)
 }

@@ -36,7 +36,7 @@ pub struct Session {
     pub process: Process,
     /// The stderr of ssh and the agent, relayed and remembered.
     pub stderr: Stderr,
-    /// Opens further lanes; a local agent has none.
+    /// Opens further lanes. `None` for a local agent.
     pub lanes: Option<LaneSpawner>,
     /// The name of the session in messages.
     pub name: &'static str,
@@ -61,7 +61,7 @@ pub enum ConnectError {
     Bootstrap(#[from] BootstrapError),
 }
 
-/// `-e` is not a command.
+/// The argument of `-e` is not a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("-e '{0}' isn't a command: its quotes don't match, or it is empty")]
 pub struct CommandLineError(String);
@@ -76,7 +76,7 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// `command` is the argument of `-e`, quoted as for a shell.
+    /// Makes a command line. `command` is the argument of `-e`, quoted as for a shell.
     pub fn new(command: &str, remote: &Remote) -> Result<Self, CommandLineError> {
         let words = shlex::split(command).unwrap_or_default();
         let Some((program, options)) = words.split_first() else {
@@ -94,12 +94,12 @@ impl CommandLine {
         })
     }
 
-    /// The server.
+    /// Returns the server.
     pub fn remote(&self) -> &Remote {
         &self.remote
     }
 
-    /// ssh with the user's options after those in `before`: of two values ssh uses the first.
+    /// Returns an ssh command with the user's options after those in `before`: of two values, ssh uses the first.
     #[expect(clippy::disallowed_methods, reason = "it is ssh")]
     fn command(&self, before: &[String], settings: &Settings) -> Command {
         let mut command = Command::new(&self.program);
@@ -107,14 +107,14 @@ impl CommandLine {
         command
     }
 
-    /// The command for users who want to try by hand.
+    /// Returns the command for users who want to try by hand.
     fn by_hand(&self) -> String {
         let words = [&self.program].into_iter().chain(&self.options).chain([&self.destination]);
         let words: Vec<_> = words.map(String::as_str).collect();
         shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
     }
 
-    /// Whether it takes OpenSSH's options.
+    /// Returns whether the program takes OpenSSH's options.
     fn is_openssh(&self) -> bool {
         Path::new(&self.program).file_name() == Some("ssh".as_ref())
     }

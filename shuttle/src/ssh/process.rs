@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_millis(500);
 
 /// A child process. Dropping it [ends](Self::end) it.
 ///
-/// SIGKILL would be too rough: an ssh that asks for a password would leave the terminal without echo, and a master
+/// SIGKILL alone would do harm: an ssh that asks for a password would leave the terminal without echo, and a master
 /// connection would leave its control socket.
 #[derive(Debug)]
 pub struct Process(Child);
@@ -35,10 +35,10 @@ impl Process {
 
     /// Ends the process: sends SIGTERM, and SIGKILL half a second later.
     ///
-    /// SIGTERM is sent repeatedly: an ssh that has just prompted for a password only records the signal, and goes on
-    /// waiting for the password.
+    /// SIGTERM is sent repeatedly: an ssh that has just prompted for a password only records the signal, and continues
+    /// to wait for the password.
     pub fn end(&mut self) {
-        // `None` once the process has been reaped.
+        // The id is `None` once the process has been reaped.
         let Some(pid) = self.0.id().and_then(|pid| pid.try_into().ok()) else { return };
         const STEP: Duration = Duration::from_millis(5);
         const STEPS_A_SIGNAL: u128 = 10;

@@ -1,4 +1,4 @@
-//! `[USER@]HOST[:PORT]`.
+//! The ssh server on the command line: `[USER@]HOST[:PORT]`.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -57,7 +57,7 @@ fn parse_user(user: &str) -> Result<String, RemoteError> {
     }
 }
 
-/// An IPv6 address has more than one colon, so its port needs brackets.
+/// Splits off the port. An IPv6 address has more than one colon, so its port needs brackets.
 fn split_port(host: &str) -> Result<(&str, Option<u16>), RemoteError> {
     if host.parse::<Ipv6Addr>().is_ok() {
         return Ok((host, None));
@@ -80,7 +80,7 @@ fn split_port(host: &str) -> Result<(&str, Option<u16>), RemoteError> {
 }
 
 impl Remote {
-    /// The destination on ssh's command line.
+    /// Returns the destination on ssh's command line.
     pub(super) fn destination(&self) -> String {
         match &self.user {
             Some(user) => format!("{user}@{}", self.host),

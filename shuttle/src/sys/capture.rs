@@ -12,9 +12,9 @@ use std::{
 use shuttle_common::endpoints::TOKEN_LEVEL;
 use socket2::SockAddr;
 
-/// The root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that is visible to
-/// nobody else. Hybrid hosts mount it elsewhere than /sys/fs/cgroup, and `ip netns exec` hides it. Linux 5.2; needs
-/// `CAP_SYS_ADMIN`.
+/// Returns the root of the cgroup2 hierarchy (of this process's cgroup namespace), from a private mount that nobody
+/// else can see. Hybrid hosts mount the hierarchy elsewhere than /sys/fs/cgroup, and `ip netns exec` hides it. Linux
+/// 5.2; needs `CAP_SYS_ADMIN`.
 pub fn cgroup2_root() -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_long = 1;
     const FSCONFIG_CMD_CREATE: libc::c_long = 6;
@@ -33,8 +33,8 @@ pub fn cgroup2_root() -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_fsmount, raw, FSMOUNT_CLOEXEC, NULL) })
 }
 
-/// Makes a TUN device that lives as long as the descriptor. `template` names it; `%d` stands for the first free number.
-/// The second value is its name.
+/// Makes a TUN device that lives as long as the descriptor. `template` names it, and `%d` stands for the first free
+/// number. Also returns the device's name.
 pub fn open_tun(template: &CStr) -> io::Result<(OwnedFd, String)> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq.
@@ -53,7 +53,7 @@ pub fn open_tun(template: &CStr) -> io::Result<(OwnedFd, String)> {
     Ok((device.into(), name))
 }
 
-/// The cookie of the network namespace that a socket belongs to, as `bpf_get_netns_cookie` gives it. Linux 5.14.
+/// Returns the cookie of the network namespace that a socket belongs to, as `bpf_get_netns_cookie` does. Linux 5.14.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let mut cookie = 0_u64;
@@ -66,9 +66,10 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Waits until every eBPF program that ran at the time of the call has ended, and every packet that was being processed
-/// has been handled. This is an RCU grace period (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3) and takes some
-/// milliseconds. On processors that are exempt from that (nohz_full), it waits longer than any packet takes.
+/// Waits until every eBPF program that was running at the call has ended, and every packet that was being processed has
+/// been handled. This is an RCU grace period (MEMBARRIER_CMD_GLOBAL in membarrier(2), Linux 4.3) and takes some
+/// milliseconds. If the kernel refuses it, as with processors that are exempt (nohz_full), waits longer than any packet
+/// takes.
 pub fn wait_for_programs() {
     const GLOBAL: libc::c_long = 1;
     // SAFETY: takes plain numbers only.
@@ -77,8 +78,8 @@ pub fn wait_for_programs() {
     }
 }
 
-/// Has the kernel compute the checksum of what a raw IPv6 socket sends, and store it at this offset (IPV6_CHECKSUM, RFC
-/// 3542).
+/// Makes the kernel compute the checksum of what a raw IPv6 socket sends, and store it at this offset (IPV6_CHECKSUM,
+/// RFC 3542).
 pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
     const IPV6_CHECKSUM: libc::c_int = 7;
     let offset = libc::c_int::from(offset);
@@ -91,7 +92,8 @@ pub fn checksum_at(socket: impl AsFd, offset: u8) -> io::Result<()> {
     if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The destination that a token stands for. Our getsockopt program answers this for the sockets of one cgroup.
+/// Returns the destination that a token stands for. Shuttle's getsockopt program answers this for the sockets of one
+/// cgroup.
 pub fn destination_of_token(socket: impl AsFd, token: u32) -> io::Result<Option<SocketAddr>> {
     // SAFETY: the kernel writes an address into the storage, and its length.
     let asked = unsafe {

@@ -11,7 +11,8 @@ use nix::unistd::geteuid;
 /// The most descriptors that one message can carry.
 pub const MAX_DESCRIPTORS: usize = 8;
 
-/// Whether the process at the other end of a UNIX socket belonged to this process's user when it connected or listened.
+/// Returns whether the process at the other end of a UNIX socket belonged to this process's user when it connected or
+/// listened.
 pub fn peer_is_own_user(socket: impl AsFd) -> io::Result<bool> {
     let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
     Ok(peer.uid() == geteuid().as_raw())

@@ -1,4 +1,4 @@
-//! The program that marks the sockets of a cgroup: the one eBPF program that must be there before ssh can start. It is
+//! The program that marks the sockets of a cgroup: the only eBPF program that is needed before ssh can start. It is
 //! loaded without aya, whose loader first reads all of the kernel's types, 5 MB of them, while the user waits.
 
 use std::{
@@ -9,12 +9,12 @@ use std::{
 
 use super::capture::owned;
 
-/// Which other programs may run beside an attached program.
+/// The other programs that may run beside an attached program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Company {
-    /// Those of the cgroups above and below, and others of this cgroup (Linux 4.15).
+    /// The programs of the cgroups above and below, and others of this cgroup (Linux 4.15).
     Others,
-    /// None: no other program can be attached here or below.
+    /// No other program can be attached here or below.
     Nobody,
 }
 
@@ -67,15 +67,16 @@ const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_F_ALLOW_MULTI: u32 = 2;
-/// The name in `bpftool prog`.
+/// The name of the program in `bpftool prog`.
 const NAME: &str = "exempt";
 const BPF_PROG_TYPE_CGROUP_SOCK: u32 = 9;
-/// Also the attach type that the kernel assumes for a program of this type if none is given.
+/// The attach type, which the kernel also assumes for a program of this type if none is given.
 const BPF_CGROUP_INET_SOCK_CREATE: u32 = 2;
 
 /// Loads a program that ORs `bits` into the mark of each new socket (Linux 4.14; needs `CAP_BPF` and `CAP_NET_ADMIN`).
 pub fn load_marking_program(bits: u32) -> io::Result<OwnedFd> {
-    // The offset of the mark in `struct bpf_sock`. The context is in r1, the return value in r0; 1 allows the socket.
+    // MARK is the offset of the mark in `struct bpf_sock`. The context is in r1, and the return value in r0; 1 allows
+    // the socket.
     const MARK: i16 = 16;
     let instruction = |code, registers, offset, immediate| Instruction { code, registers, offset, immediate };
     let instructions = [
@@ -101,7 +102,7 @@ fn load(instructions: &[Instruction], name: [u8; 16]) -> io::Result<OwnedFd> {
         name,
         ..Load::default()
     };
-    // SAFETY: the structure, and what it points to, outlives the call, and its length is told.
+    // SAFETY: the structure and what it points to outlive the call, and its length is given.
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) })
 }
 
@@ -113,7 +114,7 @@ pub fn link_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result
         attach_type: BPF_CGROUP_INET_SOCK_CREATE,
         flags: 0,
     };
-    // SAFETY: the structure outlives the call, and its length is told.
+    // SAFETY: the structure outlives the call, and its length is given.
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const link, size_of::<Link>()) })
 }
 
@@ -144,7 +145,7 @@ fn change(
         attach_type: BPF_CGROUP_INET_SOCK_CREATE,
         flags,
     };
-    // SAFETY: the structure outlives the call, and its length is told.
+    // SAFETY: the structure outlives the call, and its length is given.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attachment, size_of::<Attachment>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

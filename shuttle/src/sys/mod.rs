@@ -47,12 +47,12 @@ pub fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const LARGE: libc::c_int = 128 * 1024;
-        // SAFETY: mallopt takes two integers. Refused, it changes nothing.
+        // SAFETY: mallopt takes two integers. If it refuses them, it changes nothing.
         unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
     }
 }
 
-/// Raises the soft limit on open descriptors to the hard one: every stream holds a descriptor.
+/// Raises the soft limit on open descriptors to the hard limit, since every stream holds a descriptor.
 pub fn raise_descriptor_limit() -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a whole rlimit that outlives the call.
@@ -63,8 +63,8 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel send SIGTERM to the command's process when the thread that spawns it ends, however it ends (Linux,
-/// PR_SET_PDEATHSIG in prctl(2)). On other systems this does nothing; the process has to notice the end of its stdin.
+/// Makes the kernel send SIGTERM to the command's process when the thread that spawns it ends, however it ends (Linux,
+/// PR_SET_PDEATHSIG in prctl(2)). On other systems this does nothing, and the process must notice the end of its stdin.
 #[cfg(feature = "client")]
 pub fn die_with_parent(command: &mut std::process::Command) {
     #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! An application's ways to connect.
+//! The ways in which an application connects.
 
 use std::{
     io::{self, Read},
@@ -21,13 +21,13 @@ pub(crate) enum How {
     FastOpenSend,
     /// TCP_FASTOPEN_CONNECT, then a write.
     FastOpenConnect,
-    /// Bound to this source address before.
+    /// Bound to this source address before connecting.
     From(&'static str),
     /// SO_BINDTODEVICE.
     Device(&'static str),
 }
 
-/// Who answers at `destination`: what it says, or the error.
+/// Returns who answers at `destination`: what they say, or the error.
 pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     let answer = || -> io::Result<String> {
         let mut socket = connect(how, destination)?;
@@ -41,7 +41,7 @@ pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     answer().unwrap_or_else(|error| format!("{:?}", error.kind()))
 }
 
-/// A connected socket.
+/// Returns a connected socket.
 pub(crate) fn connect(how: How, destination: SocketAddr) -> io::Result<Socket> {
     let target = match (how, destination) {
         (How::Mapped, SocketAddr::V4(v4)) => {

@@ -1,11 +1,10 @@
-//! The bypass, by each kind: ssh and what it starts are left alone, others are not, and nothing stays.
+//! The bypass, by each kind: ssh and what it starts bypass the capture, others don't, and nothing remains.
 
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::PathBuf,
+    os::fd::{AsFd, AsRawFd},
     process::{Child, ChildStdin, Command, Stdio},
 };
 
@@ -19,10 +18,7 @@ use shuttle::{
         handle::{Captured, Handle},
     },
     helper::cleanup,
-    sys::{
-        capture::cgroup2_root,
-        marking::{Company, attach_marking_program, load_marking_program},
-    },
+    sys::marking::{Company, attach_marking_program, load_marking_program},
 };
 use socket2::{Domain, Socket, Type};
 
@@ -30,12 +26,14 @@ use crate::{
     Method,
     app::{How, ask, connect},
     cases::{assert_eventually, capture, everything},
+    cgroup::{Throwaway, cgroup_of},
     lab::{World, address, listen, network_state, proxy, say, serve},
     method,
+    packet_filter::load,
     udp::BYPASS_BIT,
 };
 
-/// The argument by which this program plays a client that is to be killed.
+/// The argument that makes this program play a client that is to be killed.
 pub(crate) const CLIENT: &str = "--bypassed-client";
 
 const PROBE: &str = "10.99.0.1:7";
@@ -59,7 +57,7 @@ fn start(handle: &mut Handle) -> Captured {
     captured
 }
 
-/// How a process comes from the client, as a script around the one that connects.
+/// The ways in which a process descends from the client, as a script around the one that connects.
 const DESCENTS: [(&str, &str, &str); 3] = [
     ("ssh", "", ""),
     ("its ProxyCommand", "bash -c '", "' | cat"),
@@ -76,10 +74,10 @@ fn connection(to: SocketAddr) -> String {
     format!("exec 3<>/dev/tcp/{}/{}", to.ip(), to.port())
 }
 
-/// A process that has connected, and stays so.
+/// A process that has connected, and keeps its connection.
 struct Connected {
     process: Child,
-    /// When this is closed, the process ends.
+    /// The process ends when this closes.
     hold: Option<ChildStdin>,
 }
 
@@ -103,60 +101,6 @@ impl Drop for Connected {
     }
 }
 
-fn cgroup_of(process: impl std::fmt::Display) -> String {
-    let text = fs::read_to_string(format!("/proc/{process}/cgroup")).expect("a process");
-    text.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup2").to_owned()
-}
-
-/// A cgroup of the test's own, with this process in it. Dropped, it is gone, which fails where one is left in it.
-struct Throwaway {
-    root: OwnedFd,
-    home: String,
-    name: String,
-}
-
-impl Throwaway {
-    fn enter() -> Self {
-        let root = cgroup2_root().expect("needs root");
-        let this =
-            Self { root, home: cgroup_of("self"), name: format!("shuttle-test-{}", std::process::id()) };
-        fs::create_dir(this.path()).expect("a cgroup");
-        this.move_to(&this.path());
-        this
-    }
-
-    fn under_root(&self, path: &str) -> PathBuf {
-        format!("/proc/{}/fd/{}/{path}", std::process::id(), self.root.as_raw_fd()).into()
-    }
-
-    fn path(&self) -> PathBuf {
-        self.under_root(&self.name)
-    }
-
-    fn leave(&self) {
-        self.move_to(&self.under_root(&self.home));
-    }
-
-    fn move_to(&self, path: &std::path::Path) {
-        fs::write(path.join("cgroup.procs"), std::process::id().to_string()).expect("move this process");
-    }
-
-    /// The cgroups in it.
-    fn children(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path()).expect("a cgroup").flatten();
-        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
-        directories.map(|it| it.file_name().into_string().expect("a name")).collect()
-    }
-}
-
-impl Drop for Throwaway {
-    fn drop(&mut self) {
-        self.leave();
-        // A process that has ended may be in it for a moment.
-        assert_eventually("nothing is left in it", || fs::remove_dir(self.path()).is_ok());
-    }
-}
-
 pub(crate) fn once() {
     let _world = World::new();
     let cgroup = Throwaway::enter();
@@ -175,7 +119,7 @@ pub(crate) fn once() {
     assert_eq!(cgroup.children(), [""; 0]);
 }
 
-/// Each kind of socket, of each process, also of those that are started later.
+/// Tests each kind of socket, in each process, also in those that are started later.
 pub(crate) fn by_mark() {
     let _world = World::new();
     let cgroup = Throwaway::enter();
@@ -207,7 +151,7 @@ pub(crate) fn by_mark() {
     assert_eq!(ask(How::Plain, address(PROBE)), "world");
 }
 
-/// Their servers are left alone for everybody; nothing else is.
+/// Tests that the servers of these processes are exempt for everybody, and nothing else is.
 pub(crate) fn by_address() {
     let _world = World::new();
     let before = network_state();
@@ -239,7 +183,7 @@ pub(crate) fn by_address() {
     assert_eq!(cgroup.children(), [""; 0]);
 }
 
-/// A connection to another server is captured itself, and seen within a second or so.
+/// Tests that a connection to another server is captured itself, and that the server is found within a second or so.
 pub(crate) fn by_address_later() {
     let _world = World::new();
     let _cgroup = Throwaway::enter();
@@ -251,7 +195,7 @@ pub(crate) fn by_address_later() {
         let left_alone = || if to == PROBE { ask(How::Plain, address(to)) == "world" } else { echoes(to) };
         assert_eventually(&format!("{}'s server is left alone", descent.0), left_alone);
         drop(connected);
-        // It may come again.
+        // A later connection to the server bypasses the capture too.
         std::thread::sleep(std::time::Duration::from_millis(1500));
         assert!(left_alone(), "{}", descent.0);
     }
@@ -263,7 +207,7 @@ fn echoes(to: &str) -> bool {
     socket.write_all(b"e").and_then(|()| socket.read_exact(&mut byte)).is_ok() && byte == *b"e"
 }
 
-/// What only a packet filter can go by, with one of the test's own.
+/// Tests the bypass that only a packet filter supports, with a packet filter of the test's own.
 pub(crate) fn by_cgroup() {
     let _world = World::new();
     let cgroup = Throwaway::enter();
@@ -275,7 +219,7 @@ pub(crate) fn by_cgroup() {
         "table inet test {{ chain output {{ type nat hook output priority -100; \
          socket cgroupv2 level {level} \"{place}\" return; tcp dport 7 redirect to :1234; }}\n}}"
     );
-    // nft looks for cgroups where cgroup2 is mounted on most hosts.
+    // nft looks for cgroups where most hosts mount cgroup2.
     let load = "mount -t cgroup2 none /sys/fs/cgroup && nft -f -";
     let mut nft = Command::new("unshare")
         .args(["-m", "sh", "-c", load])
@@ -305,7 +249,8 @@ pub(crate) fn by_cgroup() {
     assert_eq!(cgroup.children(), [""; 0]);
 }
 
-/// The client's processes are in the cgroup that the helper has made; this one has left it.
+/// Tests that the client's processes, which are in the helper's cgroup, are exempt, and that this process, which has
+/// left it, is not.
 fn captures_all_but_what_is_in(cgroup: &Throwaway, handle: &mut Handle) {
     let enclosed = cgroup.path().join(cgroup.children().first().expect("the helper's"));
     let captured = start(handle);
@@ -323,13 +268,34 @@ fn captures_all_but_what_is_in(cgroup: &Throwaway, handle: &mut Handle) {
     cgroup.leave();
 }
 
-/// Where the kernel refuses the program, since somebody wants no other in a cgroup above (as `ip vrf exec` does).
-pub(crate) fn falls_back() {
-    let _world = World::new();
-    let cgroup = Throwaway::enter();
+/// Keeps the kernel from accepting a program in the cgroups below, as `ip vrf exec` does.
+fn refuse_programs_below(cgroup: &Throwaway) {
     let directory = fs::File::open(cgroup.path()).expect("a cgroup");
     let program = load_marking_program(0).expect("a program");
     attach_marking_program(&program, &directory, Company::Nobody).expect("attach");
+}
+
+/// Tests the fallback if a firewall keeps the match of a cgroup from being proved, as it drops what would show it.
+pub(crate) fn falls_back_without_proof() {
+    let _world = World::new();
+    let cgroup = Throwaway::enter();
+    refuse_programs_below(&cgroup);
+    let drops = "ip daddr 127.0.0.1 meta l4proto udp drop";
+    load(&format!("table inet other {{ chain o {{ type filter hook output priority 0; {drops}; }}\n}}"));
+    let mut handle = enclosed(BypassOptions::default());
+    let _ssh = Connected::new(DESCENTS[0], address(PROBE));
+    let captured = start(&mut handle);
+    assert_eq!(captured.bypass, Some(BypassKind::Address));
+    assert_eq!(ask(How::Plain, address(PROBE)), "world");
+    assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
+}
+
+/// Tests the fallback if the kernel refuses the program because a cgroup above has an exclusive program (as with `ip
+/// vrf exec`).
+pub(crate) fn falls_back() {
+    let _world = World::new();
+    let cgroup = Throwaway::enter();
+    refuse_programs_below(&cgroup);
 
     let mut handle = Handle::spawn().expect("a helper");
     let refused = handle
@@ -371,7 +337,7 @@ pub(crate) fn falls_back() {
     assert_eq!(cgroup.children(), [""; 0]);
 }
 
-/// That of kernels without links outlives whoever has attached it.
+/// Tests that a program that is attached without a link, as on old kernels, outlives whoever attached it.
 pub(crate) fn an_attached_program_ends_with_its_cgroup() {
     let cgroup = Throwaway::enter();
     let child = cgroup.path().join("child");
@@ -399,7 +365,7 @@ pub(crate) fn an_attached_program_ends_with_its_cgroup() {
     assert_eventually("the program is gone", || !is_loaded());
 }
 
-/// Has itself enclosed, tells the helper's process, and waits.
+/// Sets up the bypass for itself, prints the helper's process id, and waits.
 pub(crate) fn client() {
     let handle = enclosed(BypassOptions::default());
     println!("{}", handle.pid());
@@ -419,7 +385,7 @@ pub(crate) fn killed() {
     let report = cleanup::run().expect("clean up").to_string();
     assert!(!report.contains(&name), "its client lives: {report}");
     client.kill().and_then(|()| client.wait()).expect("end the client");
-    // Another instance that starts just now may have removed it already.
+    // Another instance that starts at the same time may have removed it already.
     let swept = || cleanup::run().is_ok() && cgroup.children().is_empty();
     assert_eventually("it is removed", swept);
 }

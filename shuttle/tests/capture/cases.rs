@@ -1,4 +1,4 @@
-//! The cases: what is captured, what is not, and what is left.
+//! The cases: what is captured, what is not, and what remains.
 
 use std::{
     io::{Read, Write},
@@ -16,17 +16,17 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 use crate::{
     Case, Method,
     app::{How, ask, connect},
-    bypass, kernel_rules,
+    bypass,
+    cgroup::our_cgroups,
+    kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite,
-    rewrite::cgroups_of,
-    router, swaps, tables, udp,
+    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite, router, swaps, tables, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
 const REWRITE: &[Method] = &[Method::Rewrite];
 const NFT: &[Method] = &[Method::Nft];
-/// Those that route captured packets back to this host.
+/// The methods that route captured packets back to this host.
 const ROUTING: &[Method] = &[Method::Lookup, Method::Nft];
 const BESIDE: &[Method] = &[Method::Rewrite, Method::Nft];
 const EVERY: &[Method] = &[Method::Lookup, Method::Rewrite, Method::Nft];
@@ -40,6 +40,7 @@ pub(crate) const ALL: &[Case] = &[
     ("bypass_by_address_later", ROUTING, bypass::by_address_later),
     ("bypass_by_cgroup", ROUTING, bypass::by_cgroup),
     ("bypass_falls_back", EVERY, bypass::falls_back),
+    ("bypass_falls_back_without_proof", NFT, bypass::falls_back_without_proof),
     ("bypass_attached", LOOKUP, bypass::an_attached_program_ends_with_its_cgroup),
     ("bypass_killed", LOOKUP, bypass::killed),
     ("other_namespaces", EVERY, other_namespaces),
@@ -102,7 +103,7 @@ pub(crate) fn rule(network: &str, verdict: Verdict) -> Rule {
     Rule { network: network.parse().expect("a network"), ports: Ports::ALL, verdict }
 }
 
-/// Everything but the default exclusions and the networks x.88.
+/// Returns a plan for everything but the default exclusions and the networks x.88.
 pub(crate) fn everything() -> Plan {
     let mut rules = default_exclusions();
     rules.extend(["0.0.0.0/0", "::/0"].map(|network| rule(network, Verdict::Capture)));
@@ -110,13 +111,13 @@ pub(crate) fn everything() -> Plan {
     Plan { rules, nameservers: vec![], families: BOTH, scope: Scope::Everyone, lans: Lans::None }
 }
 
-/// Prepares and captures.
+/// Prepares and starts the capture.
 pub(crate) fn capture(handle: &mut Handle, plan: &Plan) -> Result<Captured, Error> {
     handle.prepare(plan, method().mechanism())?;
     handle.capture()
 }
 
-/// A helper that captures, and a proxy behind its listeners.
+/// Starts a helper that captures, and a proxy behind its listeners.
 pub(crate) fn start(plan: &Plan) -> (Handle, Captured) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
@@ -133,7 +134,7 @@ fn steering() {
     let port = captured.listeners.v4.as_ref().and_then(|it| it.tcp.local_addr().ok()).expect("a port").port();
     let own_listener = format!("127.0.0.1:{port}");
     let nobody = match method() {
-        // Here the listener itself answers.
+        // The listener itself answers.
         Method::Lookup | Method::Nft => format!("proxy {own_listener}"),
         Method::Rewrite => "nobody".to_owned(),
     };
@@ -151,7 +152,7 @@ fn steering() {
         (How::FastOpenConnect, "[fd99::1]:7", "proxy [fd99::1]:7"),
         (How::From("10.77.0.1"), "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::From("fd77::1"), "[fd99::1]:7", "proxy [fd99::1]:7"),
-        // On the link itself, and captured as well.
+        // A destination on the link itself is captured as well.
         (How::Plain, "10.77.0.2:7", "proxy 10.77.0.2:7"),
         (How::Plain, "[fd77::2]:7", "proxy [fd77::2]:7"),
         // Excluded.
@@ -170,14 +171,14 @@ fn steering() {
         (How::From("10.77.0.1"), "10.77.0.1:7", "home"),
         (How::From("127.0.0.1"), "10.77.0.1:7", "home"),
         (How::Plain, &own_listener, &nobody),
-        // Bound to a device: beyond policy routing.
+        // A socket that is bound to a device is not affected by policy routing.
         (How::Device("v0"), "10.99.0.1:7", "world"),
     ];
     for (how, destination, want) in rows {
         assert_eq!(ask(*how, address(destination)), *want, "{how:?} {destination}");
     }
     if method() != Method::Rewrite {
-        // The host itself, asked from the address that captured connections come from.
+        // The host itself, from the address that captured connections come from.
         for (from, destination) in [
             ("198.19.219.1", "127.0.0.1:7"),
             ("198.19.219.1", "10.77.0.1:7"),
@@ -195,7 +196,7 @@ fn steering() {
     }
 }
 
-/// A socket whose connect was refused may connect again.
+/// Tests that a connect clears the bit: a socket whose connect was refused may connect again.
 fn a_reused_socket_loses_the_bit() {
     let captured = connect(How::Plain, address("10.99.0.1:7")).expect("captured");
     assert_ne!(captured.mark().expect("a mark"), 0);
@@ -234,7 +235,7 @@ fn other_namespaces() {
     assert_eq!(world.run(|| ask(How::Plain, address("10.99.0.1:7"))), "world");
 }
 
-/// Connections then do not reach whatever listens on that port here.
+/// Tests that connections then do not reach whatever listens on that port here.
 fn closed_listeners() {
     let _world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));
@@ -243,7 +244,7 @@ fn closed_listeners() {
     // The helper closes its copies just after it has sent them.
     let refused = || ask(How::Plain, address("[fd99::1]:7")) == "ConnectionRefused";
     match method() {
-        // Dropped, where nobody takes it.
+        // The packet is dropped if there is no listener.
         Method::Nft => {
             let lost = |to: &str| ask(How::Plain, address(to)) == "TimedOut";
             assert_eventually("IPv6 connections are lost", || lost("[fd99::1]:7"));
@@ -287,7 +288,7 @@ fn replaced_rules() {
     }
 }
 
-/// A whole routing table's worth.
+/// Tests as many rules as a whole routing table has.
 fn many_rules() {
     let _world = World::new();
     let some = (0..100_000_u32).map(|i| rule(&format!("{}/24", Ipv4Addr::from(i << 12)), Verdict::Pass));
@@ -371,14 +372,14 @@ pub(crate) fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// It names what would be set up, and the trial behind it leaves nothing.
+/// Tests that the text names what would be set up, and that the trial behind it leaves nothing.
 fn dry_run() {
     let _world = World::new();
-    let before = network_state();
+    let before = (network_state(), our_cgroups());
     let mut handle = Handle::spawn().expect("a helper");
     let lans = if method() == Method::Rewrite { Lans::None } else { Lans::Named(vec!["v0".into()]) };
     let text = handle.dry_run(&Plan { lans, ..everything() }, method().mechanism()).expect("a text");
-    assert_eq!((network_state(), cgroups_of(&[handle.pid()])), (before, vec![]), "nothing changes");
+    assert_eq!((network_state(), our_cgroups()), before, "nothing changes");
     println!("{text}");
     let wanted: &[&str] = match method() {
         Method::Lookup => &[
@@ -403,7 +404,7 @@ fn dry_run() {
     for line in wanted {
         assert!(text.lines().any(|it| it == *line), "{line}: {text}");
     }
-    // What the method can't do is refused in the same words as without --dry-run.
+    // The words that refuse what the method can't do are the same as without --dry-run.
     let plan = Plan { lans: Lans::Named(vec!["none".into()]), ..everything() };
     let dry = handle.dry_run(&plan, method().mechanism()).expect_err("no such interface").to_string();
     let real = capture(&mut handle, &plan).expect_err("no such interface").to_string();

@@ -1,4 +1,4 @@
-//! The matcher in the kernel equals the reference.
+//! Compares the matcher in the kernel with the reference.
 
 use std::{
     io,
@@ -20,16 +20,16 @@ use crate::{
     method,
 };
 
-/// How many random sets of rules; each starts a helper.
+/// The number of random sets of rules. Each starts a helper.
 const SETS: u64 = 40;
 
-/// A namespace without routes, so that no packet goes anywhere; the hook runs before routing.
+/// Enters a namespace without routes, so that no packet goes anywhere. The hook runs before routing.
 fn enter_nowhere() {
     unshare(CloneFlags::CLONE_NEWNET).expect("unshare needs root");
     ip("link set lo up");
 }
 
-/// Random rules, and destinations at the edges of their networks and ports.
+/// Tests random rules, at destinations at the edges of their networks and ports.
 pub(crate) fn equal_the_reference() {
     enter_nowhere();
     let mut checked = 0;
@@ -57,7 +57,7 @@ pub(crate) fn equal_the_reference() {
     println!("{checked} destinations agree");
 }
 
-/// Only TCP and UDP, and not what carries the bypass bit.
+/// Tests that only TCP and UDP sockets are marked, and none that has the bypass bit.
 pub(crate) fn every_kind_of_socket() {
     const BYPASS: u32 = 0x2000_0000;
     const CAPTURE: u32 = 0x1000_0000;
@@ -80,12 +80,12 @@ pub(crate) fn every_kind_of_socket() {
             let socket = Socket::new(Domain::for_address(destination), kind, None).expect("a socket");
             socket.set_mark(before).expect("a mark");
             socket.set_nonblocking(true).expect("a socket");
-            // Whether it connects is beside the point.
+            // It doesn't matter whether the socket connects.
             drop(socket.connect(&destination.into()));
             assert_eq!(socket.mark().expect("a mark"), after, "{kind:?} {before:#x} {destination}");
         }
     }
-    // Sockets for pings are of the same type as those of UDP.
+    // Sockets for pings have the same type as those of UDP.
     for (destination, protocol) in
         [("192.0.2.1:80", Protocol::ICMPV4), ("[2001:db8::1]:80", Protocol::ICMPV6)]
     {
@@ -98,7 +98,7 @@ pub(crate) fn every_kind_of_socket() {
     }
 }
 
-/// What the connect hook decides, read back from the socket's mark.
+/// Returns what the connect hook decides, read back from the socket's mark.
 fn in_kernel(address: IpAddr, port: u16, mapped: bool) -> Verdict {
     let destination = match address {
         IpAddr::V4(v4) if mapped => SocketAddrV6::new(v4.to_ipv6_mapped(), port, 0, 0).into(),
@@ -114,14 +114,15 @@ fn in_kernel(address: IpAddr, port: u16, mapped: bool) -> Verdict {
     if socket.mark().expect("a mark") == 0 { Verdict::Pass } else { Verdict::Capture }
 }
 
-/// It marks packets: so whether somebody accepts the connection. Without a route, what is not captured is refused.
+/// Returns the decision of nft, which marks packets: it captures the connection if somebody accepts it. Without a
+/// route, what is not captured is refused.
 fn by_listener(socket: &Socket, destination: SocketAddr) -> Verdict {
     match socket.connect_timeout(&destination.into(), Duration::from_secs(5)) {
         Ok(()) => Verdict::Capture,
-        // Accepted and reset already.
+        // The connection was accepted and reset already.
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Verdict::Capture,
         Err(error) => {
-            // Of a family of which nothing is captured, there is no fallback route.
+            // A family of which nothing is captured has no fallback route.
             let refused = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NetworkUnreachable];
             assert!(refused.contains(&error.kind()), "{destination}: {error}");
             Verdict::Pass
@@ -133,7 +134,7 @@ fn accept_all(listener: TcpListener) {
     listener.set_nonblocking(false).expect("a listener");
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // Closed by a reset, so that none stays.
+            // The connection is closed by a reset, so that none remains.
             SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket");
         }
     });
@@ -159,7 +160,7 @@ fn edges(rules: &[Rule]) -> Vec<IpAddr> {
     // To the kernel these are other addresses: this host, several hosts, or IPv4.
     all.retain(|address| !address.is_unspecified() && !address.is_multicast() && is_plain(*address));
     if method() == Method::Nft {
-        // It leaves this host's own alone. (With eBPF their marks lead nowhere.)
+        // nft doesn't capture this host's own addresses. (With eBPF their marks have no effect.)
         all.retain(|address| !address.is_loopback());
     }
     all.sort();
@@ -174,7 +175,7 @@ fn is_plain(address: IpAddr) -> bool {
     }
 }
 
-/// Xorshift: the same sets in each run.
+/// Xorshift, which makes the same sets in each run.
 struct Random(u64);
 
 impl Random {
@@ -185,7 +186,7 @@ impl Random {
         self.0 % bound
     }
 
-    /// Few bits and few ports, so that rules overlap and nest.
+    /// Makes a rule of few bits and few ports, so that rules overlap and nest.
     fn rule(&mut self) -> Rule {
         let length = self.below(7) as u8;
         let top = (self.below(64) as u8) << 2;

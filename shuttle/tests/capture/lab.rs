@@ -1,5 +1,5 @@
 //! Two network namespaces: `home`, where the case runs and captures, and `world`, joined by a veth pair. The world
-//! answers on every address with "world"; a listener at home answers "home"; the capturing side "proxy".
+//! answers on every address with "world", a listener at home with "home", and the capturing side with "proxy".
 
 use std::{
     io::{Read, Write},
@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The world: runs jobs in its namespace.
+/// The world, which runs jobs in its namespace.
 pub(crate) struct World {
     jobs: mpsc::Sender<Job>,
 }
@@ -58,14 +58,14 @@ impl World {
             serve(listen(ECHO_PORT), echo);
         });
         ["route add default via 10.77.0.2", "-6 route add default via fd77::2"].into_iter().for_each(run_ip);
-        // Both ends come up when the kernel has noticed the carrier; IPv6 then adds its own routes.
+        // Both ends come up when the kernel has noticed the carrier. IPv6 then adds its own routes.
         assert_eventually("the link is up", || {
             let routes = ["route", "-6 route show table local"].map(ip).concat();
             !routes.contains("linkdown")
                 && routes.contains("fd77::1")
                 && routes.contains("multicast ff00::/8 dev v0")
         });
-        // An address is tentative until the far end has noticed as well, and nobody can bind it.
+        // An address is tentative until the far end has noticed the carrier as well, and nobody can bind it.
         assert_eventually("the link is up there", || {
             world.run(|| ip("-6 route show table local")).contains("local fd77::2")
         });
@@ -80,7 +80,7 @@ impl World {
     }
 }
 
-/// A listener on all addresses of both families.
+/// Returns a listener on all addresses of both families.
 pub(crate) fn listen(port: u16) -> TcpListener {
     TcpListener::bind(format!("[::]:{port}")).expect("a free port")
 }
@@ -97,7 +97,7 @@ pub(crate) fn serve(listener: TcpListener, answer: fn(TcpStream)) {
 pub(crate) fn proxy(stream: TcpStream) {
     let own = stream.local_addr().expect("an accepted socket");
     let destination = match method() {
-        // The listener's own address is for the client to refuse.
+        // The client must refuse the listener's own address itself.
         Method::Lookup | Method::Nft => Some(own),
         Method::Rewrite => {
             StreamArrival::OriginalDst.original_destination(stream.as_fd(), own).expect("an answer")
@@ -110,7 +110,7 @@ pub(crate) fn proxy(stream: TcpStream) {
     }
 }
 
-/// Says one thing, and stays until the other side closes: closing with bytes unread would be a reset.
+/// Sends one text, and waits until the other side closes: closing with bytes unread would be a reset.
 pub(crate) fn say(mut stream: TcpStream, text: &str) {
     let said = stream.write_all(text.as_bytes()).and_then(|()| stream.shutdown(Shutdown::Write));
     if said.is_ok() {
@@ -142,7 +142,7 @@ fn run_ip(arguments: &str) {
     ip(arguments);
 }
 
-/// All that capturing could leave behind in this namespace.
+/// Returns everything that capturing could leave behind in this namespace.
 pub(crate) fn network_state() -> String {
     let parts =
         ["rule", "-6 rule", "route show table all", "-6 route show table all", "-br link", "-br address"];

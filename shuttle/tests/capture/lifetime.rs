@@ -1,7 +1,6 @@
-//! What is left when a capture ends, in whatever way.
+//! What remains when a capture ends, in whatever way.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::{Ipv6Addr, SocketAddr, SocketAddrV6},
     process::Command,
@@ -28,9 +27,9 @@ use crate::{
     Method,
     app::{How, ask, connect},
     cases::{assert_eventually, everything, rule, start},
+    cgroup::{cgroup_of, our_cgroups},
     lab::{World, address, ip, network_state, proxy, serve},
     method, resolvers,
-    rewrite::cgroups_of,
 };
 
 pub(crate) fn drop_leaves_nothing() {
@@ -58,7 +57,7 @@ pub(crate) fn termination_leaves_nothing() {
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
 }
 
-/// Every packet of this namespace from now on.
+/// Returns a socket that receives every packet of this namespace from now on.
 pub(crate) fn wire() -> Socket {
     let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(all)).expect("a packet socket");
@@ -79,16 +78,16 @@ pub(crate) fn killed_helper() {
     drop(handle);
     let rules = ip("rule");
     assert!(rules.contains("fwmark 0x10000000/0x90000000 lookup 2190000 proto 219"), "{rules}");
-    // This process's own exemption may end before the programs do, which the kernel detaches one by one.
+    // The bypass of this process may end before the programs do, which the kernel detaches one by one.
     for target in ["10.99.0.1:7", "[fd99::1]:7"] {
         assert_eventually("nothing is captured", || ask(How::Plain, address(target)) == "world");
     }
-    // What a captured connection still has to say does not leave this host.
+    // What a captured connection still sends does not leave this host.
     thread::sleep(Duration::from_millis(300));
     let mut wire = wire();
     for mut socket in &established {
         match (method(), socket.write_all(b"a secret")) {
-            // Its guard may have reset the connection, as soon as that had anything to say.
+            // The guard of nft may have reset the connection as soon as it sent anything.
             (_, Ok(())) | (Method::Nft, Err(_)) => {}
             (Method::Lookup | Method::Rewrite, Err(error)) => panic!("{error}"),
         }
@@ -136,17 +135,17 @@ pub(crate) fn two_instances() {
     assert_eq!(ask(How::Plain, address("[fd99::1]:7")), "proxy [fd99::1]:7");
 }
 
-/// Each step of the set-up fails in turn, the last one not at all.
+/// Tests that each step of the set-up fails in turn, and in the last run none.
 pub(crate) fn each_failing_step_leaves_nothing() {
     each_step("one_step", FAIL, 6);
 }
 
-/// As that, with all that a plan may ask for.
+/// Tests the same for a plan with everything in it.
 pub(crate) fn each_failing_step_of_all_leaves_nothing() {
     each_step("one_step_of_all", FAIL, 12);
 }
 
-/// At each step the helper dies.
+/// Tests that the cleanup finds what a helper leaves that dies at any step.
 pub(crate) fn a_death_at_each_step_leaves_what_is_found() {
     each_step("one_step_of_all", DIE, 12);
 }
@@ -174,13 +173,13 @@ fn each_step(case: &str, fault: &str, least: u32) {
 
 const CAPTURED: &str = "it has captured";
 
-/// Captures, unless a fault is injected, and leaves nothing either way.
+/// Captures, unless a fault is injected, and leaves nothing in either case.
 pub(crate) fn one_step() {
     let _world = World::new();
     one_step_of(&everything(), method().mechanism(), None);
 }
 
-/// As that, of a plan with a LAN interface, a nameserver on a link and a bypass.
+/// Does the same for a plan with a LAN interface, a nameserver on a link and a bypass.
 pub(crate) fn one_step_of_all() {
     let (_world, link) = resolvers::link();
     let nameserver = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x53), 53, 0, link);
@@ -189,7 +188,7 @@ pub(crate) fn one_step_of_all() {
         Method::Rewrite => Lans::None,
     };
     let mut mechanism = method().mechanism();
-    // By tcx nothing could stay.
+    // A tcx link can't outlive its process.
     if method() == Method::Lookup {
         mechanism.ebpf.ingress = IngressHook::Clsact;
     }
@@ -202,10 +201,8 @@ pub(crate) fn one_step_of_all() {
 }
 
 fn one_step_of(plan: &Plan, mechanism: Mechanism, bypass: Option<BypassChoice>) {
-    let own_cgroup = || fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
-    let before = (network_state(), own_cgroup());
+    let before = (network_state(), our_cgroups(), cgroup_of("self"));
     let mut handle = Handle::spawn().expect("a helper");
-    let processes = [handle.pid(), std::process::id()];
     if let Some(choice) = bypass {
         let options = BypassOptions { choice, ..BypassOptions::default() };
         handle.enclose(options).and_then(|()| handle.settle()).expect("a bypass");
@@ -230,12 +227,11 @@ fn one_step_of(plan: &Plan, mechanism: Mechanism, bypass: Option<BypassChoice>) 
         }
     }
     drop(handle);
-    assert_eq!((network_state(), own_cgroup()), before);
-    assert_eq!(cgroups_of(&processes), [""; 0]);
+    assert_eq!((network_state(), our_cgroups(), cgroup_of("self")), before);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
 }
 
-/// The one thing that nobody can tell from what others have.
+/// Removes the line of an empty clsact qdisc, which looks like anybody else's.
 fn without_empty_clsact(state: &str) -> String {
     let is_empty = !state.contains("shuttle_router");
     let lines = state.lines().filter(|line| !is_empty || !line.starts_with("qdisc clsact "));

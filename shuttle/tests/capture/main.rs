@@ -1,10 +1,11 @@
-//! Captures for real, each case in a process and a network namespace of its own; nothing outside is touched. Needs
+//! Captures for real, each case in a process and a network namespace of its own. Nothing outside is touched. Needs
 //! root, and fails without it. An argument runs only the cases whose names contain it.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
 mod app;
 mod bypass;
 mod cases;
+mod cgroup;
 mod kernel_rules;
 mod lab;
 mod lifetime;
@@ -36,7 +37,7 @@ use shuttle::{
     helper,
 };
 
-/// A case panics when it fails. It is run by each method that is named.
+/// A case: its name, the methods that run it, and the function, which panics if the case fails.
 type Case = (&'static str, &'static [Method], fn());
 
 /// The methods of the table of cases.
@@ -50,7 +51,7 @@ pub(crate) enum Method {
 impl Method {
     const ALL: [Self; 3] = [Self::Lookup, Self::Rewrite, Self::Nft];
 
-    /// What the helper is asked for, and what the names of cases end with.
+    /// Returns the mechanism to request from the helper, and the suffix of the cases' names.
     pub(crate) fn row(self) -> (Mechanism, &'static str) {
         let by = |method| Mechanism { method: MethodChoice::Only(method), ..Mechanism::default() };
         let ebpf = |steering| {
@@ -69,17 +70,17 @@ impl Method {
     }
 }
 
-/// The case that this process runs captures by this method.
+/// The method of the case that this process runs.
 static METHOD: OnceLock<Method> = OnceLock::new();
 
 pub(crate) fn method() -> Method {
     *METHOD.get().expect("a case runs")
 }
 
-/// Cases that run at the same time: each waits more than it works.
+/// The number of cases that run at the same time. Each waits more than it works.
 const SIDE_BY_SIDE: usize = 4;
 
-/// No case takes a tenth of it.
+/// The time limit of a case. No case takes a tenth of it.
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
@@ -94,15 +95,17 @@ fn main() -> ExitCode {
             let (_, method, case) =
                 all_runs().find(|(other, _, _)| *other == name).expect("a case of that name");
             METHOD.set(method).expect("one case a process");
+            let home = cgroup::Throwaway::enter();
             case();
+            home.end();
             ExitCode::SUCCESS
         }
         ref filters => run_all(filters.iter().copied().filter(|filter| !filter.starts_with('-')).collect()),
     }
 }
 
-/// Every case by each of its methods: the name of that run, the method, the case. One method after another, so that a
-/// case that keeps the processors busy does not run beside itself.
+/// Returns every case by each of its methods: the name of that run, the method, and the case. One method comes after
+/// another, so that a case that keeps the processors busy does not run beside itself.
 fn all_runs() -> impl Iterator<Item = (String, Method, fn())> {
     Method::ALL.into_iter().flat_map(|method| {
         let cases = cases::ALL.iter().filter(move |(_, methods, _)| methods.contains(&method));
@@ -133,7 +136,7 @@ fn run_all(filters: Vec<&str>) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs a case in a process of its own, and prints what that said if it fails.
+/// Runs a case in a process of its own, and prints its output if it fails.
 fn run_one(name: &str) -> bool {
     let this = env::current_exe().expect("own path");
     let said = tempfile::tempfile().expect("a file");

@@ -1,4 +1,4 @@
-//! Programs of others at the same hooks.
+//! Other software's programs at the same hooks.
 
 use std::{fs, net::TcpListener, os::fd::AsFd, path::PathBuf};
 
@@ -21,7 +21,7 @@ use crate::{
     method,
 };
 
-/// Marks connections to one network with a bit of its own, in this namespace. Detached on drop.
+/// A program that marks connections to one network with a bit of its own, in this namespace. It is detached on drop.
 struct Neighbour {
     _object: Ebpf,
 }
@@ -54,7 +54,7 @@ impl Neighbour {
     }
 }
 
-/// A cgroup for this process, which leaves it and removes it on drop.
+/// A cgroup for this process, which leaves and removes it on drop.
 struct Child(PathBuf);
 
 impl Child {
@@ -84,8 +84,8 @@ impl Drop for Child {
     }
 }
 
-/// At the root and below it, attached before shuttle and after: by lookup all see each connection, and none loses its
-/// bit.
+/// Tests programs at the root and below it, attached before shuttle and after. By lookup all see each connection, and
+/// none loses its bit.
 pub(crate) fn other_programs() {
     const BITS: [u32; 3] = [0x1_0000, 0x2_0000, 0x4_0000];
     let _world = World::new();
@@ -99,9 +99,9 @@ pub(crate) fn other_programs() {
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
     let seen = match method() {
         Method::Lookup => 0x1000_0000 | BITS[0] | BITS[1] | BITS[2],
-        // It marks packets, not sockets.
+        // nft marks packets, not sockets.
         Method::Nft => BITS[0] | BITS[1] | BITS[2],
-        // Whoever comes after us sees a destination that its rules don't know.
+        // A program that is attached after shuttle's sees a destination that its rules don't know.
         Method::Rewrite => BITS[0] | BITS[1],
     };
     assert_eq!(mark(), seen);
@@ -112,9 +112,9 @@ pub(crate) fn other_programs() {
     assert_eq!(mark(), BITS[0] | BITS[1]);
 }
 
-/// A container, whose own programs decide about its sockets: also one that is a shuttle and uses the very same bit.
-/// Ours at the root see its connections too, and leave its sockets alone; what it sends by a LAN interface is captured
-/// there.
+/// Tests a container whose own programs decide about its sockets, even if it is a shuttle and uses the same bit.
+/// Shuttle's programs at the root see its connections too, and don't touch its sockets. What it sends by a LAN
+/// interface is captured there.
 pub(crate) fn container_with_programs() {
     const BIT: u32 = 0x1000_0000;
     const THERE: &str = "10.55.0.1:7";

@@ -1,4 +1,4 @@
-//! ICMP errors, which the helper sends to programs.
+//! The ICMP errors that the helper sends to programs.
 
 use std::{io::ErrorKind, net::UdpSocket, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     lab::{World, address},
 };
 
-/// A connected socket hears that its peer's port is closed where the peer is captured, and else nothing.
+/// Tests that a connected socket learns that its peer's port is closed if the peer is captured, and nothing else.
 pub(crate) fn are_confined() {
     let _world = World::new();
     let (_handle, captured) = start(&everything());
@@ -17,12 +17,12 @@ pub(crate) fn are_confined() {
     for (peer, what, other_port, heard) in [
         ("10.99.0.1:9", Unreachable::Port, false, ErrorKind::ConnectionRefused),
         ("[fd99::1]:9", Unreachable::Port, false, ErrorKind::ConnectionRefused),
-        // No reason to give up, says RFC 1122: only who asks for it hears of it.
+        // RFC 1122 says that this is no reason to give up: only a socket that asks for such errors gets it.
         ("10.99.0.1:9", Unreachable::Host, false, NOTHING),
-        // It isn't what this socket has sent.
+        // This socket has not sent the datagram.
         ("10.99.0.1:9", Unreachable::Port, true, NOTHING),
         ("[fd99::1]:9", Unreachable::Port, true, NOTHING),
-        // These are not captured.
+        // These peers are not captured.
         ("10.88.0.1:9", Unreachable::Port, false, NOTHING),
         ("[fd88::1]:9", Unreachable::Port, false, NOTHING),
     ] {

@@ -1,4 +1,4 @@
-//! What a packet filter must do beyond what every capture does: it sees packets, after routing and among other tables.
+//! What a packet filter must do in addition, since it sees packets, after routing and among other tables.
 
 use std::{
     io::{Read, Write},
@@ -23,8 +23,8 @@ use crate::{
     method, udp,
 };
 
-/// Programs get to captured destinations without a route there; the rest is refused at once, and of a family of which
-/// nothing is captured as before.
+/// Tests that programs reach captured destinations without a route there. Other destinations are refused at once. A
+/// family of which nothing is captured is as before.
 pub(crate) fn without_a_route() {
     let _world = World::new();
     let v4 = vec![rule("10.99.0.0/16", Verdict::Capture)];
@@ -56,8 +56,8 @@ pub(crate) fn without_a_route() {
     assert_eq!(ask(How::Plain, address("[fd88::1]:7")), "NetworkUnreachable", "as before");
 }
 
-/// Two instances, none of whose destinations has a route: the fallback of the first must not keep anything from the
-/// other.
+/// Tests two instances whose destinations have no route: the fallback of the first must not keep anything from the
+/// second.
 pub(crate) fn two_without_a_route() {
     let _world = World::new();
     let of = |network| Plan { rules: vec![rule(network, Verdict::Capture)], ..everything() };
@@ -71,7 +71,7 @@ pub(crate) fn two_without_a_route() {
     assert_eq!(ask(How::Plain, address("10.98.0.1:7")), "ConnectionRefused");
 }
 
-/// Other tables, by what they do.
+/// Other tables, described by what they do.
 const OTHERS: [(&str, &str); 5] = [
     (
         "notrack",
@@ -97,14 +97,19 @@ const OTHERS: [(&str, &str); 5] = [
     ),
 ];
 
-/// What machines behind a LAN interface send is captured whatever other tables do. (`tests/nft` has this host's own.)
+/// Loads a ruleset of somebody else.
+pub(crate) fn load(ruleset: &str) {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+    nft.stdin.take().expect("a pipe").write_all(ruleset.as_bytes()).expect("nft reads");
+    assert!(nft.wait().expect("nft").success(), "{ruleset}");
+}
+
+/// Tests that what machines behind a LAN interface send is captured whatever other tables do. (`tests/nft` tests this
+/// host's own traffic.)
 pub(crate) fn forwarded_beside_others() {
     for (name, chains) in OTHERS {
         let world = World::new();
-        let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-        let table = format!("table inet other {{ {chains}\n}}");
-        nft.stdin.take().expect("a pipe").write_all(table.as_bytes()).expect("nft reads");
-        assert!(nft.wait().expect("nft").success(), "{name}");
+        load(&format!("table inet other {{ {chains}\n}}"));
         let lans = Lans::Named(vec!["v0".into()]);
         let (_handle, captured) = start(&Plan { lans, ..everything() });
         let _proxy = udp::answer_captured(captured);
@@ -122,7 +127,7 @@ pub(crate) fn forwarded_beside_others() {
     }
 }
 
-/// Somebody else removes our policy rules: captured connections do not leave this host.
+/// Tests that captured connections do not leave this host if somebody else removes the policy rules.
 pub(crate) fn removed_policy_rules() {
     let _world = World::new();
     let (_handle, captured) = start(&everything());
@@ -143,7 +148,8 @@ pub(crate) fn removed_policy_rules() {
     drop(captured);
 }
 
-/// What is accepted says something each minute: the table forgets a connection that is silent for five.
+/// Tests that an accepted connection sends something each minute. The table forgets a connection that is silent for
+/// five.
 pub(crate) fn accepted_connections_are_kept() {
     let _world = World::new();
     let (_handle, captured) = start(&everything());

@@ -29,14 +29,14 @@ use crate::{
 };
 
 const NAMESERVERS: [&str; 4] = ["127.0.0.53", "::1", "10.77.0.1", "10.99.0.1"];
-/// All of this host.
+/// All nameservers of this host.
 const STUBS: [&str; 4] = ["127.0.0.53", "127.0.0.54", "::1", "10.77.0.1"];
 
 fn nameservers() -> [SocketAddr; 4] {
     NAMESERVERS.map(|server| SocketAddr::new(server.parse().expect("an address"), 53))
 }
 
-/// Captures queries to these, and nothing else.
+/// Returns a plan that captures only queries to these nameservers.
 fn queries(servers: &[SocketAddr]) -> Plan {
     let nameservers: Vec<Nameserver> = servers.iter().copied().map(Nameserver::from).collect();
     let mut rules = default_exclusions();
@@ -76,11 +76,11 @@ pub(crate) fn by_udp() {
         (How::Connected, "10.99.0.1:53", true),
         (How::Unconnected, "10.99.0.1:53", true),
         (How::PortConnected, "10.99.0.1:53", true),
-        // Another port, another address.
+        // Another port, and another address.
         (How::Connected, "127.0.0.53:54", false),
         (How::Unconnected, "[::1]:54", false),
         (How::Connected, "127.0.0.54:53", false),
-        // Our own processes want the real one.
+        // Shuttle's own processes must reach the real nameserver.
         (How::Exempt, "127.0.0.53:53", false),
         (How::ExemptUnconnected, "127.0.0.53:53", false),
         (How::Exempt, "[::1]:53", false),
@@ -98,7 +98,7 @@ pub(crate) fn by_udp() {
     }
 }
 
-/// Who answers a connection of a socket with this mark.
+/// Returns who answers a connection of a socket with this mark.
 fn connect(mark: u32, from: Option<&str>, destination: SocketAddr) -> String {
     let socket = Socket::new(Domain::for_address(destination), Type::STREAM, None).expect("a socket");
     socket.set_mark(mark).expect("root");
@@ -137,12 +137,12 @@ pub(crate) fn by_tcp() {
     assert_eq!(connect(0, None, address("127.0.0.53:53")), "home");
 }
 
-/// In the world, on the link.
+/// A nameserver in the world, on the link.
 const LINKED: &str = "fe80::53";
-/// A nameserver that nobody is.
+/// A nameserver's address that no host has.
 const NOBODY: &str = "fe80::55";
 
-/// A world in which nameservers are on the link, and the link's index here.
+/// Makes a world in which nameservers are on the link. Also returns the link's index here.
 pub(crate) fn link() -> (World, u32) {
     let world = World::new();
     add_to_link();
@@ -198,21 +198,21 @@ pub(crate) fn on_a_link() {
     };
     captures();
     for (how, destination) in [
-        // Another address, another port.
+        // Another address, and another port.
         (How::Connected, on("fe80::54", link, 53)),
         (How::Unconnected, on("fe80::54", link, 53)),
         (How::Connected, on(LINKED, link, 54)),
         (How::Unconnected, on(LINKED, link, 54)),
-        // Our own processes want the real one.
+        // Shuttle's own processes must reach the real nameserver.
         (How::Exempt, server),
         (How::ExemptUnconnected, server),
     ] {
         assert_eq!(ask(how, destination), "world", "{how:?} {destination}");
     }
     let by_device = match method() {
-        // All sockets are bound to the link that are connected there.
+        // All sockets that are connected there are bound to the link.
         Method::Nft => &by_proxy,
-        // As anywhere.
+        // As for any other destination.
         Method::Lookup | Method::Rewrite => "world",
     };
     assert_eq!(ask(How::Device("v0"), server), by_device);
@@ -220,7 +220,7 @@ pub(crate) fn on_a_link() {
     assert_eq!(connect(0, None, on("fe80::54", link, 53)), "world");
     nobody_on_the_link_is_taken_for_a_program(&world, nobody);
 
-    // A link that comes back has its routes again.
+    // A link that comes back gets its routes again.
     ip("link set v0 down");
     ip("link set v0 up");
     add_to_link();
@@ -237,11 +237,12 @@ pub(crate) fn on_a_link() {
     assert_eq!(ask(How::Unconnected, server), "world");
 }
 
-/// A neighbour sends from the address that captured datagrams come from.
+/// Tests that a neighbour's datagram is not taken for a program's, if it comes from the address that captured datagrams
+/// come from.
 fn nobody_on_the_link_is_taken_for_a_program(world: &World, nobody: SocketAddr) {
     let here = UdpSocket::bind("[::]:4000").expect("a free port");
     here.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
-    // This host's own program is heard when it sends so.
+    // The query of this host's own program is answered.
     here.send_to(b"?", nobody).expect("sent");
     assert!(here.recv_from(&mut [0; 64]).is_ok(), "an answer to a program's query");
     let shown = ip("-br link show dev v0");

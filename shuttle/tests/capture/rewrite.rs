@@ -1,4 +1,4 @@
-//! What rewriting destinations must do beyond what every capture does.
+//! What rewriting destinations must do in addition.
 
 use std::{
     net::{SocketAddr, TcpStream, UdpSocket},
@@ -20,6 +20,7 @@ use crate::{
     Method,
     app::{How, ask},
     cases::{BOTH, assert_eventually, capture, everything, rule, start},
+    cgroup::our_cgroups,
     lab::{World, address, ip, network_state, proxy, serve},
     udp::{self, answer_captured, receive},
 };
@@ -35,7 +36,7 @@ const BY_UDP: [(udp::How, &str); 6] = [
     (udp::How::Connected, "[fd99::1]:7"),
 ];
 
-/// Captures and answers, both protocols.
+/// Captures and answers both protocols.
 fn start_both(plan: &Plan) -> (Handle, [u16; 2]) {
     let (handle, captured) = start(plan);
     let ports = udp_ports(&captured);
@@ -43,13 +44,13 @@ fn start_both(plan: &Plan) -> (Handle, [u16; 2]) {
     (handle, ports)
 }
 
-/// Those of IPv4 and IPv6.
+/// Returns the ports of IPv4 and IPv6.
 fn udp_ports(captured: &Captured) -> [u16; 2] {
     let listeners = [&captured.listeners.v4, &captured.listeners.v6];
     listeners.map(|it| it.as_ref().and_then(|it| it.udp.local_addr().ok()).expect("a port").port())
 }
 
-/// Who answers to TCP and UDP, of both families and v4-mapped.
+/// Asserts who answers to TCP and UDP, of both families and v4-mapped.
 fn everybody_says(want: impl Fn(&str) -> String) {
     for (how, destination) in BY_TCP {
         assert_eq!(ask(how, address(destination)), want(destination), "{how:?} {destination}");
@@ -59,14 +60,13 @@ fn everybody_says(want: impl Fn(&str) -> String) {
     }
 }
 
-/// Also after kill -9, and without a cleanup.
+/// Tests each end, also kill -9, without a cleanup.
 pub(crate) fn however_it_ends_nothing_stays() {
     let _world = udp::world();
-    let before = network_state();
+    let (before, cgroups) = (network_state(), our_cgroups());
     for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGKILL)] {
         let (handle, _) = start_both(&everything());
-        let helper = [handle.pid()];
-        assert_eq!(cgroups_of(&helper), [""; 0], "while it captures");
+        assert_eq!(our_cgroups(), cgroups, "while it captures");
         everybody_says(|destination| format!("proxy {destination}"));
         let unconnected = udp::socket(udp::How::Unconnected, address("10.99.0.1:7"));
         let exchange = |want: &str| {
@@ -81,24 +81,11 @@ pub(crate) fn however_it_ends_nothing_stays() {
         assert_eventually("nothing is left", || network_state() == before);
         everybody_says(|_| "world".to_owned());
         exchange("world");
-        assert_eq!(cgroups_of(&helper), [""; 0], "{signal:?}");
+        assert_eq!(our_cgroups(), cgroups, "{signal:?}");
     }
 }
 
-/// The cgroups of shuttle beside this process that are named after these processes. Those of other tests come and go.
-pub(crate) fn cgroups_of(processes: &[u32]) -> Vec<String> {
-    let wanted: Vec<_> = processes.iter().map(|process| format!("shuttle.{process}")).collect();
-    let own = std::fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 hierarchy");
-    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-    let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|it| it[2] == "cgroup2");
-    let folder = std::path::Path::new(mount.expect("a cgroup2 mount")[1]).join(path);
-    let entries = std::fs::read_dir(folder).expect("our own cgroup").flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| wanted.contains(name)).collect()
-}
-
-/// Of UDP sockets; those of TCP are asked in every case.
+/// Tests UDP sockets. Every case checks those of TCP.
 pub(crate) fn getpeername_is_truthful() {
     let _world = udp::world();
     let (_handle, _) = start_both(&everything());
@@ -110,14 +97,14 @@ pub(crate) fn getpeername_is_truthful() {
     }
 }
 
-/// Nobody gets anywhere by connecting or sending to the listeners themselves, nor by a port that a captured connection
-/// had.
+/// Tests that nobody reaches anything by connecting or sending to the listeners themselves, nor by a port that a
+/// captured connection had.
 pub(crate) fn the_listeners_serve_nobody_else() {
     let world = udp::world();
     let (_handle, captured) = start(&everything());
     for listener in captured.listeners.iter().map(|it| it.tcp.local_addr().expect("a port")) {
         let destination = if listener.is_ipv4() { "10.99.0.1:7" } else { "[fd99::1]:7" };
-        // The listener's address has to be given, and the port to be used again.
+        // The socket is bound to the listener's address, and to a port that is used again.
         let from = SocketAddr::new(listener.ip(), if listener.is_ipv4() { 5004 } else { 5006 });
         let connect = |to: SocketAddr| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("a socket");
@@ -164,7 +151,7 @@ pub(crate) fn the_listeners_serve_nobody_else() {
     });
 }
 
-/// One instance of each way to steer, each with its destinations.
+/// Tests one instance of each kind of steering, each with its destinations.
 pub(crate) fn beside_lookup() {
     let _world = World::new();
     let of = |network| Plan {

@@ -1,4 +1,4 @@
-//! Forwarded connections: the world is a LAN too.
+//! Forwarded connections. The world also acts as a LAN.
 
 use std::{
     net::TcpStream,
@@ -16,14 +16,14 @@ use crate::{
     lab::{NAME_PORT, World, address, ip, listen, say, serve},
 };
 
-/// Captured by all rules.
+/// A destination that all rules capture.
 const ALWAYS: &str = "10.55.0.1:7";
-/// Captured by every other set of rules; when it isn't, nobody answers.
+/// A destination that every other set of rules captures. When it isn't captured, nobody answers.
 const AT_TIMES: &str = "10.56.0.1:7";
 const SWAPS: usize = 200;
 
-/// No connection of the world ever gets to the listener of home that has the same port, nor is one refused because it
-/// was marked by rules that are gone when it looks for its socket.
+/// Tests that no connection of the world ever reaches the listener of home that has the same port, and that none is
+/// refused because the rules that marked it have gone when its socket is looked up.
 pub(crate) fn while_rules_change() {
     let world = World::new();
     serve(listen(NAME_PORT), |stream| say(stream, "home"));

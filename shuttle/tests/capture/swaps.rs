@@ -20,14 +20,15 @@ use crate::{
 };
 
 const SWAPS: u32 = 1_000;
-/// Rules that come and go beside those that stay, so that filling a map takes its time.
+/// The number of rules that come and go besides those that stay, so that filling a map takes time.
 const OTHERS: u32 = 200;
 
-/// While the rules change a thousand times, what all of them include is always captured, and what all of them exclude
-/// never: by each family, and by sockets that are recognised only when their packets come back.
+/// Tests that while the rules change a thousand times, what all of them include is always captured, and what all of
+/// them exclude never. It does so for each family, and for sockets that are recognised only when their packets come
+/// back.
 pub(crate) fn none_goes_the_wrong_way() {
     let _world = World::new();
-    // Where a captured connection must not end.
+    // A captured connection must not end here.
     serve(listen(NAME_PORT), |stream| say(stream, "home"));
     let (mut handle, _captured) = start(&everything());
     let ways = [
@@ -69,7 +70,7 @@ pub(crate) fn none_goes_the_wrong_way() {
     assert!(wrong.is_empty(), "{} of {count} went the wrong way: {:?}", wrong.len(), wrong.first());
 }
 
-/// Now broad, now narrow, and never the same twice in a row.
+/// Returns rules that are now broad, now narrow, and never the same twice in a row.
 fn rules(swap: u32) -> Vec<Rule> {
     let (captured, passed) = match swap % 3 {
         0 => (["0.0.0.0/0", "::/0"], ["10.88.0.0/16", "fd88::/16"]),

@@ -37,7 +37,7 @@ use crate::{
     method,
 };
 
-/// How a program sends.
+/// The ways in which a program sends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum How {
     Connected,
@@ -54,16 +54,16 @@ pub(crate) enum How {
     Device(&'static str),
     /// Bound to a port alone, and connected.
     PortConnected,
-    /// With the bypass bit, connected.
+    /// Connected, with the bypass bit.
     Exempt,
-    /// With the bypass bit, unconnected.
+    /// Unconnected, with the bypass bit.
     ExemptUnconnected,
 }
 
-/// The mark of what is never captured (docs/methods.md).
+/// The mark bit of what is never captured (docs/methods.md).
 pub(crate) const BYPASS_BIT: u32 = 0x2000_0000;
 
-/// Long enough for two network namespaces, short enough for what is never answered.
+/// Long enough for an answer through two network namespaces, and short enough for datagrams that are never answered.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 pub(crate) fn socket(how: How, destination: SocketAddr) -> (UdpSocket, SocketAddr) {
@@ -136,7 +136,7 @@ pub(crate) fn receive(socket: &UdpSocket, destination: SocketAddr) -> String {
     }
 }
 
-/// Who answers at `destination`.
+/// Returns who answers at `destination`.
 pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     let (socket, target) = socket(how, destination);
     match send(how, &socket, b"?", target) {
@@ -145,7 +145,7 @@ pub(crate) fn ask(how: How, destination: SocketAddr) -> String {
     }
 }
 
-/// Answers each datagram with this name, from the address it came to.
+/// Answers each datagram with this name, from the address that it came to.
 pub(crate) fn answer_at(address: &str, port: u16, name: &'static str) {
     answer_by(UdpSocket::bind((address, port)).expect("a free port"), name);
 }
@@ -178,7 +178,7 @@ pub(crate) fn world() -> World {
 pub(crate) struct Answerer {
     replies: ReplyChannel,
     outlets: HashMap<SocketAddr, Outlet>,
-    /// Without them, rewriting takes its client for dead.
+    /// The TCP listeners. Without them, rewriting takes its client for dead.
     _listeners: Vec<TcpListener>,
 }
 
@@ -201,8 +201,8 @@ impl Answerer {
 
 pub(crate) type Shared = Arc<Mutex<Answerer>>;
 
-/// A helper that captures, and what answers each datagram: with the same, if it begins with an 'e', else with where it
-/// was sent to.
+/// Starts a helper that captures, and answers each datagram: with its own content if it begins with an 'e', otherwise
+/// with its destination.
 pub(crate) fn start(plan: &Plan) -> (Handle, Shared) {
     let mut handle = Handle::spawn().expect("a helper");
     let captured = capture(&mut handle, plan).expect("capture");
@@ -255,7 +255,7 @@ pub(crate) fn steering() {
         (How::BoundConnected("10.77.0.1"), "10.99.0.1:7", "proxy 10.99.0.1:7"),
         (How::BoundConnected("fd77::1"), "[fd99::1]:7", "proxy [fd99::1]:7"),
         (How::PacketInfo([10, 77, 0, 1]), "10.99.0.1:7", "proxy 10.99.0.1:7"),
-        // On the link itself, and captured as well.
+        // A destination on the link itself is captured as well.
         (How::Unconnected, "10.77.0.2:7", "proxy 10.77.0.2:7"),
         // Excluded.
         (How::Connected, "10.88.0.1:7", "world"),
@@ -273,7 +273,7 @@ pub(crate) fn steering() {
         (How::Connected, "10.77.0.1:7", "home"),
         (How::Bound("10.77.0.1"), "10.77.0.1:7", "home"),
         (How::Unconnected, "[fd77::1]:7", "home"),
-        // Bound to a device: beyond policy routing.
+        // A socket that is bound to a device is not affected by policy routing.
         (How::Device("v0"), "10.99.0.1:7", "world"),
         (How::Device("v0"), "[fd99::1]:7", "world"),
     ];
@@ -286,7 +286,7 @@ pub(crate) fn steering() {
     }
 }
 
-/// Broadcasts and multicasts go where they went before.
+/// Tests that broadcasts and multicasts are delivered as before.
 pub(crate) fn what_is_for_the_link_stays() {
     let world = world();
     world.run(|| {
@@ -310,7 +310,7 @@ pub(crate) fn what_is_for_the_link_stays() {
     }
 }
 
-/// One socket, made before the capture, with captured and other destinations in turn.
+/// Tests one socket, made before the capture, that sends to captured and other destinations in turn.
 pub(crate) fn one_socket() {
     let _world = world();
     let rows = [
@@ -330,7 +330,7 @@ pub(crate) fn one_socket() {
                     assert_eq!(receive(socket, *destination), expected(index, *destination), "{destination}");
                 }
             }
-            // All at once, too.
+            // All datagrams at once.
             for to in destinations {
                 socket.send_to(b"?", to).expect("sent");
             }
@@ -376,11 +376,11 @@ pub(crate) fn port_ranges() {
     }
 }
 
-/// The longest datagrams there are, and some that the kernel has to take apart.
+/// Tests the longest datagrams that exist, and some that the kernel has to fragment.
 pub(crate) fn long_datagrams() {
     let _world = world();
     let (_handle, proxy) = start(&everything());
-    // A program of this host that leaves the port to nobody else, so that the helper must send the replies.
+    // A program of this host that holds the port exclusively, so that the helper must send the replies.
     let _holders = ["0.0.0.0:11", "[::]:12"].map(|held| {
         let held = address(held);
         let socket = Socket::new(Domain::for_address(held), Type::DGRAM, None).expect("a socket");
@@ -427,7 +427,7 @@ pub(crate) fn long_datagrams() {
     drop(proxy);
 }
 
-/// What is handed to the kernel in one piece, to be sent in several (UDP_SEGMENT), comes as several.
+/// Tests that what is passed to the kernel in one piece, to be sent in several (UDP_SEGMENT), arrives in several.
 pub(crate) fn segmented() {
     let _world = world();
     let (_handle, _proxy) = start(&everything());
@@ -437,13 +437,13 @@ pub(crate) fn segmented() {
             setsockopt(&socket, sockopt::UdpGsoSegment, &1000).expect("Linux 4.18");
             send(how, &socket, "e".repeat(4500).as_bytes(), target).expect("sent");
             let got: Vec<_> = (0..5).map(|_| receive(&socket, address(destination)).len()).collect();
-            // What begins with an 'e' comes back as it was.
+            // What begins with an 'e' comes back unchanged.
             assert_eq!(got, [1000, 1000, 1000, 1000, 500], "{how:?} {destination}");
         }
     }
 }
 
-/// The helper makes no socket for what it can't have captured, and those that it makes reach nobody but this host.
+/// Tests that the helper makes no socket for what it can't have captured, and that its sockets reach only this host.
 pub(crate) fn replies_are_confined() {
     let world = world();
     let (_handle, proxy) = start(&everything());
@@ -502,7 +502,7 @@ pub(crate) fn replies_are_confined() {
     assert!(all.recv_timeout(PATIENCE).is_err());
 }
 
-/// After kill -9 datagrams go directly at once, of sockets that were captured too.
+/// Tests that after kill -9 datagrams go directly at once, also those of sockets that were captured.
 pub(crate) fn killed_helper() {
     let _world = world();
     let before = network_state();
@@ -530,7 +530,7 @@ pub(crate) fn killed_helper() {
     assert_eq!(network_state(), before);
 }
 
-/// What the capturing side itself sends is not captured.
+/// Tests that what the capturing side itself sends is not captured.
 pub(crate) fn bypass() {
     let _world = world();
     let (mut handle, _proxy) = start(&everything());

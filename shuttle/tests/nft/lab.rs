@@ -1,4 +1,4 @@
-//! A namespace without anything, and what is set up in it.
+//! An empty namespace, and what is set up in it.
 
 use std::{
     io::Write as _,
@@ -18,13 +18,13 @@ pub(crate) fn enter() {
     unshare(CloneFlags::CLONE_NEWNET).expect("unshare needs root");
 }
 
-/// Runs a program in this thread's namespace, with this on its stdin.
+/// Runs a program in this thread's namespace, with this input.
 pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> String {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
     let mut stdin = child.stdin.take().expect("a pipe");
-    // Large inputs come before any output.
+    // Programs read large inputs before they print anything.
     stdin.write_all(input.as_bytes()).expect("a reader");
     drop(stdin);
     let output = child.wait_with_output().expect("an end");
@@ -32,12 +32,12 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What nft lists of this namespace.
+/// Returns nft's listing of this namespace.
 pub(crate) fn listing() -> String {
     run("nft", &["list", "ruleset"], "")
 }
 
-/// A setup with everything on.
+/// Returns a setup with everything on.
 pub(crate) fn setup() -> Setup {
     let address = |text: &str| -> SocketAddr { text.parse().expect("an address") };
     Setup {
@@ -57,7 +57,7 @@ pub(crate) fn setup() -> Setup {
     }
 }
 
-/// An include, or an exclude if the text begins with `!`: a network, and perhaps `#` and ports.
+/// Parses an include, or an exclude if the text begins with `!`: a network, optionally followed by `#` and ports.
 pub(crate) fn rule(text: &str) -> Rule {
     let (verdict, text) = match text.strip_prefix('!') {
         Some(rest) => (Verdict::Pass, rest),

@@ -1,5 +1,5 @@
-//! What a packet filter meets: programs of all kinds, and other tables. What goes in clear is counted at the only
-//! interface.
+//! What a packet filter meets: programs of all kinds, and other tables. A counter at the only interface counts what
+//! leaves uncaptured.
 
 use std::{
     io,
@@ -24,11 +24,11 @@ use crate::{
 
 const CAPTURE: u32 = 0x1000_0000;
 const BYPASS: u32 = 0x2000_0000;
-/// For an answer that must come, on a loaded machine.
+/// The wait for an answer that must come, on a loaded machine.
 const WAIT: Duration = Duration::from_secs(2);
-/// For one that must not.
+/// The wait for an answer that must not come.
 const SHORT: Duration = Duration::from_millis(50);
-/// When maps were replaced in one transaction, each fifth change or so let something through.
+/// The number of changes. When maps were replaced in one transaction, about each fifth change let something through.
 const CHANGES: u32 = 50;
 const CAPTURED: &[&str] = &["10.9.0.0/16", "fd09::/16", "127.0.0.53/32#53", "10.8.0.0/16#80"];
 
@@ -108,8 +108,8 @@ impl Home {
     }
 }
 
-/// Counts what leaves by `d0` for other networks, after everybody else. (There are neighbour discovery and multicast
-/// too.)
+/// A counter of what leaves by `d0` for other networks, after all other tables. (Neighbour discovery and multicast
+/// leave too.)
 const COUNTER: &str = "table inet seen {
     counter clear { }
     chain q {
@@ -119,7 +119,7 @@ const COUNTER: &str = "table inet seen {
     }
 }";
 
-/// Packets that have left by `d0`.
+/// Returns the number of packets that have left by `d0`.
 fn in_clear() -> u64 {
     let listing = run("nft", &["list", "counter", "inet", "seen", "clear"], "");
     let count = listing.split_whitespace().skip_while(|word| *word != "packets").nth(1);
@@ -137,7 +137,7 @@ fn transparent(domain: Domain, kind: Type, address: SocketAddr) -> Socket {
     socket
 }
 
-/// Tells each connection where it was meant to go.
+/// Accepts connections, and sends to each its original destination.
 fn accept_all(address: IpAddr) -> SocketAddr {
     let address = SocketAddr::new(address, 0);
     let socket = transparent(Domain::for_address(address), Type::STREAM, address);
@@ -154,7 +154,7 @@ fn accept_all(address: IpAddr) -> SocketAddr {
     address
 }
 
-/// Tells each datagram's sender where it was meant to go, from there.
+/// Answers each datagram from its original destination, with that destination as text.
 fn answer_all(address: IpAddr) -> SocketAddr {
     let address = SocketAddr::new(address, 0);
     let socket = transparent(Domain::for_address(address), Type::DGRAM, address);
@@ -204,7 +204,7 @@ fn plain(address: SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::from((it.ip(), it.port()))))
 }
 
-/// How a program sends.
+/// The ways in which a program sends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Plain,
@@ -212,7 +212,7 @@ enum Way {
     Bound,
     Device,
     Exempt,
-    /// Plain, to where nobody answers.
+    /// As `Plain`, to a destination where nobody answers.
     Lost,
 }
 
@@ -225,7 +225,7 @@ impl Way {
     }
 }
 
-/// A socket like a program's.
+/// Returns a socket like a program's.
 fn program(kind: Type, to: SocketAddr, way: Way) -> Socket {
     let socket = Socket::new(Domain::for_address(to), kind, None).expect("a socket");
     socket.set_read_timeout(Some(way.patience())).expect("a socket");
@@ -242,7 +242,7 @@ fn program(kind: Type, to: SocketAddr, way: Way) -> Socket {
     socket
 }
 
-/// What the other end says.
+/// Returns what the other end sends.
 fn by_tcp(to: SocketAddr, way: Way) -> io::Result<String> {
     let socket = program(Type::STREAM, to, way);
     socket.connect_timeout(&to.into(), way.patience())?;
@@ -272,7 +272,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-/// Captured: the listener says that it got there, and nothing leaves.
+/// Asserts that traffic is captured: the listener answers, and nothing leaves.
 fn assert_captured(name: &str, to: &str, ways: &[Way]) {
     for (protocol, send) in BOTH {
         for way in ways {
@@ -284,7 +284,7 @@ fn assert_captured(name: &str, to: &str, ways: &[Way]) {
     }
 }
 
-/// Not captured: it leaves, and nobody answers.
+/// Asserts that traffic is not captured: it leaves, and nobody answers.
 fn assert_passed(name: &str, to: &str, way: Way) {
     for (protocol, send) in BOTH {
         let before = in_clear();
@@ -303,7 +303,7 @@ fn other_tables_make_no_difference() {
             assert_passed(name, to, Way::Exempt);
         }
         assert_captured(name, "10.8.1.1:80", &[Way::Plain]);
-        // A nameserver of this host's, and the port of another program.
+        // A nameserver of this host, and the port of another program.
         assert_captured(name, "127.0.0.53:53", &[Way::Plain, Way::Connected]);
         for to in ["10.8.1.1:81", "10.6.1.1:80", "[fd0a::1]:80"] {
             assert_passed(name, to, Way::Lost);
@@ -318,7 +318,7 @@ fn other_tables_make_no_difference() {
     }
 }
 
-/// Rules change all the time, and all the time capture the same destination.
+/// Tests rules that change all the time, and all the time capture the same destination.
 #[test]
 fn nothing_leaves_while_the_rules_are_replaced() {
     let mut home = Home::new("");

@@ -1,4 +1,4 @@
-//! The table as a whole: what the kernel has of it, and when it goes.
+//! The table as a whole: what it contains in the kernel, and when it is removed.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ pub(crate) fn entries(rules: &[&str]) -> Entries {
     compile(&rules).expect("rules")
 }
 
-/// Plans of all kinds.
+/// Returns plans of all kinds.
 fn plans() -> Vec<(&'static str, Setup, Entries)> {
     let bare = Setup { v6: None, lans: Vec::new(), nameservers: Vec::new(), ..setup() };
     vec![
@@ -48,7 +48,7 @@ fn plans() -> Vec<(&'static str, Setup, Entries)> {
     ]
 }
 
-/// The listing without what the kernel and nft say of the owner.
+/// Removes what the kernel and nft list about the owner.
 fn without_owner(listing: &str) -> String {
     let kept = listing.lines().filter(|line| !line.contains("flags owner") && !line.trim().is_empty());
     kept.map(|line| line.split(" # progname").next().unwrap_or(line).trim_end().to_owned() + "\n").collect()
@@ -75,7 +75,7 @@ fn the_kernel_gets_the_same_by_netlink_and_by_text() {
     }
 }
 
-/// The kernel's expressions, without numbers of rules.
+/// Returns the kernel's expressions, without the rules' numbers.
 fn code(listing: &str) -> String {
     let kept = listing.lines().map(str::trim).filter(|line| line.starts_with('['));
     kept.map(|line| format!("{line}\n")).collect()
@@ -94,7 +94,7 @@ fn a_table_goes_with_its_owner() {
     let table = Table::add(render(&setup(), &entries(&["10.0.0.0/8"]))).expect("a table");
     assert_eq!(table.owner(), Owner::Socket);
     assert!(listing().contains("table inet shuttle_0"));
-    // Nobody else changes it.
+    // Nobody else can change the table.
     run("nft", &["flush", "ruleset"], "");
     assert!(listing().contains("chain output"), "{}", listing());
     match Table::add(render(&setup(), &entries(&[]))) {
@@ -216,10 +216,10 @@ fn rules_are_replaced() {
     assert_eq!(listing(), "");
 }
 
-/// Of processor time, as others use this machine too; in a debug build too.
+/// The limit of processor time, since others use this machine too. It also holds in a debug build.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// What this thread has used of the processors, in the kernel too.
+/// Returns the processor time that this thread has used, in the kernel too.
 fn used() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("usage");
     let time = |time: nix::sys::time::TimeVal| {
@@ -261,7 +261,7 @@ fn this_kernel_can_do_all_and_is_left_as_it_is() {
     assert_eq!(listing(), "");
 }
 
-/// Each is a chain of its own.
+/// Tests lists of ports that each are a separate chain.
 #[test]
 fn ten_thousand_lists_of_ports_are_soon_in_force() {
     enter();

@@ -1,4 +1,4 @@
-//! The programs that run inside a lab's hosts. Clients print their result as one line of JSON.
+//! The programs that run inside a lab's hosts. A client prints its result as one line of JSON.
 
 use std::fs::File;
 use std::io::{Read, Write, stdout};
@@ -264,7 +264,7 @@ fn print(result: &impl Serialize) -> Result<()> {
     Ok(stdout().flush()?)
 }
 
-/// A duplicate of the descriptor, without the buffering of the standard streams.
+/// Returns a duplicate of the descriptor, without the buffering of the standard streams.
 fn device(stream: impl AsFd) -> Result<File> {
     Ok(stream.as_fd().try_clone_to_owned()?.into())
 }

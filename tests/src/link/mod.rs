@@ -30,16 +30,16 @@ pub enum Link {
 /// How an emulated link treats every frame, the same in both directions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
-    /// In one direction: half of the round trip.
+    /// The delay in one direction, which is half of the round trip.
     pub delay: Duration,
-    /// In bit/s, of Ethernet frames.
+    /// The rate in bit/s, of Ethernet frames.
     pub rate: u64,
-    /// Bytes that may wait for the wire. Frames that don't fit are dropped.
+    /// The bytes that may wait for the wire. Frames that don't fit are dropped.
     pub queue: u64,
     /// The share of frames lost on the wire.
     pub loss: f64,
-    /// Whether TCP segments cross in bundles, as between a host and its network card. Without this the relay can't keep
-    /// up with a gigabit. Rate and queue count the frames that a bundle stands for; a loss would take a whole bundle.
+    /// Whether TCP segments cross in bundles, as between a host and its network card. Without this the relay can't
+    /// sustain a gigabit. Rate and queue count the frames that a bundle stands for. A loss would take a whole bundle.
     pub offload: bool,
 }
 
@@ -47,7 +47,7 @@ impl Link {
     /// Every link, in the order of the tables.
     pub const ALL: [Link; 5] = [Link::Lan, Link::Wan, Link::Fat, Link::Slow, Link::Lossy];
 
-    /// The name in tables and on command lines.
+    /// Returns the name in tables and on command lines.
     pub fn name(self) -> &'static str {
         match self {
             Link::Lan => "lan",
@@ -58,7 +58,7 @@ impl Link {
         }
     }
 
-    /// The shape of an emulated link; `None` for a veth pair.
+    /// Returns the shape of an emulated link, or `None` for a veth pair.
     pub fn shape(self) -> Option<Shape> {
         match self {
             Link::Lan => None,
@@ -82,7 +82,7 @@ impl FromStr for Link {
 }
 
 impl Shape {
-    /// The queue is one bandwidth-delay product unless given.
+    /// Makes a shape. The queue is one bandwidth-delay product unless given.
     fn of(round_trip_ms: u64, mbits: u64, queue: Option<u64>, loss: f64) -> Shape {
         let rate = mbits * 1_000_000;
         let product = rate / 8 * round_trip_ms / 1_000;
@@ -96,8 +96,8 @@ impl Shape {
     }
 }
 
-/// Puts a device called `wire` into both hosts. Returns the process that carries frames between them, if any. `tool`
-/// makes the command for it, on a host whose processor time counts for neither.
+/// Adds a device called `wire` to both hosts. Returns the process that carries frames between them, if there is one.
+/// `tool` makes the command for it, on a host whose processor time counts for neither.
 pub(crate) fn join(
     client: &Host,
     server: &Host,

@@ -1,4 +1,4 @@
-//! One direction of an emulated link as pure state. Frames and the time go in; frames come out when they are due.
+//! One direction of an emulated link as pure state. It takes frames and the time, and returns frames when they are due.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use super::Shape;
 #[derive(Debug)]
 pub struct Queue {
     shape: Shape,
-    /// When the wire will have sent everything that it was given.
+    /// The time at which the wire will have sent everything that it was given.
     busy_until: Duration,
     in_flight: VecDeque<(Duration, Vec<u8>)>,
     random: u64,
 }
 
 impl Queue {
-    /// An empty link; equal seeds lose equal frames.
+    /// Makes an empty link. Equal seeds lose equal frames.
     pub fn new(shape: Shape, seed: u64) -> Queue {
         Queue { shape, busy_until: Duration::ZERO, in_flight: VecDeque::new(), random: seed | 1 }
     }
 
-    /// Takes a frame at `now` that has `size` bytes on the wire. The frame is dropped if the queue is full or the wire
-    /// loses it.
+    /// Takes a frame at `now` that has `size` bytes on the wire. Drops the frame if the queue is full or the wire loses
+    /// it.
     pub fn push(&mut self, frame: Vec<u8>, size: u64, now: Duration) {
         let starts = self.busy_until.max(now);
         let waiting = (starts - now).as_nanos() as u64 * self.shape.rate / 8_000_000_000;
@@ -35,12 +35,12 @@ impl Queue {
         }
     }
 
-    /// When [`Queue::pop`] will return the next frame.
+    /// Returns when [`Queue::pop`] will return the next frame.
     pub fn next_due(&self) -> Option<Duration> {
         self.in_flight.front().map(|(due, _)| *due)
     }
 
-    /// The next frame, if it has arrived by `now`.
+    /// Returns the next frame, if it has arrived by `now`.
     pub fn pop(&mut self, now: Duration) -> Option<Vec<u8>> {
         if self.next_due()? > now {
             return None;

@@ -1,7 +1,7 @@
 //! Carries frames between two TAP devices, a thread for each direction.
 //!
 //! Without offload a frame is what a real wire would carry. With offload a bundle of TCP segments crosses as one frame,
-//! and is charged as the frames that it stands for. A thread wakes at most every [`PAUSE`]: that keeps its cost low
+//! and counts as the frames that it stands for. A thread wakes at most once per [`PAUSE`]. That keeps its cost low
 //! enough for a gigabit, and adds at most that much to the delay.
 
 use std::fs::File;
@@ -17,10 +17,10 @@ use nix::sys::time::TimeSpec;
 use super::Shape;
 use super::queue::Queue;
 
-/// The shortest sleep. At a gigabit, 16 frames of 1,500 bytes arrive meanwhile.
+/// The shortest sleep. At a gigabit, 16 frames of 1,500 bytes arrive in that time.
 const PAUSE: Duration = Duration::from_micros(200);
-/// A bundle of segments and its headers.
-const LONGEST_FRAME: usize = (64 << 10) + 256;
+/// The length of a bundle of segments and its headers.
+const MAX_FRAME: usize = (64 << 10) + 256;
 /// The length of `struct virtio_net_hdr`, which precedes each frame with offload.
 const OFFLOAD_HEADER: usize = 10;
 
@@ -43,7 +43,7 @@ struct Direction {
 
 impl Direction {
     fn new(from: File, to: File, shape: Shape, seed: u64) -> Direction {
-        let (queue, buffer) = (Queue::new(shape, seed), vec![0; LONGEST_FRAME]);
+        let (queue, buffer) = (Queue::new(shape, seed), vec![0; MAX_FRAME]);
         Direction { from, to, offload: shape.offload, queue, started: Instant::now(), buffer }
     }
 
@@ -90,7 +90,7 @@ impl Direction {
     }
 }
 
-/// The bytes that a frame with an offload header takes on the wire: every segment repeats the headers.
+/// Returns the bytes that a frame with an offload header takes on the wire, where every segment repeats the headers.
 fn wire_size(frame: &[u8]) -> usize {
     let field = |at: usize| {
         frame.get(at..at + 2).map_or(0, |bytes| usize::from(u16::from_ne_bytes([bytes[0], bytes[1]])))
@@ -109,7 +109,7 @@ fn wire_size(frame: &[u8]) -> usize {
 mod tests {
     use super::{OFFLOAD_HEADER, wire_size};
 
-    /// IPv4 and TCP with timestamps: 14 + 20 + 32 bytes of headers.
+    /// Makes a frame of IPv4 and TCP with timestamps: 14 + 20 + 32 bytes of headers.
     fn frame(segment: u16, payload: usize) -> Vec<u8> {
         let mut frame = vec![0; OFFLOAD_HEADER + 66 + payload];
         frame[4..6].copy_from_slice(&segment.to_ne_bytes());

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 const CHUNK: usize = 256 << 10;
-/// Longer than any buffer takes to drain. Without it a stuck tunnel would hang the bench.
+/// The limit on a read or write: longer than any buffer takes to drain. Without it a stuck tunnel would hang the bench.
 const STUCK: Duration = Duration::from_secs(60);
 
 /// The direction of the bytes, as the client sees it.
@@ -39,13 +39,13 @@ impl FromStr for Direction {
 /// The result of a bulk transfer.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Rate {
-    /// The rate received by the application, all flows together.
+    /// The rate at which the application received, all flows together.
     pub mbits: f64,
-    /// The bytes of which that rate was taken.
+    /// The bytes from which the rate was computed.
     pub bytes: u64,
-    /// From the first connect to the last byte's arrival.
+    /// The time from the first connect to the last byte's arrival.
     pub seconds: f64,
-    /// Jain's index of the flows' shares: 1 if all are equal.
+    /// Jain's index of the flows' shares, which is 1 if all are equal.
     pub fairness: f64,
 }
 
@@ -72,7 +72,8 @@ impl Flows {
         Flows { stop, threads, started: Instant::now() }
     }
 
-    /// Stops them. An upload counts once the target has confirmed that it has everything, and that time counts too.
+    /// Stops the flows. An upload counts once the target has confirmed that it has everything, and that time counts
+    /// too.
     pub fn stop(self) -> Result<Rate> {
         self.stop.store(true, Ordering::Relaxed);
         let (mut bytes, mut squares, flows) = (0, 0.0, self.threads.len() as f64);

@@ -14,11 +14,11 @@ use super::Spread;
 /// The result of the connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Connects {
-    /// Completed per second, all workers together.
+    /// The number completed per second, all workers together.
     pub per_second: f64,
-    /// From connect to the echo.
+    /// The time from connect to the echo.
     pub time: Spread,
-    /// How many did not complete.
+    /// The number that did not complete.
     pub lost: usize,
     /// The error of the first of those.
     pub first_error: Option<String>,

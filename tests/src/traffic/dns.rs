@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Spread;
 
-/// The id of all queries: only their sockets tell them apart.
+/// The id of all queries. Only their sockets distinguish them.
 const ID: [u8; 2] = [0x12, 0x34];
 /// How long to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -33,7 +33,7 @@ pub struct Answers {
     pub time: Spread,
 }
 
-/// How a nameserver of the lab behaves.
+/// The behaviour of a nameserver of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Manner {
     /// It answers with the address of the name; each name has its own.
@@ -47,7 +47,7 @@ pub enum Manner {
     Failing,
 }
 
-/// The address of `name` in an honest answer.
+/// Returns the address of `name` in an honest answer.
 fn truth(name: &str) -> Ipv4Addr {
     let sum = name.bytes().fold(7_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     Ipv4Addr::from(0x0a00_0000 | sum & 0x00ff_ffff)
@@ -63,7 +63,7 @@ fn query(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// The name in a query, in lower case, and the end of its question.
+/// Returns the name in a query, in lower case, and the end of its question.
 fn question(query: &[u8]) -> Option<(String, usize)> {
     let (mut labels, mut at) = (Vec::new(), HEADER);
     loop {
@@ -77,7 +77,7 @@ fn question(query: &[u8]) -> Option<(String, usize)> {
     }
 }
 
-/// An answer with one address, or with an error code.
+/// Makes an answer with one address, or with an error code.
 fn answer(query: &[u8], end: usize, result: Result<Ipv4Addr, u8>) -> Vec<u8> {
     let mut bytes = query.get(..end).unwrap_or_default().to_vec();
     bytes[2..HEADER].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -144,7 +144,7 @@ impl Asker {
         self.socket.send(&query(&self.name))
     }
 
-    /// Whether the answer is right; `None` if there is none.
+    /// Returns whether the answer is right, or `None` if there is none.
     fn hear(&self) -> Option<bool> {
         let mut buffer = [0; 512];
         let length = self.socket.recv(&mut buffer).ok()?;
@@ -163,7 +163,7 @@ pub fn at_once(server: SocketAddr, count: usize) -> Result<Answers> {
     let mut answers = Answers { sent: count, ..Answers::default() };
     let mut silent = 0;
     for asker in &askers {
-        // Only the first silence is waited for in full.
+        // Only the first missing answer is waited for in full.
         if silent > 0 {
             asker.socket.set_read_timeout(Some(Duration::from_millis(1)))?;
         }

@@ -16,7 +16,7 @@ pub(super) const CHUNK: usize = 64 << 10;
 pub struct Pattern(u64);
 
 impl Pattern {
-    /// The stream of `seed`.
+    /// Makes the stream of `seed`.
     pub fn new(seed: u64) -> Pattern {
         Pattern(seed | 1)
     }
@@ -32,13 +32,13 @@ impl Pattern {
 /// The result of a successful exchange.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Exchanged {
-    /// In each direction.
+    /// The bytes in each direction.
     pub bytes: u64,
-    /// From connect to the last byte.
+    /// The time from connect to the last byte.
     pub seconds: f64,
 }
 
-/// Sends `bytes` and receives as many at the same time; both ends hash what they receive.
+/// Sends `bytes` and receives as many at the same time. Both ends hash what they receive.
 pub fn run(address: SocketAddr, bytes: u64) -> Result<Exchanged> {
     let started = Instant::now();
     let mut stream = TcpStream::connect(address).context("connect")?;

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// How many connections are opened, or used, at the same time.
+/// The number of connections that are opened, or used, at the same time.
 const AT_ONCE: usize = 32;
 
 /// The line that is printed once the connections are established, and again after each line of standard input.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Held {
-    /// How many of them echo.
+    /// The number of connections that echo.
     pub count: usize,
 }
 
@@ -39,7 +39,7 @@ pub fn idle(echo: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
     Ok(opened.into_inner().expect("no worker panics"))
 }
 
-/// How many of `held` still echo.
+/// Returns how many of `held` still echo.
 pub fn alive(held: &mut [TcpStream]) -> usize {
     let share = held.len().div_ceil(AT_ONCE).max(1);
     let count = |streams: &mut [TcpStream]| streams.iter_mut().filter_map(|one| use_once(one).ok()).count();

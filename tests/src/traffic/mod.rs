@@ -20,33 +20,33 @@ use serde::{Deserialize, Serialize};
 pub mod port {
     /// Echoes what arrives.
     pub const ECHO: u16 = 7000;
-    /// Reads to the end and answers with the number of bytes, eight of them, big-endian.
+    /// Reads to the end and answers with the number of bytes, as eight bytes, big-endian.
     pub const DISCARD: u16 = 7001;
     /// Sends zeros until the connection closes.
     pub const SOURCE: u16 = 7002;
     /// Sends as many bytes of [`super::exchange::Pattern`] as the first eight bytes say, and hashes what arrives.
     pub const EXCHANGE: u16 = 7003;
-    /// Sends the peer's address as a line, then echoes: for [`super::probe`]. The others are for port ranges.
+    /// Sends the peer's address as a line, then echoes, for [`super::probe`]. The other ports are for port ranges.
     pub const WHO: [u16; 4] = [7004, 8000, 8080, 9100];
-    /// Nothing listens there: refused at once.
+    /// Nothing listens there. A connection is refused at once.
     pub const REFUSED: u16 = 7099;
-    /// Opened last: if it answers, all do.
+    /// The port that is opened last. If it answers, all do.
     pub const LAST: u16 = ECHO;
 }
 
 /// Median and tail of some durations, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// Half were shorter.
+    /// Half of the durations were shorter.
     pub p50_us: u64,
     /// One in a hundred was longer.
     pub p99_us: u64,
-    /// How many there were.
+    /// The number of durations.
     pub count: usize,
 }
 
 impl Spread {
-    /// Without durations, everything is zero.
+    /// Computes the median and the tail. Without durations, everything is zero.
     pub fn of(mut times: Vec<Duration>) -> Spread {
         times.sort_unstable();
         let at = |part: f64| {

@@ -14,15 +14,15 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The target saw another address and port than ours: something else connected for us.
+    /// The target saw an address and port other than the client's: something else made the connection.
     Captured,
-    /// The target saw our own address and port.
+    /// The target saw the client's own address and port.
     Direct,
-    /// Refused or reset, at connect or later.
+    /// Refused or reset, at the connect or later.
     Reset,
     /// The network or the host could not be reached.
     Unreachable,
-    /// A clean end before any answer.
+    /// The stream ended cleanly before any answer.
     CleanEnd,
     /// Nothing happened within the limit.
     Timeout,
@@ -33,11 +33,11 @@ pub enum Outcome {
 pub struct Probe {
     /// The outcome.
     pub outcome: Outcome,
-    /// Our address as the target saw it.
+    /// The client's address as the target saw it.
     pub seen_as: Option<SocketAddr>,
     /// The result of `getpeername`.
     pub peer: Option<SocketAddr>,
-    /// From connect to the outcome.
+    /// The time from connect to the outcome.
     pub millis: u64,
 }
 
@@ -105,7 +105,7 @@ fn connect(address: SocketAddr, how: How, limit: Duration) -> io::Result<TcpStre
     Ok(socket.into())
 }
 
-/// Reads the line that the service sends, then has one line echoed; `None` if the stream ends cleanly before.
+/// Reads the line that the service sends, then has one line echoed. Returns `None` if the stream ends cleanly before.
 fn converse(stream: &TcpStream, limit: Duration) -> io::Result<Option<SocketAddr>> {
     stream.set_read_timeout(Some(limit))?;
     let (mut writer, mut reader) = (stream, BufReader::new(stream));

@@ -49,15 +49,15 @@ impl Sent {
 /// The result of a successful exchange.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Exchanged {
-    /// In each direction.
+    /// The bytes in each direction.
     pub bytes: u64,
-    /// From the first datagram to the last.
+    /// The time from the first datagram to the last.
     pub seconds: f64,
-    /// The client's.
+    /// What the client sent.
     pub up: Sent,
-    /// The server's.
+    /// What the server sent.
     pub down: Sent,
-    /// Our address, as the server sees it.
+    /// The client's address, as the server sees it.
     pub seen_as: SocketAddr,
 }
 

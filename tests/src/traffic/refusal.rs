@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// The result of `recv`, and how soon it came.
+/// The result of `recv`, and the time it took.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// The kind of error, as Rust names it; `None` if nothing came in time.
+    /// The kind of error, as Rust names it. `None` if nothing came in time.
     pub error: Option<String>,
-    /// From the datagram to the error.
+    /// The time from the datagram to the error.
     pub millis: u64,
 }
 

@@ -34,7 +34,7 @@ pub fn run(echo: SocketAddr, time: Duration, pause: Duration) -> Result<Spread> 
     Ok(Spread::of(times))
 }
 
-/// The same beside `flows` bulk flows, from two seconds after their start, when queues have filled.
+/// Does the same beside `flows` bulk flows, from two seconds after their start, when queues have filled.
 pub fn loaded(
     echo: SocketAddr,
     bulk: SocketAddr,

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::Spread;
 use super::bulk::{Direction, Flows, Rate};
 
-/// A datagram that has not returned by then counts as lost.
+/// The time after which a datagram that has not returned counts as lost.
 const LOST_AFTER: Duration = Duration::from_millis(500);
-/// The number and the time by which a datagram is recognised.
+/// The shortest datagram: it contains a number of eight bytes, by which it is recognised.
 const MIN_LENGTH: usize = 8;
 
 /// What to send.
@@ -25,15 +25,15 @@ pub struct Plan {
     pub to: Vec<SocketAddr>,
     /// The address to send from, if given.
     pub from: Option<SocketAddr>,
-    /// Whether to connect the socket; then there is one destination.
+    /// Whether to connect the socket. Then there is one destination.
     pub connected: bool,
-    /// Bytes of each datagram.
+    /// The bytes of each datagram.
     pub length: usize,
-    /// How many may be on their way at once.
+    /// The number that may be in flight at once.
     pub window: usize,
-    /// How many are passed to the kernel in one piece (UDP_SEGMENT).
+    /// The number that is passed to the kernel in one piece (UDP_SEGMENT).
     pub batch: usize,
-    /// How long.
+    /// The duration.
     pub time: Duration,
     /// The pause between rounds.
     pub pause: Duration,
@@ -48,9 +48,9 @@ pub struct Echoes {
     pub received: usize,
     /// Datagrams that returned otherwise.
     pub wrong: usize,
-    /// Whole ones per second.
+    /// Whole datagrams per second.
     pub per_second: f64,
-    /// Their round trips.
+    /// The round trips.
     pub rtt: Spread,
 }
 
@@ -117,7 +117,7 @@ pub fn run(plan: &Plan) -> Result<Echoes> {
         sleep(plan.pause);
     }
     echoes.received = times.len();
-    // Datagrams that are on their way at the end aren't lost.
+    // Datagrams that are in flight at the end aren't lost.
     echoes.sent -= on_their_way.len();
     echoes.per_second = times.len() as f64 / started.elapsed().as_secs_f64();
     echoes.rtt = Spread::of(times);
@@ -134,7 +134,7 @@ fn number(bytes: &[u8]) -> usize {
     bytes.first_chunk().map_or(usize::MAX, |number| u64::from_be_bytes(*number) as usize)
 }
 
-/// The same beside `flows` bulk flows, from two seconds after their start.
+/// Does the same beside `flows` bulk flows, from two seconds after their start.
 pub fn loaded(plan: &Plan, bulk: SocketAddr, direction: Direction, flows: usize) -> Result<Loaded> {
     let flows = Flows::start(bulk, direction, flows);
     sleep(Duration::from_secs(2));
@@ -151,7 +151,7 @@ impl Asker {
         open(to, None).map(Asker)
     }
 
-    /// The address that each service sees; `None` for no answer.
+    /// Returns the address that each service sees, or `None` if it does not answer.
     pub fn ask(&self, services: &[SocketAddr]) -> Result<Vec<Option<SocketAddr>>> {
         let ask = |service: &SocketAddr| {
             let mut buffer = [0; 64];
@@ -171,7 +171,7 @@ pub fn many(service: SocketAddr, count: usize) -> Result<usize> {
     Ok(answered.iter().flatten().flatten().count())
 }
 
-/// The target's services. Each address has a socket of its own, so that replies come from it.
+/// Runs the target's services. Each address has a socket of its own, so that replies come from it.
 pub fn serve(addresses: &[std::net::IpAddr], port: u16, answer: fn(&[u8], SocketAddr) -> Vec<u8>) {
     for address in addresses {
         // Only the target has this address.
@@ -179,7 +179,7 @@ pub fn serve(addresses: &[std::net::IpAddr], port: u16, answer: fn(&[u8], Socket
         std::thread::spawn(move || {
             let mut buffer = vec![0; 65_536];
             while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                // A client that no longer listens is no error of the service.
+                // It is no error of the service if a client no longer listens.
                 socket.send_to(&answer(&buffer[..length], from), from).ok();
             }
         });

@@ -90,8 +90,8 @@ fn awkward_accounts_work() -> Result<()> {
     Ok(())
 }
 
-/// The ssh that runs is the user's: with the options of `-e`, another configuration, a jump host. Neither the jump nor
-/// what it goes through is captured, though everything is.
+/// Tests that the ssh that runs is the user's: with the options of `-e`, another configuration, or a jump host.
+/// Although everything is captured, neither the jump nor the connection through it is.
 fn ssh_takes_the_users_options(method: Method) -> Result<()> {
     for command in ["ssh -F elsewhere", "ssh -J server6", "ssh -o 'ProxyCommand=ssh -W %h:%p server6'"] {
         let lab = Lab::with(Options::default())?;
@@ -122,7 +122,8 @@ fn two_tunnels_of_two_machines_do_not_meet(method: Method) -> Result<()> {
     expect(&other, TARGET, &[], Direct).map(drop)
 }
 
-/// The target must see the server, and the client's socket the target: `getpeername` tells the truth.
+/// Checks that the target sees the server, and that the client's socket sees the target: `getpeername` returns the
+/// truth.
 fn probe_all(lab: &Lab, expected: &[(&str, Outcome)], remote: bool) -> Result<()> {
     for (target, outcome) in expected {
         let probe = expect(lab, target, &[], *outcome)?;

@@ -17,7 +17,7 @@ by_each_method! {
 
 const EVERYTHING: [&str; 2] = ["0/0", "::/0"];
 const WITH_BRIDGE: [&str; 4] = ["0/0", "::/0", "--lan", "docker0"];
-/// As docker sets up its bridge; and what is not of its making is not forwarded.
+/// As docker sets up its bridge. What docker did not set up is not forwarded.
 const BRIDGE: &str = "ip link add name docker0 type bridge
 ip link set docker0 up
 ip addr add 172.17.0.1/16 dev docker0
@@ -53,7 +53,7 @@ impl Route {
     }
 }
 
-/// A container behind the bridge; `number` is the end of its addresses.
+/// Makes a container behind the bridge. `number` is the end of its addresses.
 fn behind_bridge(lab: &Lab, number: u8) -> Result<Host> {
     let container = lab.container(Network::Own)?;
     lab.client.script(&format!(
@@ -67,7 +67,7 @@ fn behind_bridge(lab: &Lab, number: u8) -> Result<Host> {
     Ok(container)
 }
 
-/// Streams and datagrams of both families go from `host` by this route, whole.
+/// Checks that streams and datagrams of both families go from `host` by this route, and arrive whole.
 fn expect(lab: &Lab, host: &Host, route: Route) -> Result<()> {
     for target in [TARGET, TARGET6] {
         let probe: Probe = lab.measure_on(host, &["probe", target, "--limit-ms", "1500"])?;
@@ -86,7 +86,7 @@ fn expect(lab: &Lab, host: &Host, route: Route) -> Result<()> {
         let echoes: Echoes = lab.measure_on(host, &[&["udp", "--seconds", "0.3"], options].concat())?;
         println!("{route:?} {options:?}: {echoes:?}");
         ensure!(echoes.wrong == 0 && echoes.received > 0, "{options:?}: {echoes:?}");
-        // A few may be lost beside other tests.
+        // A few datagrams may be lost while other tests run.
         ensure!(echoes.sent - echoes.received <= 2 + echoes.sent / 100, "{options:?}: {echoes:?}");
     }
     Ok(())
@@ -97,7 +97,7 @@ fn containers_behind_a_bridge_are_captured_if_it_is_named(method: Method) -> Res
     lab.client.script(BRIDGE)?;
     let (one, two) = (behind_bridge(&lab, 2)?, behind_bridge(&lab, 3)?);
     let mut service = two.command(lab.program("lab-tool")?).arg("serve").spawn()?;
-    // What stays between the containers, and between them and their host, is nobody else's.
+    // What stays between the containers, and between them and their host, is not captured.
     let among_themselves = || -> Result<()> {
         for (host, target, outcome) in [
             (&one, "172.17.0.3:7004", Outcome::Direct),
@@ -137,7 +137,7 @@ fn containers_behind_a_bridge_are_captured_if_it_is_named(method: Method) -> Res
     checked
 }
 
-/// A cgroup and other namespaces of its own make no difference: the network does.
+/// Tests that a container's cgroup and other namespaces make no difference: only the network does.
 fn containers_in_the_hosts_network_are_captured_as_programs_are(method: Method) -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let before_start = lab.container(Network::Hosts)?;

@@ -1,4 +1,4 @@
-//! The control socket and its verbs: a running tunnel is asked, changed and ended.
+//! The control socket and its verbs: a running tunnel is queried, changed and ended.
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ use crate::{END, TARGET, TARGET6, expect, nothing_stays, with_tunnel};
 
 const OTHER: &str = "10.78.0.3:7004";
 const ECHO: &str = "10.78.0.2:7000";
-/// By the method that shuttle chooses.
+/// A run by the method that shuttle chooses.
 const RUN: Run = Run { method: None, ..Run::remote(&["10.78.0.0/24"]) };
 
 fn verb(lab: &Lab, user: &User, args: &[&str]) -> Result<Output> {
@@ -31,7 +31,7 @@ fn verb(lab: &Lab, user: &User, args: &[&str]) -> Result<Output> {
     Ok(command.args(args).stdin(Stdio::null()).output()?)
 }
 
-/// Runs a verb as the user whose tunnel it is; it must end with `code`. Returns what it prints.
+/// Runs a verb as the user whose tunnel it is. The verb must end with `code`. Returns what it prints.
 pub(super) fn told(lab: &Lab, args: &[&str], code: i32) -> Result<String> {
     told_to(lab, &lab.users.local, args, code)
 }
@@ -49,7 +49,7 @@ fn json(lab: &Lab, args: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| text)
 }
 
-/// As the machine sees it.
+/// Returns the socket's path, as the machine sees it.
 fn socket(lab: &Lab, name: &str) -> PathBuf {
     let user = lab.users.local.id.to_string();
     lab.dir().join("client/run/user").join(user).join("shuttle").join(format!("{name}.sock"))
@@ -155,7 +155,7 @@ fn a_tunnel_tells_how_it_goes() -> Result<()> {
 fn rules_change_while_it_runs() -> Result<()> {
     with_tunnel(Options::default(), RUN, |lab, _| {
         let mut load = hold(lab)?;
-        // (verb, exit code, what it says, the ways then: the target, its other address, its IPv6 address)
+        // (verb, exit code, its output, the routes after it: the target, its other address, its IPv6 address)
         let steps: [(&[&str], i32, &str, [Outcome; 3]); 11] = [
             (&["exclude", "10.78.0.2"], 0, "1 include, 1 exclude", [Direct, Captured, Direct]),
             (
@@ -240,7 +240,7 @@ fn flows_keep_their_way_unless_they_are_killed() -> Result<()> {
     })
 }
 
-/// Processes that are stopped, and go on when this is dropped.
+/// Processes that are stopped. They continue when this is dropped.
 struct Stopped(Vec<Process>);
 
 impl Stopped {
@@ -258,7 +258,7 @@ impl Drop for Stopped {
     }
 }
 
-/// While the helper hangs, only what needs it waits: questions are answered, and a signal ends the tunnel.
+/// Tests that while the helper hangs, only what needs it waits: queries are answered, and a signal ends the tunnel.
 #[test]
 fn a_helper_that_hangs_holds_up_changes_alone() -> Result<()> {
     const AT_ONCE: Duration = Duration::from_secs(2);
@@ -269,7 +269,7 @@ fn a_helper_that_hangs_holds_up_changes_alone() -> Result<()> {
         let mut command = lab.client.command_as(&lab.users.local, lab.program("shuttle")?);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn()?;
-        // Until it has been asked for.
+        // Waits until the request has been sent.
         sleep(Duration::from_millis(300));
         Ok(child)
     };
@@ -313,7 +313,7 @@ fn stop_returns_when_all_is_undone() -> Result<()> {
         let user = if user == "root" { &lab.users.root } else { &lab.users.local };
         let said = told_to(&lab, user, &["stop"], 0)?;
         ensure!(said.contains("server has ended"), "{said}");
-        // The remote side cleans up on its own time.
+        // The remote side cleans up later.
         let left: Vec<_> = lab.leftovers()?.into_iter().filter(|fact| fact.starts_with("client")).collect();
         ensure!(left.is_empty(), "{identity:?}: stop returned, and there is {left:#?}");
         let code = exit_code(shuttle.wait(END)?);
@@ -368,7 +368,7 @@ fn only_its_user_and_root_may_ask() -> Result<()> {
         let said = told_to(lab, &lab.users.remote, &["status"], 3)?;
         ensure!(said.contains("no shuttle of yours"), "{said}");
         told_to(lab, &lab.users.root, &["status"], 0)?;
-        // Let in by the directory, the other user is still refused by the tunnel.
+        // Even if the directory lets the other user in, the tunnel refuses that user.
         let (socket, user) = (socket(lab, "server"), lab.users.local.id);
         let folders = [socket.parent(), socket.parent().and_then(|it| it.parent())];
         let open = |mode: u32| {
@@ -392,7 +392,7 @@ fn only_its_user_and_root_may_ask() -> Result<()> {
     })
 }
 
-/// Whatever a client of the socket does, the tunnel works and others are answered.
+/// Tests that whatever a client of the socket does, the tunnel works and others are answered.
 #[test]
 fn nonsense_and_silence_are_harmless() -> Result<()> {
     with_tunnel(Options::default(), RUN, |lab, shuttle| {
@@ -413,7 +413,7 @@ fn nonsense_and_silence_are_harmless() -> Result<()> {
         for (bytes, says) in cases {
             let mut stream = UnixStream::connect(&place)?;
             stream.set_read_timeout(Some(END))?;
-            // It may have heard enough.
+            // The tunnel may have closed the connection after a part of it.
             stream.write_all(&bytes).ok();
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).ok();
@@ -424,7 +424,7 @@ fn nonsense_and_silence_are_harmless() -> Result<()> {
                 String::from_utf8_lossy(&bytes[..bytes.len().min(20)])
             );
         }
-        // More than it serves at the same time, each of which says nothing, or half a message.
+        // More connections than it serves at the same time. Each sends nothing, or a part of a message.
         let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(&place)).collect::<Result<_, _>>()?;
         for (index, mut stream) in silent.iter().enumerate() {
             stream.write_all(&[0; 3][..index % 4])?;
@@ -453,12 +453,13 @@ fn a_dead_instances_socket_is_replaced() -> Result<()> {
     told(&lab, &["status"], 0)?;
     next.signal(Signal::SIGKILL)?;
     next.wait(END)?;
-    // Any verb clears it away.
+    // Any verb removes it.
     told(&lab, &["status"], 3)?;
     nothing_stays(&lab)
 }
 
-/// What others may have put where the socket would be is not trusted; the tunnel itself needs no socket.
+/// Tests that what others may have put where the socket would be is not trusted, and that the tunnel itself needs no
+/// socket.
 #[test]
 fn without_a_private_place_there_is_no_socket() -> Result<()> {
     let lab = Lab::with(Options::default())?;
@@ -466,7 +467,7 @@ fn without_a_private_place_there_is_no_socket() -> Result<()> {
     let runtime = runtime.join(user.to_string());
     fs::remove_dir(&runtime)?;
     let temporary = lab.dir().join("client/tmp").join(format!("shuttle-{user}"));
-    // Without a runtime directory, it is in /tmp …
+    // Without a runtime directory, the socket is in /tmp …
     let mut shuttle = Shuttle::connect(&lab, RUN)?;
     ensure!(temporary.join("server.sock").exists(), "{}", shuttle.stderr());
     told(&lab, &["stop"], 0)?;
@@ -541,7 +542,8 @@ fn subnets_come_from_files() -> Result<()> {
     nothing_stays(&lab)
 }
 
-/// By file, at the start and at runtime; `cargo xtask bench --rules-only` takes more, with a release build.
+/// Tests prefixes from a file, at the start and at runtime. `cargo xtask bench --rules-only` takes more of them, with a
+/// release build.
 #[test]
 fn many_prefixes_are_no_trouble() -> Result<()> {
     const COUNT: u32 = 40_000;

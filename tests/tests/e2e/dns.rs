@@ -21,20 +21,20 @@ by_each_method! {
     only_the_answer_to_the_question_comes_back,
 }
 
-/// Of the client: nobody is there.
+/// The nameserver of the client. No host has the address.
 const NS: &str = "10.99.9.9";
 const NS6: &str = "fd77:9::9";
 const SUBNET: &str = "10.78.0.0/24";
-/// Names that the remote resolver alone knows.
+/// Names that only the remote resolver knows.
 const REMOTE: &[&str] = &[
     "--host-record=only.remote.test,192.0.2.7,2001:db8::7",
     "--host-record=same.test,192.0.2.8,2001:db8::8",
     "--local=/test/",
 ];
-/// What a resolver of the client says.
+/// The records of a resolver of the client.
 const STUB: &[&str] = &["--host-record=same.test,192.0.2.99,2001:db8::99", "--local=/test/"];
 
-/// What dig prints, whatever its exit code says.
+/// Returns what dig prints, whatever its exit code is.
 fn dig(lab: &Lab, args: &[&str]) -> Result<String> {
     let output = lab.client.command("dig").args(["+tries=1", "+time=3"]).args(args).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -46,7 +46,7 @@ fn resolves(lab: &Lab, args: &[&str], want: &str) -> Result<()> {
     Ok(())
 }
 
-/// A lab whose server has a dnsmasq on its loopback, with these records, as its resolver.
+/// Makes a lab whose server has a dnsmasq with these records on its loopback interface, as its resolver.
 fn lab(nameservers: &[&str], records: &[&str]) -> Result<(Lab, Nameserver, ResolvConf)> {
     let lab = Lab::with(Options::default())?;
     let server = Nameserver::dnsmasq(&lab, &lab.server, "127.0.0.1:53".parse()?, records)?;
@@ -70,16 +70,16 @@ fn glibc(host: &Host, name: &str) -> Result<String> {
 }
 
 fn names_are_resolved_at_the_remote_side(method: Method) -> Result<()> {
-    // 20 strings of 200 bytes: more than any UDP answer that dig asks for.
+    // 20 strings of 200 bytes: more than any UDP answer that dig requests.
     let long = format!("--txt-record=long.remote.test{}", format!(",{}", "x".repeat(200)).repeat(20));
     let records = [REMOTE, &[&long]].concat();
     let (lab, _server, _conf) = lab(&[NS, NS6], &records)?;
     for args in [
         &["--dns", SUBNET][..],
-        // The nameservers are within what is captured, and within what isn't.
+        // The nameservers are in what is captured, and in what is not.
         &["--dns", "0/0", "::/0"],
         &["--dns", "0/0", "-x", "10.99.0.0/16", "-x", "fd77:9::/64"],
-        // Nothing but DNS.
+        // Only DNS is captured.
         &["--dns"],
     ] {
         tunnelled(&lab, Run::remote(args).by(method), |_| {
@@ -89,12 +89,12 @@ fn names_are_resolved_at_the_remote_side(method: Method) -> Result<()> {
                 resolves(&lab, &[server, "+tcp", "only.remote.test"], "192.0.2.7")?;
                 let none = dig(&lab, &[server, "none.remote.test"])?;
                 ensure!(none.contains("NXDOMAIN"), "{none}");
-                // Truncated, and asked for again by TCP.
+                // The answer is truncated, and dig asks again by TCP.
                 let text = dig(&lab, &[server, "long.remote.test", "TXT"])?;
                 ensure!(text.contains("retrying in TCP") && text.matches("xxx\"").count() == 20, "{text}");
                 let text = dig(&lab, &[server, "+ignore", "+noedns", "long.remote.test", "TXT"])?;
                 ensure!(text.contains(" tc "), "{text}");
-                // As long an answer as there is room for.
+                // The answer is as long as there is room for.
                 let text = dig(&lab, &[server, "+ignore", "+bufsize=4096", "long.remote.test", "TXT"])?;
                 ensure!(!text.contains(" tc ") && text.matches("xxx\"").count() == 20, "{text}");
             }
@@ -105,7 +105,7 @@ fn names_are_resolved_at_the_remote_side(method: Method) -> Result<()> {
     Ok(())
 }
 
-/// A resolver of the client is not asked while shuttle runs, and is when it has ended.
+/// Tests that a resolver of the client is not asked while shuttle runs, and is asked when shuttle has ended.
 fn a_resolver_on_loopback_is_captured(method: Method) -> Result<()> {
     let stubs = ["127.0.0.53", "::1", "10.77.0.1"];
     let (lab, _server, _conf) = lab(&stubs, REMOTE)?;
@@ -134,7 +134,7 @@ fn a_resolver_on_loopback_is_captured(method: Method) -> Result<()> {
             resolves(&lab, &[&format!("@{stub}"), "same.test"], "192.0.2.99")?;
         }
     }
-    // Without -r the agent's resolver is that very one: it must get the query, and once.
+    // Without -r the agent's resolver is that same one. It must get the query exactly once.
     tunnelled(&lab, Run::local(&args).by(method), |_| {
         let before = asked();
         for args in [&[][..], &["+tcp"]] {
@@ -145,8 +145,8 @@ fn a_resolver_on_loopback_is_captured(method: Method) -> Result<()> {
     })
 }
 
-/// One on the link to the server, which is not asked while shuttle runs, and is when it has ended. Or, by a method that
-/// can't capture such queries, the user is told.
+/// Tests a nameserver on the link to the server, which is not asked while shuttle runs, and is asked when shuttle has
+/// ended. If the method can't capture such queries, shuttle warns the user.
 fn a_link_local_nameserver_is_captured(method: Method) -> Result<()> {
     let (lab, _server, _conf) = lab(&["fe80::53%wire"], REMOTE)?;
     lab.server.script("ip addr add fe80::53/64 dev wire nodad")?;
@@ -189,7 +189,7 @@ fn nameservers_are_captured_as_named_and_asked_as_named(method: Method) -> Resul
     tunnelled(&lab, Run::remote(&["--ns-hosts", "10.99.0.1,fd99::1", SUBNET]).by(method), |_| {
         resolves(&lab, &["@10.99.0.1", "same.test"], "192.0.2.8")?;
         resolves(&lab, &["@fd99::1", "same.test"], "192.0.2.8")?;
-        // That of resolv.conf is not captured, and nobody is there.
+        // The nameserver of resolv.conf is not captured, and does not exist.
         let silent = dig(&lab, &["+time=1", "same.test"])?;
         ensure!(!silent.contains("status: NOERROR"), "{silent}");
         Ok(())
@@ -201,7 +201,7 @@ fn nameservers_are_captured_as_named_and_asked_as_named(method: Method) -> Resul
         ensure!(others.asked("same.test") == 2 && server.asked("same.test") == asked, "who was asked");
         Ok(())
     })?;
-    // Without --dns a nameserver is like all else.
+    // Without --dns a nameserver is like any other destination.
     tunnelled(&lab, Run::remote(&[SUBNET]).by(method), |_| {
         let silent = dig(&lab, &["+time=1", "same.test"])?;
         ensure!(!silent.contains("status: NOERROR"), "{silent}");
@@ -240,19 +240,19 @@ fn only_the_answer_to_the_question_comes_back(method: Method) -> Result<()> {
     })
 }
 
-/// The agent asks the next server of its resolv.conf when one refuses, says nothing or can't tell; and rereads the
-/// file.
+/// Tests that the agent asks the next server of its resolv.conf when one refuses, is silent or fails, and that it
+/// rereads the file.
 #[test]
 fn the_next_server_is_asked() -> Result<()> {
     let (lab, _server, conf) = lab(&[NS], REMOTE)?;
     let _mute = Nameserver::of_manner(&lab, &lab.server, "127.0.0.2:53", "mute")?;
-    // Milliseconds: what is short of the agent's patience with a server, and what is beyond.
+    // Milliseconds: less than the agent waits for a server, and more than that.
     const SOON: u32 = 1_000;
     const LATER: u32 = 2_500;
     let _failing = Nameserver::of_manner(&lab, &lab.server, "127.0.0.3:53", "failing")?;
     tunnelled(&lab, Run::remote(&["--dns", SUBNET]), |_| {
         for (servers, first, tcp) in [
-            // Nobody is at .9: it refuses.
+            // Nothing listens at .9, so the query is refused.
             (&["127.0.0.9", "127.0.0.1"][..], SOON, true),
             (&["127.0.0.3", "127.0.0.1"], SOON, false),
             (&["127.0.0.2", "127.0.0.1"], LATER, false),
@@ -272,7 +272,7 @@ fn the_next_server_is_asked() -> Result<()> {
                     .with_context(|| format!("{servers:?}"))?;
             }
         }
-        // Nobody is there, and none that can tell, or that says anything.
+        // No server exists, every server fails, and every server is silent.
         conf.set(&["127.0.0.9"])?;
         std::thread::sleep(Duration::from_millis(1_100));
         let text = dig(&lab, &["same.test"])?;

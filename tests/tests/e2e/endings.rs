@@ -1,4 +1,4 @@
-//! However a tunnel ends, nothing is captured afterwards and nothing stays.
+//! However a tunnel ends, nothing is captured afterwards and nothing remains.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -23,7 +23,7 @@ by_each_method! {
 
 const RUN: Run = Run::remote(&["10.78.0.0/24", "fd78::/64"]);
 
-/// As with `shuttle … 2>&1 | head`: what it has to say from then on is lost, and nothing else.
+/// Tests `shuttle … 2>&1 | head`: what shuttle prints after head has ended is lost, and nothing else.
 #[test]
 fn a_reader_that_leaves_ends_nothing() -> Result<()> {
     let lab = Lab::with(Options::default())?;
@@ -47,7 +47,7 @@ fn a_reader_that_leaves_ends_nothing() -> Result<()> {
 
 type End = fn(&Lab, &Shuttle) -> Result<()>;
 
-/// How a tunnel is ended whose helper lives on to undo all, and the exit code that follows.
+/// The ways in which a tunnel ends and its helper lives on to undo everything, and the exit code of each.
 const ENDINGS: [(&str, i32, End); 5] = [
     ("Ctrl-C", 0, |_, shuttle| shuttle.signal(Signal::SIGINT)),
     ("SIGTERM", 0, |_, shuttle| shuttle.signal(Signal::SIGTERM)),
@@ -56,7 +56,7 @@ const ENDINGS: [(&str, i32, End); 5] = [
     ("the agent killed", 1, |lab, _| kill_all(agents(lab))),
 ];
 
-/// How one ends whose helper can't undo anything.
+/// The ways in which a tunnel ends and its helper can't undo anything.
 const KILLED: [(&str, i32, End); 3] = [
     ("the helper killed", 1, |_, shuttle| kill_all(shuttle.find(Role::Helper))),
     ("the helper killed, then the client", 128 + 9, |_, shuttle| {
@@ -67,8 +67,8 @@ const KILLED: [(&str, i32, End); 3] = [
     }),
 ];
 
-/// What stands when a tunnel ends is reset: no program may wait for ever, nor take it for a clean end. Not every method
-/// can achieve that when its helper is killed.
+/// Tests that connections that are open when a tunnel ends are reset. No program may wait for ever, nor take the end
+/// for a clean one. Not every method can achieve that when its helper is killed.
 fn every_ending_resets_what_stands(method: Method) -> Result<()> {
     let fates = ENDINGS.map(|ending| (ending, &["reset"][..])).into_iter();
     for ((how, _, end), fates) in fates.chain(KILLED.map(|ending| (ending, method.row().fate_if_killed))) {
@@ -82,7 +82,7 @@ fn every_ending_resets_what_stands(method: Method) -> Result<()> {
         for (connection, target) in standing.into_iter().zip([TARGET, TARGET6]) {
             let fate: String = connection?.answer()?;
             ensure!(fates.contains(&fate.as_str()), "{how}: a connection met {fate}\n{}", shuttle.stderr());
-            // Programs that come again at once may find shuttle still ending, and must not wait for what has ended.
+            // Programs that connect again at once may find shuttle still ending, and must not wait for what has ended.
             let again: Probe = lab.measure(&["probe", target])?;
             let outcomes = [Outcome::Direct, Outcome::Reset];
             ensure!(outcomes.contains(&again.outcome), "{how}: connecting again to {target}: {again:?}");
@@ -103,7 +103,7 @@ fn every_ending_leaves_the_machine_as_it_was(method: Method) -> Result<()> {
     Ok(())
 }
 
-/// ssh's own end is what counts, also when something that it started lives on and holds its stderr.
+/// Tests that the end of ssh itself counts, even if something that it started lives on and holds its stderr.
 #[test]
 fn what_ssh_leaves_running_holds_nothing_up() -> Result<()> {
     let ssh = "/bin/sh -c 'sleep 100 </dev/null >/dev/null & exec ssh \"$@\"' sh";
@@ -117,7 +117,8 @@ fn what_ssh_leaves_running_holds_nothing_up() -> Result<()> {
     nothing_stays(&lab)
 }
 
-/// Ctrl-C comes to ssh and to the client, and the client must not kill ssh before it has turned the echo on again.
+/// Tests that Ctrl-C reaches ssh and the client, and that the client does not kill ssh before ssh has turned the echo
+/// on again.
 #[test]
 fn ctrl_c_at_the_password_gives_the_terminal_back() -> Result<()> {
     let lab = Lab::with(Options::default())?;
@@ -136,7 +137,7 @@ fn ctrl_c_at_the_password_gives_the_terminal_back() -> Result<()> {
 
 type Removal = fn(&Lab, Run) -> Result<()>;
 
-/// How one gets rid of what a killed tunnel has left.
+/// The ways of removing what a killed tunnel left.
 const REMOVALS: [(&str, Removal); 2] = [
     ("cleanup", |lab, _| {
         let cleanup = Shuttle::command(lab, Run::bare(&["cleanup"]))?.output()?;
@@ -193,7 +194,8 @@ fn a_killed_helper_leaves_only_what_is_inert_and_is_removed(method: Method) -> R
     Ok(())
 }
 
-/// The control socket of a killed client and its folder, which remain by any method: how the facts begin, their tag.
+/// The control socket of a killed client and its folder, which remain by any method: the beginning of the facts, and
+/// their tag.
 const SOCKET: (&str, &str) = ("client /run/user/", "/shuttle");
 
 #[test]
@@ -204,7 +206,7 @@ fn ssh_killed_while_it_connects_leaves_no_file_behind() -> Result<()> {
         wait_until("shuttle starts ssh", || !shuttle.find(Role::Ssh).is_empty())
             .with_context(|| shuttle.stderr())?;
         sleep(Duration::from_millis(millis));
-        // Quick machines may be past the upload by then; a tunnel that stands must clean up as well.
+        // Fast machines may have finished the upload by then. A tunnel that is up must clean up as well.
         kill_all(shuttle.find(Role::Ssh)).with_context(|| shuttle.stderr())?;
         let code = exit_code(shuttle.wait(END).with_context(|| format!("ssh killed after {millis} ms"))?);
         ensure!(code != 0, "ssh killed after {millis} ms: exit code 0\n{}", shuttle.stderr());
@@ -225,7 +227,7 @@ fn kill_all(processes: Vec<Process>) -> Result<()> {
     processes.into_iter().try_for_each(|process| send(process, Signal::SIGKILL))
 }
 
-/// What runs for the ssh account and is not sshd's own: a shell, and the agent below or in place of it.
+/// Returns what runs for the ssh account and is not sshd's own: a shell, and the agent below or in place of it.
 fn agents(lab: &Lab) -> Vec<Process> {
     let account = lab.users.remote.id.to_string();
     let is_agent = |process: &Process| {

@@ -1,4 +1,4 @@
-//! What fails before anything is captured: one line that says what and what to try, and nothing changed.
+//! What fails before anything is captured: one line that names the failure and a remedy, and no change.
 
 use std::process::{Output, Stdio};
 
@@ -11,7 +11,7 @@ use crate::nothing_stays;
 struct Case {
     server: Server,
     args: &'static [&'static str],
-    /// What shuttle's line must name.
+    /// The words that shuttle's line must contain.
     names: &'static [&'static str],
 }
 

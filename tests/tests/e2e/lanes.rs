@@ -1,4 +1,4 @@
-//! Several lanes: opened as asked for, sharing the load, lost without harm, and gone in the end.
+//! Several lanes: they open as requested, share the load, may be lost without harm, and are gone in the end.
 
 use std::process::Stdio;
 use std::thread::sleep;
@@ -16,12 +16,12 @@ use crate::{END, wait_until, with_tunnel};
 
 const EXCHANGE: &[&str] = &["exchange", "10.78.0.2:7003", "33554432"];
 
-/// Waits until the client has said `count` times that a lane carries data.
+/// Waits until the client has reported `count` times that a lane carries data.
 fn wait_for_lanes(shuttle: &Shuttle, count: usize) -> Result<()> {
     wait_until("all lanes carry data", || shuttle.stderr().matches("carries data").count() >= count)
 }
 
-/// The ssh processes of further lanes that share the first one's connection.
+/// Returns the ssh processes of further lanes that share the first one's connection.
 fn lane_processes(shuttle: &Shuttle) -> Vec<Process> {
     let is_lane = |process: &Process| process.arguments().iter().any(|word| word == "ControlMaster=no");
     shuttle.find(Role::Ssh).into_iter().filter(is_lane).collect()
@@ -80,7 +80,7 @@ fn a_lost_lane_loses_nothing() -> Result<()> {
     })
 }
 
-/// Over two ssh connections, the one that the tunnel began with is killed.
+/// Tests two ssh connections, of which the one that the tunnel began with is killed.
 #[test]
 fn the_first_ssh_may_end_while_another_lives() -> Result<()> {
     let run = Run::remote(&["-v", "--connections", "2", "10.78.0.0/24"]);
@@ -102,7 +102,7 @@ fn the_first_ssh_may_end_while_another_lives() -> Result<()> {
 
 #[test]
 fn a_server_that_gives_one_session_costs_nothing_but_the_speed() -> Result<()> {
-    // Nor does an ssh that isn't known to be OpenSSH's.
+    // The same holds for an ssh that isn't known to be OpenSSH's.
     for (server, ssh) in [(Server::OneSession, "ssh"), (Server::Plain, "env ssh")] {
         let args = ["--lanes", "4", "-e", ssh, "10.78.0.0/24"];
         with_tunnel(Options { server, ..Options::default() }, Run::remote(&args), |lab, shuttle| {

@@ -26,12 +26,12 @@ use shuttle_tests::shuttle::exit_code;
 use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::{Lab, Method, Options, Run, Shuttle};
 
-/// Long enough for a tunnel to end in any way, helper and remote side included.
+/// The time limit for a tunnel to end in any way, helper and remote side included.
 const END: Duration = Duration::from_secs(10);
 const TARGET: &str = "10.78.0.2:7004";
 const TARGET6: &str = "[fd78::2]:7004";
 
-/// Runs `check` while the tunnel stands in a lab of its own, ends it as Ctrl-C does, and sees that nothing stays.
+/// Runs `check` in a tunnel in a lab of its own, ends the tunnel as Ctrl-C does, and checks that nothing remains.
 fn with_tunnel(options: Options, run: Run, check: impl FnOnce(&Lab, &Shuttle) -> Result<()>) -> Result<()> {
     let lab = Lab::with(options)?;
     let mut shuttle = connect(&lab, run)?;
@@ -44,7 +44,8 @@ fn with_tunnel(options: Options, run: Run, check: impl FnOnce(&Lab, &Shuttle) ->
     nothing_stays(&lab).with_context(|| format!("{run:?}"))
 }
 
-/// Runs `check` while a tunnel stands in a lab that may have things of others, ends it, and sees that all is as before.
+/// Runs `check` in a tunnel in a lab that may contain things of others, ends the tunnel, and checks that all is as
+/// before.
 fn in_a_tunnel(lab: &Lab, run: Run, check: impl FnOnce(&Shuttle) -> Result<()>) -> Result<()> {
     let before = lab.leftovers()?;
     let mut shuttle = connect(lab, run)?;
@@ -56,7 +57,7 @@ fn in_a_tunnel(lab: &Lab, run: Run, check: impl FnOnce(&Shuttle) -> Result<()>) 
         .with_context(|| format!("{run:?}: {:?}, {before:?} before", lab.leftovers()))
 }
 
-/// Starts a tunnel, and sees that it captures by the method that was asked for.
+/// Starts a tunnel, and checks that it captures by the method that was requested.
 fn connect(lab: &Lab, run: Run) -> Result<Shuttle> {
     let shuttle = Shuttle::connect(lab, run).with_context(|| format!("{run:?}"))?;
     if let Some(method) = run.method {
@@ -66,7 +67,7 @@ fn connect(lab: &Lab, run: Run) -> Result<Shuttle> {
     Ok(shuttle)
 }
 
-/// Sees that shuttle refuses, by one line with these words, and changes nothing.
+/// Checks that shuttle refuses, with one line that contains these words, and changes nothing.
 fn refuses(lab: &Lab, run: Run, words: &str) -> Result<()> {
     let before = lab.leftovers()?;
     let mut shuttle = Shuttle::start(lab, run)?;
@@ -78,7 +79,7 @@ fn refuses(lab: &Lab, run: Run, words: &str) -> Result<()> {
         .with_context(|| format!("{run:?}: {:?}, {before:?} before", lab.leftovers()))
 }
 
-/// Turns br_netfilter off for the client, where it is on and the method refuses that.
+/// Turns br_netfilter off for the client, if it is on and the method refuses that.
 fn without_bridge_filter(lab: &Lab, run: Run) -> Result<()> {
     const OFF: &str = "for file in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo 0 > $file; done\n";
     const IS_ON: &str = "cat /proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || true";
@@ -92,12 +93,12 @@ fn without_bridge_filter(lab: &Lab, run: Run) -> Result<()> {
     }
 }
 
-/// The arguments by which forwarded traffic is captured too, by a method that can.
+/// Returns the arguments for also capturing forwarded traffic, if the method can.
 fn lan_if_possible(method: Method) -> &'static [&'static str] {
     if method.row().forwarded.is_ok() { &["--lan", "lan"] } else { &[] }
 }
 
-/// Waits until `what` has come about.
+/// Waits until `what` has happened.
 fn wait_until(what: &str, mut has_come: impl FnMut() -> bool) -> Result<()> {
     let started = Instant::now();
     while !has_come() {
@@ -107,9 +108,9 @@ fn wait_until(what: &str, mut has_come: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Nothing is captured any more and nothing is left.
+/// Checks that nothing is captured any more and nothing is left.
 fn nothing_stays(lab: &Lab) -> Result<()> {
-    // The control socket of a killed client goes when somebody next looks for it.
+    // The next verb removes the control socket of a killed client.
     lab.client.command_as(&lab.users.local, lab.program("shuttle")?).arg("status").output()?;
     let left = lab.wait_clean(END)?;
     ensure!(left.is_empty(), "left behind: {left:#?}");
@@ -119,7 +120,7 @@ fn nothing_stays(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Probes `target` and returns the report if the outcome is the one expected.
+/// Probes `target`, and returns the report if the outcome is the expected one.
 fn expect(lab: &Lab, target: &str, args: &[&str], outcome: Outcome) -> Result<Probe> {
     let probe: Probe = lab.measure(&[&["probe", target], args].concat())?;
     ensure!(probe.outcome == outcome, "{target} {args:?}: expected {outcome:?}, got {probe:?}");

@@ -1,4 +1,4 @@
-//! What connections cost that do nothing, and readers that stop.
+//! The cost of idle connections, and of readers that stop.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ const NET: &[&str] = &["10.78.0.0/24"];
 const ECHO: &str = "10.78.0.2:7000";
 const SOURCE: &str = "10.78.0.2:7002";
 
-/// Four times the silence after which a PING asks whether the far side is there.
+/// Four times the idle time after which a PING probes the far side.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// KiB of the client and of what runs on the server.
+/// Returns the memory of the client and of what runs on the server, in KiB.
 fn memory(lab: &Lab) -> [i64; 2] {
     [&lab.client, &lab.server].map(|host: &Host| host.tools_memory() as i64)
 }
@@ -29,16 +29,16 @@ fn grown(lab: &Lab, before: [i64; 2]) -> [i64; 2] {
     [after[0] - before[0], after[1] - before[1]]
 }
 
-/// What one connection costs beside those that stand.
+/// The cost of one connection besides those that exist.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
-    /// From connect to echo.
+    /// The time from connect to echo.
     time: Duration,
-    /// Of the client, ssh, sshd and the agent.
+    /// The processor time of the client, ssh, sshd and the agent.
     processor: Duration,
 }
 
-/// The best of five tries: the machine may have other work.
+/// Returns the best of five tries, since the machine may have other work.
 fn connect_and_echo(lab: &Lab) -> Result<Cost> {
     const COUNT: u32 = 200;
     let mut best = Cost { time: Duration::MAX, processor: Duration::MAX };
@@ -76,7 +76,7 @@ fn ten_thousand_idle_connections_live_on_and_cost_little() -> Result<()> {
     })
 }
 
-/// Down, up, and both ways at once by an echo that nobody reads.
+/// Tests readers that stop: down, up, and both directions at once by an echo that nobody reads.
 #[test]
 fn a_reader_that_stops_costs_little_and_slows_no_other() -> Result<()> {
     let options = Options { link: Link::Wan, alone: true, ..Options::default() };
@@ -85,7 +85,7 @@ fn a_reader_that_stops_costs_little_and_slows_no_other() -> Result<()> {
             let rate: Rate = lab.measure(&["bulk", "10.78.0.2", direction, "--seconds", "4"])?;
             Ok(rate.mbits)
         };
-        // What the lane keeps for reuse is there before memory is compared.
+        // This allocates what the lane keeps for reuse, before memory is compared.
         let alone = [bulk("down")?, bulk("up")?];
         let before = memory(lab);
         let mut loads = Vec::new();

@@ -62,7 +62,8 @@ fn a_local_agent_has_no_privilege_either() -> Result<()> {
     })
 }
 
-/// The socket to the helper gives root's services to whoever has it, and the listeners are for the client alone.
+/// Tests that no process has a descriptor of another. Whoever has the socket to the helper gets root's services, and
+/// the listeners are for the client only.
 fn no_descriptor_passes_to_another_process(method: Method) -> Result<()> {
     let sockets = |process: Process| -> Result<BTreeSet<String>> {
         let entries = std::fs::read_dir(format!("/proc/{}/fd", process.0))?;
@@ -93,13 +94,14 @@ fn no_descriptor_passes_to_another_process(method: Method) -> Result<()> {
     Ok(())
 }
 
-/// Pipes have two ends of one name, and /dev/null and the lab's file for stderr are everybody's.
+/// Returns whether several processes may have the descriptor: both ends of a pipe have one name, and all processes have
+/// /dev/null and the lab's file for stderr.
 fn is_shared(link: &str) -> bool {
     !link.starts_with("socket:") && !link.contains("bpf") && link != "/dev/net/tun"
 }
 
-/// By the real sudo: the helper alone, or all of shuttle. sudo passes on no descriptor but the first three, and resets
-/// the environment.
+/// Tests the real sudo, for the helper alone or all of shuttle. sudo passes on only the first three descriptors, and
+/// resets the environment.
 #[test]
 fn sudo_itself_serves_an_ordinary_user() -> Result<()> {
     for identity in [Identity::User, Identity::RealSudo] {
@@ -119,7 +121,7 @@ fn sudo_itself_serves_an_ordinary_user() -> Result<()> {
     Ok(())
 }
 
-/// At a terminal, where sudo runs the helper at one of its own (use_pty, as Debian has it).
+/// Tests a terminal, where sudo runs the helper at a terminal of sudo's own (use_pty, as in Debian).
 #[test]
 fn sudo_serves_an_ordinary_user_at_a_terminal() -> Result<()> {
     for identity in [Identity::User, Identity::RealSudo] {

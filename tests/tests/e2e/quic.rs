@@ -11,12 +11,12 @@ use crate::{lan_if_possible, with_tunnel};
 by_each_method!(quic_is_captured_and_intact);
 
 const NETS: [&str; 2] = ["10.78.0.0/24", "fd78::/64"];
-/// Some seconds each, without optimisation.
+/// This takes some seconds each, without optimisation.
 const MUCH: u64 = 8 << 20;
 const LITTLE: u64 = 2 << 20;
 const SERVERS: [&str; 4] = ["10.78.0.2:4433", "10.78.0.3:443", "[fd78::2]:4433", "[fd78::3]:443"];
 
-/// The servers of the target, and what clients are to trust.
+/// The QUIC servers of the target, and what clients are to trust.
 struct Servers(Vec<(&'static str, Load, Serving)>);
 
 impl Servers {
@@ -29,7 +29,7 @@ impl Servers {
         SERVERS.into_iter().map(start).collect::<Result<_>>().map(Servers)
     }
 
-    /// Exchanges so many `bytes` with those of `to` at once, by one socket of `host` that is bound to `from`.
+    /// Exchanges this many `bytes` with each of `to` at once, by one socket of `host` that is bound to `from`.
     fn exchange(
         &self,
         lab: &Lab,
@@ -49,8 +49,8 @@ impl Servers {
     }
 }
 
-/// quinn counts the calls of sendmsg(2), and stops handing over many datagrams by one as soon as the kernel refuses
-/// that.
+/// Returns whether the kernel accepted several datagrams per call. quinn counts the calls of sendmsg(2), and passes one
+/// datagram per call once the kernel refuses more.
 fn is_offloaded(sent: Sent) -> bool {
     sent.datagrams > 2 * sent.calls
 }
@@ -75,7 +75,7 @@ fn quic_is_captured_and_intact(method: Method) -> Result<()> {
             Ok(())
         };
         for (from, to) in [
-            // The service's own port here: the helper has to send the replies.
+            // The program has the service's port, so the helper must send the replies.
             ("0.0.0.0:443", other4),
             ("[::]:443", other6),
             ("10.77.0.1:0", v4),
@@ -86,7 +86,7 @@ fn quic_is_captured_and_intact(method: Method) -> Result<()> {
         for (from, to, bytes) in [
             ("0.0.0.0:0", &[v4][..], MUCH),
             ("[::]:0", &[v6], MUCH),
-            // Both families by one socket, as most QUIC programs have it; and several servers at once.
+            // One socket for both families, as in most QUIC programs, and several servers at once.
             ("[::]:0", &[v4, other6], LITTLE),
             ("0.0.0.0:0", &[v4, other4], LITTLE),
         ] {

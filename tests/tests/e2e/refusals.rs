@@ -1,4 +1,4 @@
-//! Datagrams that nobody takes at the far side: programs hear of it as they would without a tunnel.
+//! Datagrams that nobody receives at the far side: programs are notified as they would be without a tunnel.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ by_each_method! {
 }
 
 const NETS: [&str; 2] = ["10.78.0.0/24", "fd78::/64"];
-/// Of the target: nobody listens there.
+/// Ports of the target on which nothing listens.
 const CLOSED: [&str; 2] = ["10.78.0.2:7099", "[fd78::2]:7099"];
 /// Far sooner than any program gives up by itself.
 const SOON_MS: u64 = 1_000;
@@ -24,7 +24,7 @@ fn refusals(lab: &Lab, host: &Host, addresses: &[&str]) -> Result<Vec<Refusal>> 
     lab.measure_on(host, &[&["udp-refusal"], addresses].concat())
 }
 
-/// Or, by a method that can't tell, nothing is.
+/// Tests the notification, or its absence if the method can't notify.
 fn a_closed_port_is_heard_of(method: Method) -> Result<()> {
     let refused = method.row().hears_refusals.then_some("ConnectionRefused");
     let lan = lan_if_possible(method);
@@ -32,7 +32,7 @@ fn a_closed_port_is_heard_of(method: Method) -> Result<()> {
     with_tunnel(Options { lan: true, ..Options::default() }, Run::remote(&args).by(method), |lab, _| {
         let hosts = [("client", &lab.client), ("lan", lab.lan()?)];
         for (name, host) in hosts.into_iter().take(if lan.is_empty() { 1 } else { 2 }) {
-            // Twice: the second time all is there already.
+            // The second time, everything is set up already.
             for addresses in [CLOSED, CLOSED] {
                 for refusal in refusals(lab, host, &addresses)? {
                     println!("{name}: {refusal:?}");
@@ -40,14 +40,14 @@ fn a_closed_port_is_heard_of(method: Method) -> Result<()> {
                     ensure!(refusal.error.as_deref() == refused && in_time, "{name}: {refusal:?}");
                 }
             }
-            // By a v4-mapped socket too.
+            // By a v4-mapped socket.
             let refusal = &refusals(lab, host, &["[::ffff:10.78.0.2]:7099"])?[0];
             ensure!(refusal.error.as_deref() == refused, "{name}, mapped: {refusal:?}");
-            // Where somebody listens, nobody is refused.
+            // If something listens, nothing is refused.
             let answer = &refusals(lab, host, &["10.78.0.2:7004"])?[0];
             ensure!(answer.error.as_deref() == Some("an answer"), "{name}: {answer:?}");
         }
-        // What one peer refuses costs another's datagrams nothing, by the same socket.
+        // What one peer refuses does not affect another's datagrams by the same socket.
         let args = ["udp", "--to", "10.78.0.2:7000", "--to", CLOSED[0], "--window", "2", "--seconds", "2"];
         let echoes: Echoes = lab.measure(&args)?;
         println!("{echoes:?}");

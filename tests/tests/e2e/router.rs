@@ -37,7 +37,7 @@ by_each_method! {
 const ALL: [&str; 2] = ["10.78.0.0/24", "fd78::/64"];
 const LAN: [&str; 2] = ["--lan", "lan"];
 
-/// Probes `target` from `host`; what is captured must come from the server.
+/// Probes `target` from `host`. What is captured must come from the server.
 fn expect(lab: &Lab, host: &Host, target: &str, args: &[&str], outcome: Outcome) -> Result<()> {
     let probe: Probe = lab.measure_on(host, &[&["probe", target, "--limit-ms", "1500"], args].concat())?;
     ensure!(probe.outcome == outcome, "{target} {args:?}: expected {outcome:?}, got {probe:?}");
@@ -55,8 +55,8 @@ fn lab() -> Result<Lab> {
     Lab::with(Options { lan: true, ..Options::default() })
 }
 
-/// Runs `check` in `lab` while the tunnel stands, ends it, and sees that nothing stays. A method that can't do what
-/// `args` ask for must refuse it instead.
+/// Runs `check` in a tunnel in `lab`, ends the tunnel, and checks that nothing remains. A method that can't do what
+/// `args` request must refuse it instead.
 fn with_router(
     method: Method,
     lab: Lab,
@@ -71,7 +71,8 @@ fn with_router(
     in_a_tunnel(&lab, run, |shuttle| check(&lab, shuttle))
 }
 
-/// Whether the method can't capture the forwarded traffic that is asked for; it must then say so, and change nothing.
+/// Returns whether the method can't capture the forwarded traffic that is requested. It must then refuse, and change
+/// nothing.
 fn is_refused(lab: &Lab, run: Run) -> Result<bool> {
     let forwards = run.args.iter().any(|option| ["--lan", "-l"].contains(option));
     let refusal = run.method.and_then(|method| method.row().forwarded.err());
@@ -80,7 +81,7 @@ fn is_refused(lab: &Lab, run: Run) -> Result<bool> {
     Ok(true)
 }
 
-/// `--lan`, with each option of the method in turn that chooses how forwarded traffic is captured, and without.
+/// Returns `--lan` with each of the method's options that choose how forwarded traffic is captured, and without any.
 fn every_way(method: Method) -> Vec<Vec<&'static str>> {
     let options = method.row().forwarded.unwrap_or_default();
     let with_option = options.iter().map(|option| [&LAN[..], &[option]].concat());
@@ -98,7 +99,7 @@ fn forwarded_connections_are_captured(method: Method) -> Result<()> {
     Ok(())
 }
 
-/// Whatever the kernel checks of forwarded packets, and whether or not it forwards others.
+/// Tests the kernel's settings for checks of forwarded packets, and both with and without forwarding.
 fn they_are_captured_under_any_setting(method: Method) -> Result<()> {
     let set = |key: &str, value: u8| format!("echo {value} > /proc/sys/net/{key}\n");
     let strict = set("ipv4/conf/all/rp_filter", 1) + &set("ipv4/conf/lan/rp_filter", 1);
@@ -107,7 +108,7 @@ fn they_are_captured_under_any_setting(method: Method) -> Result<()> {
         strict + &set("ipv4/conf/all/src_valid_mark", 1),
         set("ipv4/ip_forward", 0) + &set("ipv6/conf/all/forwarding", 0),
         set("ipv4/tcp_fwmark_accept", 1),
-        // Each connection is opened by a cookie, without a socket until its ACK.
+        // Each connection is opened by a cookie, and has no socket until its ACK.
         set("ipv4/tcp_syncookies", 2),
     ] {
         let lab = lab()?;
@@ -127,7 +128,7 @@ fn only_what_the_rules_say_is_captured(method: Method) -> Result<()> {
             ("10.78.0.3:7004", Outcome::Direct),
             ("[fd78::3]:7004", Outcome::Direct),
             ("10.78.0.2:8080", Outcome::Direct),
-            // The client itself, by its address on the LAN and by that of the wire: nothing listens.
+            // The client itself, by its address on the LAN and by that of the wire, where nothing listens.
             ("10.76.0.1:7004", Outcome::Reset),
             ("[fd76::1]:7004", Outcome::Reset),
             ("10.77.0.1:7004", Outcome::Reset),
@@ -136,14 +137,15 @@ fn only_what_the_rules_say_is_captured(method: Method) -> Result<()> {
         }
         Ok(())
     })?;
-    // Without --lan, nothing forwarded is.
+    // Without --lan, nothing that is forwarded is captured.
     with_router(method, lab()?, &[], |lab, _| {
         expect_both(lab, lab.lan()?, Outcome::Direct)?;
         expect_both(lab, &lab.client, Outcome::Captured)
     })
 }
 
-/// A host's own addresses are its own, though everything is captured: it can still be administrated from the LAN.
+/// Tests that a host keeps its own addresses although everything is captured: it can still be administrated from the
+/// LAN.
 fn the_router_itself_is_reached(method: Method) -> Result<()> {
     let lab = lab()?;
     let tool = lab.program("lab-tool")?;
@@ -152,7 +154,7 @@ fn the_router_itself_is_reached(method: Method) -> Result<()> {
         for own in ["10.76.0.1:7004", "[fd76::1]:7004", "10.77.0.1:7004", "[fd77::1]:7004"] {
             expect(lab, lab.lan()?, own, &[], Outcome::Direct)?;
         }
-        // Behind its port, the router's service must not answer in the far one's place.
+        // The router's service on the same port must not answer in place of the far one.
         expect_both(lab, lab.lan()?, Outcome::Captured)
     });
     served.kill()?;
@@ -160,7 +162,8 @@ fn the_router_itself_is_reached(method: Method) -> Result<()> {
     checked
 }
 
-/// Headers before TCP's: IPv6 extensions, VLAN tags, none at all where the device has no Ethernet; bridges.
+/// Tests headers before that of TCP: IPv6 extensions, VLAN tags, and none on a device without Ethernet. Also tests
+/// bridges.
 fn packets_of_every_shape_are_captured(method: Method) -> Result<()> {
     let numbers = "ip addr add 10.74.0.1/24 dev x\nip addr add fd74::1/64 dev x nodad\nip link set x up\n";
     let lan_numbers = "ip addr add 10.74.0.2/24 dev x\nip addr add fd74::2/64 dev x nodad\nip link set x up\n\
@@ -181,7 +184,7 @@ fn packets_of_every_shape_are_captured(method: Method) -> Result<()> {
         (Kind::Bare, Outcome::Captured),
         (Kind::Ethernet(None), Outcome::Captured),
         (Kind::Ethernet(Some(VOICE)), Outcome::Captured),
-        // For a VLAN that is not there.
+        // A tag of a VLAN that doesn't exist.
         (Kind::Ethernet(Some(NUMBER_FIVE)), Outcome::Timeout),
     ] {
         let tagged = outcome == Outcome::Timeout;
@@ -206,7 +209,7 @@ fn packets_of_every_shape_are_captured(method: Method) -> Result<()> {
     with_router(method, bridged, &["--lan", "br0"], |lab, _| expect_both(lab, lab.lan()?, Outcome::Captured))
 }
 
-/// Both families, whole and in pieces, with a socket for each peer and with one for several.
+/// Tests both families, whole and in fragments, with a socket for each peer and with one for several.
 fn forwarded_datagrams_are_captured(method: Method) -> Result<()> {
     const ECHO: &str = "10.78.0.2:7000";
     const ECHO6: &str = "[fd78::2]:7000";
@@ -254,7 +257,7 @@ fn forwarded_datagrams_are_captured(method: Method) -> Result<()> {
     Ok(())
 }
 
-/// Datagrams in pieces, of which only the first have ports.
+/// Tests fragmented datagrams, of which only the first fragments have ports.
 fn fragments_go_the_way_of_the_first(method: Method) -> Result<()> {
     let lab = lab()?;
     let run = Run::remote(&["--lan", "lan", "10.78.0.2:7000", "[fd78::2]:7000"]).by(method);
@@ -271,10 +274,10 @@ fn fragments_go_the_way_of_the_first(method: Method) -> Result<()> {
         let before = lab.client.output("nstat", &["-az"])?;
         let echoes: Echoes =
             lab.measure_on(lab.lan()?, &["udp", "--to", to, "--length", "6000", "--seconds", "1"])?;
-        // A few may be lost beside other tests.
+        // A few datagrams may be lost while other tests run.
         ensure!(echoes.wrong == 0 && echoes.received * 4 >= echoes.sent * 3, "{to}: {echoes:?}");
         let after = lab.client.output("nstat", &["-az"])?;
-        // What is captured is put together here; what is not is passed on as it is.
+        // What is captured is reassembled here. What is not captured passes unchanged.
         let name = if to.starts_with('[') { "Ip6ReasmOKs" } else { "IpReasmOKs" };
         let grown = count(&after, name) - count(&before, name);
         let as_it_should = (grown >= echoes.received as f64) == captured;
@@ -284,13 +287,14 @@ fn fragments_go_the_way_of_the_first(method: Method) -> Result<()> {
     shuttle.wait(END).map(drop)
 }
 
-/// A counter of nstat.
+/// Returns a counter of nstat.
 fn count(text: &str, name: &str) -> f64 {
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or_default()
 }
 
-/// What stood before the start goes its way until its own end, and what was captured until the rules are gone.
+/// Tests that connections that were open before the start keep their path until they end, and captured ones until the
+/// rules are gone.
 fn connections_keep_their_way(method: Method) -> Result<()> {
     let lab = lab()?;
     let args = [&ALL[..], &LAN].concat();
@@ -322,11 +326,11 @@ fn connections_keep_their_way(method: Method) -> Result<()> {
     Ok(())
 }
 
-/// The client's addresses, those of captured connections included.
+/// The client's addresses, including those of captured connections.
 const OWN: [&str; 6] =
     ["10.76.0.1", "10.77.0.1", "198.19.219.1", "[fd76::1]", "[fd77::1]", "[fd73:6875:7474:6c65::1]"];
-/// The server's root sends what is for the target by the client, as a machine on the internet might; the agent, who is
-/// another, doesn't. It comes back to the server, from an address of its own.
+/// Makes the server's root send traffic for the target by the client, as a machine on the internet might. The agent,
+/// which has another user, doesn't. The traffic comes back to the server, from an address of the server's.
 const DETOUR: &str = "echo 1 > /proc/sys/net/ipv4/conf/wire/accept_local
 ip -4 rule add iif lo uidrange 0-0 ipproto tcp dport 7004 lookup 5
 ip -6 rule add iif lo uidrange 0-0 ipproto tcp dport 7004 lookup 5
@@ -334,7 +338,8 @@ ip -4 route add default via 10.77.0.1 table 5
 ip -6 route add default via fd77::1 table 5
 ";
 
-/// Neither the LAN nor what is beyond may use the listener as such, nor the far side of the router its LAN's way.
+/// Tests that neither the LAN nor what is beyond may use the listener as such, and that the far side of the router is
+/// not captured like its LAN.
 fn nobody_outside_gets_in(method: Method) -> Result<()> {
     let everything = ["--lan", "lan", "0/0", "::/0"];
     let lab = lab()?;
@@ -355,7 +360,7 @@ fn nobody_outside_gets_in(method: Method) -> Result<()> {
         }
         Ok(())
     })?;
-    // That the check above can fail: with the wire for a LAN, the server's packets are captured.
+    // Shows that the check above can fail: with the wire for a LAN, the server's packets are captured.
     let lab = self::lab()?;
     lab.server.script(DETOUR)?;
     with_router(method, lab, &["--lan", "wire"], |lab, _| {
@@ -363,7 +368,7 @@ fn nobody_outside_gets_in(method: Method) -> Result<()> {
     })
 }
 
-/// The ports of the client's listeners.
+/// Returns the ports of the client's listeners.
 fn listeners(lab: &Lab) -> Result<Vec<u16>> {
     let text = lab.client.output("ss", &["-Htln"])?;
     let local =
@@ -442,7 +447,7 @@ fn a_killed_router_leaves_what_is_inert_and_cleanup_removes(method: Method) -> R
         wait_until("what it left is inert", || expect_both(&lab, behind, Outcome::Direct).is_ok())?;
         let has_filter = lab.leftovers()?.iter().any(|fact| fact.contains("shuttle_router"));
         ensure!(has_filter == way.contains(&"--ebpf-ingress=clsact"), "{:?}", lab.leftovers()?);
-        // It is no obstacle to the next, whose rules are others.
+        // It is no obstacle to the next tunnel, which has other rules.
         let mut next = connect(&lab, Run::remote(&["10.78.0.3", "--lan", "lan"]).by(method))?;
         expect(&lab, behind, TARGET, &[], Outcome::Direct)?;
         expect(&lab, behind, "10.78.0.3:7004", &[], Outcome::Captured)?;
@@ -453,8 +458,8 @@ fn a_killed_router_leaves_what_is_inert_and_cleanup_removes(method: Method) -> R
         wait_until("that is inert too", || {
             expect(&lab, behind, "10.78.0.3:7004", &[], Outcome::Direct).is_ok()
         })?;
-        // The kernel takes a dead process apart bit by bit; while its device is there, so is its table, and it looks
-        // alive.
+        // The kernel removes the parts of a dead process one by one. While its device exists, so does its table, and it
+        // looks alive.
         wait_until("its device is gone", || {
             lab.client.output("ip", &["-br", "link"]).is_ok_and(|links| !links.contains("shuttle"))
         })?;
@@ -465,7 +470,8 @@ fn a_killed_router_leaves_what_is_inert_and_cleanup_removes(method: Method) -> R
     Ok(())
 }
 
-/// Each takes what its own rules say, of this host's own connections and of forwarded ones, also after the other's end.
+/// Tests that each tunnel captures what its own rules say, of this host's own connections and of forwarded ones, also
+/// after the other's end.
 fn two_tunnels_of_one_machine_do_not_meet(method: Method) -> Result<()> {
     for way in every_way(method) {
         let lab = lab()?;

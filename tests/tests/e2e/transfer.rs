@@ -1,4 +1,4 @@
-//! What goes through a tunnel, and how connections end in it.
+//! What goes through a tunnel, and how connections in it end.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ fn a_refusal_is_a_reset_and_never_a_clean_end(method: Method) -> Result<()> {
 
 fn a_dead_target_is_an_error_in_bounded_time(method: Method) -> Result<()> {
     with_tunnel(Options::default(), Run::remote(BOTH).by(method), |lab, _| {
-        // The lab's server gives up a SYN after seven seconds, and an address nobody has after three.
+        // The lab's server gives up a SYN after seven seconds, and an address that nobody has after three.
         for (address, limit) in [("10.78.0.99:80", 6), ("10.79.0.1:80", 15)] {
             let probe: Probe = lab.measure(&["probe", address, "--limit-ms", "30000"])?;
             let failed = matches!(probe.outcome, Outcome::Reset | Outcome::Unreachable | Outcome::Timeout);

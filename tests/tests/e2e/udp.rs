@@ -27,7 +27,7 @@ const ECHO: &str = "10.78.0.2:7000";
 const OTHER: &str = "10.78.0.3:7000";
 const ECHO6: &str = "[fd78::2]:7000";
 
-/// As whom a socket of the client is seen at each of these.
+/// The addresses that these services see for a socket of the client.
 type Seen = Vec<Option<SocketAddr>>;
 
 fn who(lab: &Lab, services: &[&str]) -> Result<Seen> {
@@ -44,7 +44,7 @@ fn echoes_come_back_whole_and_from_where_they_were_sent_to(method: Method) -> Re
     let options = Options { alone: true, ..Options::default() };
     with_tunnel(options, Run::remote(NETS).by(method), |lab, _| {
         for (args, least) in [
-            // Our port is the service's: the helper has to send the replies.
+            // The program has the service's port, so the helper must send the replies.
             (&["--to", ECHO, "--from", "0.0.0.0:7000"][..], 0.999),
             (&["--to", ECHO6, "--from", "[::]:7000"], 0.999),
             (&["--to", ECHO], 0.999),
@@ -76,7 +76,7 @@ fn what_is_captured_is_seen_to_come_from_the_server(method: Method) -> Result<()
         for (service, captured) in [
             (TARGET, true),
             ("10.78.0.3:7004", false),
-            // The port is not of the range.
+            // The port is not in the range.
             (TARGET6, false),
         ] {
             let seen = who(lab, &[service])?;
@@ -90,7 +90,7 @@ fn what_is_captured_is_seen_to_come_from_the_server(method: Method) -> Result<()
     })
 }
 
-/// One socket keeps one port at the far side, whomever it talks to, until it has been silent.
+/// Tests that a socket keeps one port at the far side, for all its peers, until it has been idle.
 fn a_socket_keeps_its_port_until_it_is_idle(method: Method) -> Result<()> {
     let args = [NETS, &["--udp-timeout", "1", "--udp-stream-timeout", "2"]].concat();
     with_tunnel(Options::default(), Run::remote(&args).by(method), |lab, _| {
@@ -124,8 +124,8 @@ fn flows_are_bounded_and_the_newest_work(method: Method) -> Result<()> {
     })
 }
 
-/// The goal is no more than 10 ms beyond an idle path, which the bench checks with a release build; here no more than a
-/// TCP connection that sends as little.
+/// Tests that datagrams don't wait behind bulk. The goal is at most 10 ms more than on an idle path, which the bench
+/// checks with a release build. This test allows as much as a TCP connection takes that sends as little.
 #[test]
 fn datagrams_do_not_wait_behind_bulk() -> Result<()> {
     let options = Options { link: Link::Wan, alone: true, ..Options::default() };
@@ -140,14 +140,14 @@ fn datagrams_do_not_wait_behind_bulk() -> Result<()> {
             let stream: rtt::Loaded = lab.measure(&args)?;
             let most = (alone + 10_000).max(stream.rtt.p50_us + 5_000);
             ensure!(beside <= most, "{direction}: {beside} us beside bulk, {alone} us alone, {stream:?}");
-            // Nor does bulk stand still for them.
+            // Bulk doesn't stop for the datagrams either.
             ensure!(loaded.bulk.mbits > stream.bulk.mbits / 2.0, "{direction}: {loaded:?}, {stream:?}");
         }
         Ok(())
     })
 }
 
-/// Datagrams go directly again at once, also those of a socket that was captured, whatever ended the tunnel.
+/// Tests that datagrams go directly again at once, also those of a socket that was captured, whatever ended the tunnel.
 fn after_the_end_datagrams_go_directly(method: Method) -> Result<()> {
     for (signal, helper) in [(Signal::SIGINT, false), (Signal::SIGKILL, false), (Signal::SIGKILL, true)] {
         let lab = Lab::with(Options::default())?;

@@ -14,13 +14,13 @@ use crate::{END, connect, lan_if_possible, nothing_stays, wait_until};
 
 by_each_method!(curl_fetches_by_address_and_by_name);
 
-/// The router's, as in its resolv.conf: nobody is there.
+/// The router's nameserver, as in its resolv.conf. No host has the address.
 const NS: &str = "10.99.9.9";
-/// Known to the remote resolver alone.
+/// A record that only the remote resolver knows.
 const RECORD: &str = "--host-record=web.remote.test,10.78.0.2,fd78::2";
 const LENGTH: usize = 4 << 20;
 
-/// Python's, with one file. Dropping it ends it.
+/// Python's web server, with one file. Dropping it ends it.
 struct Web {
     child: Child,
     file: Vec<u8>,
@@ -44,7 +44,7 @@ impl Web {
         Ok(web)
     }
 
-    /// Fetches the file from `host` by `url`. It must come from `address` and be asked for by the ssh server.
+    /// Fetches the file from `host` by `url`. It must come from `address`, and the ssh server must request it.
     fn fetch(&self, host: &Host, args: &[&str], address: &str) -> Result<()> {
         let before = fs::read_to_string(&self.log)?.len();
         let told = "%{stderr}%{remote_ip} %{http_code}";
@@ -78,7 +78,7 @@ fn curl_fetches_by_address_and_by_name(method: Method) -> Result<()> {
     ResolvConf::new(&lab, &lab.server, &["127.0.0.1"])?;
     ResolvConf::new(&lab, &lab.client, &[NS])?;
     let lan_conf = ResolvConf::new(&lab, lab.lan()?, &[NS])?;
-    // The router's own for its LAN, as of home routers.
+    // The router's own nameserver for its LAN, as in home routers.
     let upstream = format!("--server={NS}");
     let _router = Nameserver::dnsmasq(&lab, &lab.client, "10.76.0.1:53".parse()?, &[&upstream])?;
     let lan = lan_if_possible(method);

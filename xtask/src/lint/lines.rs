@@ -6,8 +6,8 @@ use anyhow::Result;
 
 use super::sources::{self, Sources};
 
-/// In characters. rustfmt's width is smaller, but rustfmt doesn't touch comments and strings.
-const LONGEST: usize = 120;
+/// The most characters in a line. rustfmt's width is smaller, but rustfmt doesn't touch comments and strings.
+const MAX_LENGTH: usize = 120;
 
 pub(crate) fn run() -> Result<()> {
     sources::report(&check(&sources::read()?))
@@ -21,9 +21,9 @@ fn check(sources: &Sources) -> Vec<String> {
     let mut complaints = Vec::new();
     for (path, text) in sources.iter().filter(|(path, _)| is_checked(path)) {
         let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line, line.chars().count()));
-        let long = lines.filter(|(_, line, length)| *length > LONGEST && !is_row(path, line));
+        let long = lines.filter(|(_, line, length)| *length > MAX_LENGTH && !is_row(path, line));
         complaints.extend(long.map(|(at, _, length)| {
-            format!("{}:{at}: {length} characters, more than {LONGEST}", path.display())
+            format!("{}:{at}: {length} characters, more than {MAX_LENGTH}", path.display())
         }));
     }
     complaints

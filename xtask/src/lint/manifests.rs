@@ -34,7 +34,7 @@ fn inherits(value: &Value) -> bool {
     value.get("workspace") == Some(&Value::Boolean(true))
 }
 
-/// Dependencies of all kinds, also those for one target only.
+/// Returns dependencies of all kinds, also those for one target only.
 fn dependencies(manifest: &Table) -> Vec<(&String, &Value)> {
     let tables = ["dependencies", "dev-dependencies", "build-dependencies"];
     let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values);

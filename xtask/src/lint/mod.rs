@@ -1,4 +1,4 @@
-//! Checks that a change has to pass besides the tests. Every check runs; the failures are named at the end.
+//! Checks that a change has to pass besides the tests. Every check runs. The failures are named at the end.
 
 mod lines;
 mod manifests;
@@ -12,12 +12,12 @@ use anyhow::{Result, ensure};
 use crate::build_ebpf;
 use crate::run::{self, cargo};
 
-/// The eBPF programs compile for another target only; `build-ebpf --check` checks them.
+/// The packages to check. The eBPF programs compile only for another target; `build-ebpf --check` checks them.
 const WHOLE: [&str; 3] = ["--workspace", "--exclude", "shuttle-ebpf"];
 
 type Check = fn() -> Result<()>;
 
-/// Runs the checks whose names contain `filter`, or all.
+/// Runs the checks whose names contain `filter`, or all checks.
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let checks: [(&str, Check); 8] = [
         ("shape", shape::run),
@@ -51,14 +51,14 @@ fn clippy() -> Result<()> {
     run::run(cargo().arg("clippy").args(WHOLE).args(["--all-targets", "--quiet", "--", "-D", "warnings"]))
 }
 
-/// For developers of shuttle: links to private items are allowed.
+/// Checks the documentation for developers of shuttle: links to private items are allowed.
 fn documentation() -> Result<()> {
     let mut doc = cargo();
     doc.arg("doc").args(WHOLE).args(["--no-deps", "--document-private-items", "--quiet"]);
     run::run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
 }
 
-/// Leaves out the advisories: their database is on a host that CI does not reach.
+/// Checks the dependencies, except for advisories, whose database is on a host that CI does not reach.
 fn dependencies() -> Result<()> {
     let there = Command::new("cargo-deny").arg("--version").stdout(Stdio::null()).status();
     if !there.is_ok_and(|status| status.success()) {

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::{output, root};
 
-/// Text by path, relative to the workspace's root.
+/// The texts by path, relative to the workspace's root.
 pub(super) type Sources = BTreeMap<PathBuf, String>;
 
-/// All Rust, Markdown and Cargo.toml files that git tracks or would track.
+/// Reads all Rust, Markdown and Cargo.toml files that git tracks or would track.
 pub(super) fn read() -> Result<Sources> {
     let mut list = Command::new("git");
     list.current_dir(root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--"]);

@@ -1,4 +1,4 @@
-//! UDP flows: which program's socket exchanges datagrams with which peer, and when a flow that is idle ends.
+//! UDP flows: which program's socket exchanges datagrams with which peer, and when an idle flow ends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
@@ -11,25 +11,25 @@ use crate::mux::{AssociationId, Carried, Peer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Source(pub(super) SocketAddr);
 
-/// A program's socket and one of its peers: of a flow, or of a DNS query.
+/// A program's socket and one of its peers, of a flow or of a DNS query.
 pub(super) type Conversation = (Source, Peer);
 
 /// How long a flow lasts without a datagram.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// While datagrams have only gone from the program.
+    /// While datagrams have gone only from the program to the peer.
     pub(crate) one_way: Duration,
-    /// Once they have gone both ways.
+    /// Once datagrams have gone both ways.
     pub(crate) both_ways: Duration,
 }
 
-/// The flows, and their associations: one for each source. `P` is how replies of a flow get to its program.
+/// The flows, and one association for each source. `P` is how replies of a flow get to its program.
 #[derive(Debug)]
 pub(super) struct Flows<P> {
     flows: HashMap<Conversation, Flow<P>>,
     sources: HashMap<Source, Association>,
     by_id: HashMap<AssociationId, Source>,
-    /// When each flow ends if it stays idle: one entry a flow, which may be too early.
+    /// When each flow ends if it stays idle. There is one entry per flow, and its time may be too early.
     ends: BinaryHeap<Reverse<(Instant, Conversation)>>,
     timeouts: Timeouts,
     max: usize,
@@ -53,7 +53,7 @@ struct Association {
 }
 
 impl<P: Default> Flows<P> {
-    /// No flows yet. There are never more than `max`: to make room, the one that would time out first is evicted.
+    /// Makes an empty table of at most `max` flows. To make room, the flow that would time out first is evicted.
     pub(super) fn new(timeouts: Timeouts, max: usize) -> Self {
         Self {
             flows: HashMap::new(),
@@ -71,7 +71,7 @@ impl<P: Default> Flows<P> {
     }
 
     /// Records that a program sends a datagram of this many `bytes`. Returns the association to send it by, which is
-    /// `new` if the source had none, and any association that ended with a flow evicted for it.
+    /// `new` if the source had none. Also returns an association that ended because its last flow was evicted.
     pub(super) fn sent(
         &mut self,
         (source, peer): Conversation,
@@ -100,8 +100,8 @@ impl<P: Default> Flows<P> {
     }
 
     /// Records that a datagram of this many `bytes` has come from a peer of an association. Returns its flow and that
-    /// flow's path, and any association that ended with a flow evicted for it. A datagram from another port of a peer's
-    /// address begins a flow; one from any other address is none of the program's: `None`.
+    /// flow's path, and an association that ended because its last flow was evicted. A datagram from another port of a
+    /// peer's address begins a flow. Returns `None` for a datagram from any other address, as it is for no program.
     pub(super) fn arrived(
         &mut self,
         id: AssociationId,
@@ -125,8 +125,8 @@ impl<P: Default> Flows<P> {
         Some((key, &flow.path, ended))
     }
 
-    /// The program to notify that the peer is unreachable. `None` if it was notified since it last sent something
-    /// there, however often the far side says so.
+    /// Returns the program to notify that the peer is unreachable. Returns `None` if the program was notified since it
+    /// last sent something to the peer, however often the far side reports it.
     pub(super) fn unreachable(&mut self, id: AssociationId, peer: Peer) -> Option<Source> {
         let source = *self.by_id.get(&id)?;
         let flow = self.flows.get_mut(&(source, peer))?;
@@ -134,18 +134,19 @@ impl<P: Default> Flows<P> {
         (!notified).then_some(source)
     }
 
-    /// A flow's path, if there is such a flow.
+    /// Returns a flow's path, if there is such a flow.
     pub(super) fn path(&mut self, flow: Conversation) -> Option<&mut P> {
         self.flows.get_mut(&flow).map(|flow| &mut flow.path)
     }
 
-    /// The paths of all flows of a source.
+    /// Returns the paths of all flows of a source.
     pub(super) fn paths_of(&self, source: Source) -> impl Iterator<Item = &P> {
         let peers = self.sources.get(&source).into_iter().flat_map(|association| &association.peers);
         peers.filter_map(move |peer| self.flows.get(&(source, *peer)).map(|flow| &flow.path))
     }
 
-    /// Adds a flow of a source that has an association. Returns any association that ended with a flow evicted for it.
+    /// Adds a flow of a source that has an association. Returns an association that ended because its last flow was
+    /// evicted.
     fn begin(&mut self, key: Conversation, now: Instant) -> Option<AssociationId> {
         if let Some(association) = self.sources.get_mut(&key.0) {
             association.peers.insert(key.1);
@@ -167,7 +168,7 @@ impl<P: Default> Flows<P> {
         ended.flatten()
     }
 
-    /// All flows, with what they have carried and when they began.
+    /// Returns all flows, with what they have carried and when they began.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Conversation, Carried, Instant)> {
         self.flows.iter().map(|(key, flow)| (*key, flow.carried, flow.began))
     }
@@ -184,8 +185,8 @@ impl<P: Default> Flows<P> {
         std::iter::from_fn(|| self.end_next(Some(now))).flatten().collect()
     }
 
-    /// Ends the flow that times out first, if that is not later than `until`. Returns whether there was one, and the
-    /// association if that ended with it.
+    /// Ends the flow that times out first, if it does so by `until`. Returns `None` if there was no such flow, and
+    /// otherwise the association, if it ended with the flow.
     fn end_next(&mut self, until: Option<Instant>) -> Option<Option<AssociationId>> {
         loop {
             let Reverse((end, key)) = *self.ends.peek()?;
@@ -216,7 +217,8 @@ impl<P: Default> Flows<P> {
         Some(id)
     }
 
-    /// The far side has ended an association: ends its flows. The source's next datagram begins another association.
+    /// Ends the flows of an association that the far side has ended. The source's next datagram begins another
+    /// association.
     pub(super) fn close(&mut self, id: AssociationId) {
         let Some(source) = self.by_id.remove(&id) else { return };
         let Some(association) = self.sources.remove(&source) else { return };
@@ -225,7 +227,7 @@ impl<P: Default> Flows<P> {
         }
     }
 
-    /// When [`Self::end_idle`] may have something to do.
+    /// Returns when [`Self::end_idle`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.ends.peek().map(|Reverse((end, _))| *end)
     }
@@ -246,7 +248,7 @@ mod tests {
         Peer(address.parse().unwrap())
     }
 
-    /// What happens to the flows of source 1, after seconds; and the flows that are then left.
+    /// What happens to the flows of source 1. A case has the second of each step, and the flows left after it.
     enum Step {
         Sent(&'static str),
         Arrived(&'static str),
@@ -302,7 +304,7 @@ mod tests {
             assert_eq!(flows.unreachable(id, to), None);
         }
         assert_eq!(flows.unreachable(id, other), None);
-        // From another port of that address, to which nothing was sent.
+        // A datagram from another port of that address, to which nothing was sent.
         let unasked = peer("10.0.0.1:54");
         assert!(flows.arrived(id, unasked, 1, now).is_some());
         assert_eq!(flows.unreachable(id, unasked), None);
@@ -324,7 +326,7 @@ mod tests {
             assert!(flows.len() <= 3 && flows.sources.len() == flows.by_id.len());
         }
         assert_eq!(ended, [AssociationId(2), AssociationId(3)]);
-        // One that was answered lasts longer than one that was not.
+        // A flow that was answered lasts longer than one that was not.
         flows.arrived(AssociationId(1), to, 1, start + Duration::from_secs(5)).unwrap();
         for number in 6..9 {
             flows.sent((source(number), to), 1, start + Duration::from_secs(6), || {

@@ -1,4 +1,4 @@
-//! The client's role of a link: captured traffic goes in, and replies go to their programs.
+//! The client's role of a link: captured traffic enters the link, and replies go to their programs.
 
 mod flows;
 mod orders;
@@ -27,10 +27,10 @@ use crate::control::Protocol;
 use crate::link::{FlowSurvey, Link, Role, role_token};
 use crate::mux::{AssociationId, Door, LaneId, Peer, Reason, StreamId, Target};
 
-/// TCP listeners have the tokens from this one on: after that of the orders and those of the UDP listeners.
+/// The first token of the TCP listeners: after the token of the orders and those of the UDP listeners.
 const FIRST_LISTENER: usize = udp::END;
 
-/// What a client does with its link.
+/// The client's role of its link.
 pub(super) struct Captures {
     orders: mpsc::Receiver<Order>,
     reports: UnboundedSender<Report>,
@@ -49,8 +49,8 @@ impl Captures {
     }
 
     /// Keeps the listeners open until the client has stopped capturing. Programs whose connections were reset connect
-    /// again meanwhile: those connections wait in the listeners' queues, and are reset with them. Without a listener
-    /// they would wait for an answer long after shuttle is gone.
+    /// again meanwhile. Those connections wait in the listeners' queues, and are reset when the listeners close.
+    /// Without a listener they would wait for an answer long after shuttle has ended.
     pub(super) fn hold(&self) {
         loop {
             match self.orders.recv() {
@@ -69,7 +69,7 @@ impl Captures {
         }
     }
 
-    /// Carries out an order. `Break` ends the link.
+    /// Carries out an order. Returns `Break` to end the link.
     fn obey(&mut self, link: &mut Link, order: Order) -> ControlFlow<()> {
         match order {
             Order::Listen(sockets, arrival) => {
@@ -95,7 +95,7 @@ impl Captures {
             Order::Survey(reply) => drop(reply.send((link.survey(), self.tcp.losses)).ok()),
             Order::Flows(reply) => drop(reply.send(self.flows(link)).ok()),
             Order::ResetOthers(rules, reply) => {
-                // Connections that the earlier rules captured may still wait here.
+                // Connections that the earlier rules captured may still wait at the listeners.
                 self.tcp.accept_all(link, self.udp.nameservers());
                 let is_other = |target: SocketAddr| !rules.captures(target.ip(), target.port());
                 let ended = self.udp.end_matching(link, is_other);

@@ -13,7 +13,7 @@ use crate::control::Protocol;
 use crate::link::{FlowSurvey, Pipes, Survey, role_token};
 use crate::mux::{Door, LaneId};
 
-/// The token by which [`Order`]s are announced.
+/// The token that announces [`Order`]s.
 pub(in crate::client) const ORDERS: Token = role_token(0);
 
 /// Client → link thread.
@@ -24,15 +24,15 @@ pub(in crate::client) enum Order {
     Listen(Vec<TcpListener>, StreamArrival),
     /// Take captured datagrams.
     Datagrams(udp::Start),
-    /// The helper's response to a request about a reply.
+    /// The helper's response to a request about replies.
     Resolve(replies::Resolution),
     /// Report the link's counters.
     Survey(oneshot::Sender<(Survey, Losses)>),
     /// List the captured connections and the UDP flows.
     Flows(oneshot::Sender<Vec<(Protocol, FlowSurvey)>>),
-    /// Reset the connections and flows that these rules don't capture. The answer is their number.
+    /// Reset the connections and flows that these rules don't capture. The answer is the number of them.
     ResetOthers(Entries, oneshot::Sender<usize>),
-    /// End, and reset every connection.
+    /// End the link, and reset every connection.
     Stop,
 }
 
@@ -40,18 +40,18 @@ pub(in crate::client) enum Order {
 pub(in crate::client) enum Report {
     /// The agent's HELLO has arrived.
     Greeted,
-    /// The agent accepts further lanes here.
+    /// The agent accepts further lanes at this door.
     Door(Door),
-    /// More lanes would carry more.
+    /// The windows of the lanes limit the session: more lanes would carry more.
     Narrow,
-    /// A lane has ended, and others carry on.
+    /// A lane has ended, and others remain.
     Lost(LaneId),
 }
 
 /// Captured connections that were lost.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::client) struct Losses {
-    /// Lost on this side, for lack of descriptors or memory.
+    /// Lost on this side because there were no descriptors or no memory.
     pub(in crate::client) here: u64,
     /// Reset by the far side.
     pub(in crate::client) there: u64,
@@ -65,13 +65,13 @@ pub(in crate::client) struct Orders {
 }
 
 impl Orders {
-    /// Sends an order. It is lost if the link has ended, which is reported elsewhere.
+    /// Sends an order. If the link has ended, the order is lost; the end is reported elsewhere.
     pub(in crate::client) fn send(&self, order: Order) {
         drop(self.sender.send(order));
         drop(self.waker.wake());
     }
 
-    /// Sends an order that has an answer, and waits for it. `None`: the link has ended.
+    /// Sends an order that has an answer, and waits for the answer. Returns `None` if the link has ended.
     pub(in crate::client) async fn ask<T>(
         &self,
         order: impl FnOnce(oneshot::Sender<T>) -> Order,

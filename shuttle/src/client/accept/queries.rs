@@ -1,5 +1,5 @@
-//! Captured DNS queries by UDP. Each is sent on as an association of its own, so that answers can't be swapped,
-//! whatever ids programs choose. Nothing is kept of a query once it has been answered.
+//! Captured DNS queries by UDP. Each is forwarded in an association of its own, so that answers can't be swapped,
+//! whichever ids programs choose. No state of a query remains once it has been answered.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,29 +12,29 @@ use crate::dns::resolv_conf::PORT;
 use crate::link::{Link, now};
 use crate::mux::{AssociationId, Target};
 
-/// The most queries that wait for an answer. For another one, the oldest is given up.
+/// The most queries that wait for an answer. To make room, the oldest query is dropped.
 const MAX_QUERIES: usize = 4096;
-/// How long a query waits for its answer; a little longer than at the agent.
+/// How long a query waits for its answer. This is a little longer than the agent waits.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Which nameservers are captured, and who answers in their place.
 #[derive(Clone, Debug)]
 pub(crate) struct Nameservers {
-    /// Addresses whose port 53 is captured as DNS; none if DNS gets no special treatment.
+    /// Addresses whose port 53 is captured as DNS. Empty if DNS gets no special treatment.
     pub(crate) captured: HashSet<IpAddr>,
     /// Who answers.
     pub(crate) target: Target,
 }
 
 impl Nameservers {
-    /// Who answers in the place of `destination`; `None` if that is not a captured nameserver.
+    /// Returns who answers in place of `destination`, or `None` if that is not a captured nameserver.
     pub(super) fn target(&self, destination: SocketAddr) -> Option<Target> {
         let is_one = destination.port() == PORT && self.captured.contains(&destination.ip());
         is_one.then_some(self.target)
     }
 }
 
-/// The queries that wait for an answer: who asked whom, and how the answer gets back.
+/// The queries that wait for an answer: which program asked which nameserver, and how the answer gets back.
 pub(super) struct Queries {
     nameservers: Nameservers,
     pending: Pending<AssociationId, (Conversation, PathState)>,
@@ -49,7 +49,7 @@ impl Queries {
         &self.nameservers
     }
 
-    /// Whether datagrams to this destination are queries.
+    /// Returns whether datagrams to this destination are queries.
     pub(super) fn are_for(&self, destination: SocketAddr) -> bool {
         self.nameservers.target(destination).is_some()
     }
@@ -63,7 +63,8 @@ impl Queries {
         link.send_query(id, self.nameservers.target, query);
     }
 
-    /// The agent has answered a query. Returns whom the answer is for, and its path; `None` if it comes too late.
+    /// Removes a query that the agent has answered. Returns the conversation and its path, or `None` if the answer
+    /// comes too late.
     pub(super) fn answered(
         &mut self,
         link: &mut Link,
@@ -74,17 +75,17 @@ impl Queries {
         Some(asked)
     }
 
-    /// The agent has given up a query.
+    /// Removes a query that the agent has dropped.
     pub(super) fn closed(&mut self, id: AssociationId) {
         self.pending.remove(id);
     }
 
-    /// When [`Self::tick`] may have something to do.
+    /// Returns when [`Self::tick`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.pending.deadline()
     }
 
-    /// Gives up the queries that have waited too long.
+    /// Drops the queries that have waited too long.
     pub(super) fn tick(&mut self, link: &mut Link, now: Instant) {
         while let Some((id, _)) = self.pending.pop_timed_out(now) {
             link.dissociate(id);

@@ -1,12 +1,12 @@
 //! The return path: how datagrams from the far side get back to the programs that they are for. UDP flows and DNS
-//! queries share it; this module calls either's datagram a reply.
+//! queries share it. This module calls a datagram of either a reply.
 //!
 //! How a reply travels depends on how the program's datagram [arrived](crate::capture::DatagramArrival). With a token,
-//! the reply leaves by the listener, from the token's address. Without one, it leaves by an
+//! the reply leaves by the listener, from the token's address. Without a token, it leaves by an
 //! [`Outlet`](crate::capture::replies::Outlet), which the helper makes: the first reply of a [`Conversation`] is held
-//! until the helper has responded. A thread of its own asks the helper, since the link's thread must not wait.
+//! until the helper has responded. A separate thread asks the helper, since the link's thread must not wait.
 //!
-//! Replies are datagrams: those that can't be sent, held or asked for are lost, and nobody is told.
+//! Replies are datagrams: those that can't be sent, held or asked for are lost, and nothing reports the loss.
 
 mod outlets;
 mod requests;
@@ -26,10 +26,10 @@ use crate::mux::Peer;
 use outlets::{CachedOutlet, Limits, OutletKey, Outlets};
 pub(in crate::client) use requests::spawn as spawn_requests;
 
-/// The most bytes of replies that are held, of all conversations together: a burst, for the tenths of a millisecond
-/// that the helper takes.
+/// The most bytes of replies that are held, of all conversations together: room for a burst in the tenths of a
+/// millisecond that the helper takes.
 const MAX_HELD: usize = 8 << 20;
-/// What holding a reply costs in memory beyond its bytes.
+/// The memory that a held reply costs beyond its bytes.
 const HELD_OVERHEAD: usize = 64;
 
 /// The helper's response to a request.
@@ -37,44 +37,44 @@ pub(in crate::client) type Resolution = (PathRequest, Result<ReplyPath, Error>);
 
 /// Delivers replies.
 pub(super) struct Replies {
-    /// One for each UDP listener, in their order.
+    /// One sender for each UDP listener, in their order.
     listeners: Vec<TokenOutlet>,
-    /// To the thread that asks the helper; `None` where replies leave by the listeners.
+    /// The channel to the thread that asks the helper. `None` if replies leave by the listeners.
     requests: Option<SyncSender<ReplyRequest>>,
-    /// The conversations that the helper was asked about and has not responded to.
+    /// The conversations about which the helper was asked and has not responded.
     pending: HashMap<Conversation, Pending>,
-    /// What those hold together: [`Pending::cost`].
+    /// The sum of [`Pending::cost`].
     held: usize,
     outlets: Outlets,
 }
 
-/// What is known of how replies of a conversation get to its program.
+/// How replies of a conversation get to its program, as far as known.
 #[derive(Debug, Default)]
 pub(super) enum PathState {
-    /// Nothing: the first reply has the helper asked.
+    /// Not known: for the first reply, the helper is asked.
     #[default]
     Unknown,
-    /// Out of this listener, from this token.
+    /// By this listener, from this token.
     Token { listener: usize, token: Token },
-    /// By an outlet, to this address, as the helper has said. When the cache has closed the outlet, the helper is
-    /// asked again.
+    /// By an outlet, to this address, as the helper has said. Once the cache has closed the outlet, the helper is asked
+    /// again.
     Outlet(Weak<CachedOutlet>, SocketAddr),
     /// The helper refuses. Replies are lost.
     Refused,
 }
 
-/// A conversation that the helper was asked about.
+/// A conversation about which the helper was asked.
 #[derive(Debug, Default)]
 struct Pending {
     replies: Vec<Vec<u8>>,
-    /// Bytes that the replies count for.
+    /// The bytes that the replies count as.
     cost: usize,
     /// The outlet to use, if the helper was not asked for one.
     outlet: Option<Rc<CachedOutlet>>,
 }
 
 impl PathState {
-    /// Whether replies leave from this token.
+    /// Returns whether replies leave from this token.
     pub(super) fn is_from(&self, token: Token) -> bool {
         matches!(self, Self::Token { token: own, .. } if *own == token)
     }
@@ -91,17 +91,17 @@ impl Replies {
         }
     }
 
-    /// Says by what to ask the helper.
+    /// Sets the channel to the thread that asks the helper.
     pub(super) fn ask_by(&mut self, requests: Option<SyncSender<ReplyRequest>>) {
         self.requests = requests;
     }
 
-    /// Adds what sends out of the next listener: see [`PathState::Token`].
+    /// Adds the sender of the next listener: see [`PathState::Token`].
     pub(super) fn add_listener(&mut self, listener: TokenOutlet) {
         self.listeners.push(listener);
     }
 
-    /// Sends a reply to its program, or holds it until the helper has said how.
+    /// Sends a reply to its program, or holds it until the helper has said how to send it.
     pub(super) fn deliver(
         &mut self,
         conversation: Conversation,
@@ -126,8 +126,8 @@ impl Replies {
         }
     }
 
-    /// Holds a reply, and asks the helper unless that is pending. If the helper has too many requests, the reply is
-    /// lost and the next one asks again.
+    /// Holds a reply, and asks the helper unless a request is pending. If too many requests wait for the helper, the
+    /// reply is lost and the next one asks again.
     fn hold(&mut self, conversation: Conversation, bytes: &[u8], now: Instant) {
         if !self.pending.contains_key(&conversation) {
             let (Source(source), Peer(peer)) = conversation;
@@ -148,7 +148,7 @@ impl Replies {
         }
     }
 
-    /// The helper has responded: sends what was held. Returns the path of the conversation's further replies.
+    /// Sends what was held, after the helper has responded. Returns the path of the conversation's further replies.
     pub(super) fn resolve(
         &mut self,
         (request, result): Resolution,
@@ -175,17 +175,17 @@ impl Replies {
         (conversation, path)
     }
 
-    /// Has the helper tell a program that its datagram did not get to the peer.
+    /// Has the helper notify a program that its datagram did not get to the peer.
     pub(super) fn notify(&self, (Source(source), Peer(peer)): Conversation, what: Unreachable) {
         self.request(ReplyRequest::Unreachable(Notice { source, peer, what }));
     }
 
-    /// Returns `false` if the helper can't be asked, or has too many requests.
+    /// Sends a request. Returns `false` if the helper can't be asked, or if too many requests wait for it.
     fn request(&self, request: ReplyRequest) -> bool {
         self.requests.as_ref().is_some_and(|requests| requests.try_send(request).is_ok())
     }
 
-    /// When [`Self::tick`] has something to do.
+    /// Returns when [`Self::tick`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.outlets.deadline()
     }

@@ -19,7 +19,7 @@ use crate::mux::Target;
 /// The listeners, and the losses of their connections.
 pub(super) struct Tcp {
     listeners: Vec<Listener>,
-    /// A descriptor to release if there are no others: see [`shed`].
+    /// A descriptor to release when no other is left: see [`shed`].
     spare: Option<File>,
     pub(super) losses: Losses,
 }
@@ -39,7 +39,7 @@ impl Tcp {
         Self { listeners: Vec::new(), spare: spare(), losses: Losses::default() }
     }
 
-    /// Adds listeners. `token` gives the token for each, by its index.
+    /// Adds listeners. `token` returns the token for each, by its index.
     pub(super) fn listen(
         &mut self,
         link: &mut Link,
@@ -56,12 +56,13 @@ impl Tcp {
         Ok(())
     }
 
-    /// Accepts whatever waits at any listener.
+    /// Accepts all connections that wait at any listener.
     pub(super) fn accept_all(&mut self, link: &mut Link, nameservers: &Nameservers) {
         (0..self.listeners.len()).for_each(|index| self.accept(link, index, nameservers));
     }
 
-    /// Accepts whatever waits at one listener. Connections to nameservers go to their [target](Nameservers::target).
+    /// Accepts all connections that wait at one listener. Those to nameservers go to their
+    /// [target](Nameservers::target).
     pub(super) fn accept(&mut self, link: &mut Link, index: usize, nameservers: &Nameservers) {
         let Some(listener) = self.listeners.get(index) else { return };
         loop {
@@ -91,7 +92,8 @@ impl Tcp {
     }
 }
 
-/// `None` for a connection to the listener itself, which was not captured, and for one whose destination is unknown.
+/// Returns `None` for a connection to the listener itself, which was not captured, and for one whose destination is
+/// unknown.
 fn original_destination(socket: &TcpStream, listener: &Listener) -> Option<OriginalDestination> {
     let found = listener.arrival.original_destination(socket.as_fd(), listener.address);
     found.ok().flatten().map(OriginalDestination)
@@ -119,13 +121,13 @@ fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Such an error would come again at once, as opposed to that of a broken connection.
+/// Returns whether memory is short. Such an error would recur at once, unlike that of a broken connection.
 fn is_short_of_memory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
 }
 
-/// Refuses a waiting connection if no descriptor is left: closes the spare one, accepts the connection with it, and
-/// closes it, so that its program sees it end. Returns whether there was one.
+/// Refuses a waiting connection if no descriptor is left: closes the spare descriptor, accepts the connection with it,
+/// and closes the connection, so that its program sees it end. Returns whether a connection was waiting.
 fn shed(listener: &TcpListener, reserve: &mut Option<File>) -> bool {
     *reserve = None;
     let shed = listener.accept().is_ok();

@@ -1,5 +1,5 @@
-//! Captured datagrams. Those to nameservers are DNS queries; the others belong to flows, and each source has an
-//! association of its own. What the agent sends back goes to its program by [`Replies`].
+//! Captured datagrams. Those to nameservers are DNS queries. The others belong to flows, and each source has an
+//! association of its own. [`Replies`] sends what comes back from the agent to its program.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -19,20 +19,21 @@ use crate::capture::replies::{ReplyRequest, Unreachable};
 use crate::link::{Ends, FlowSurvey, Link, now, role_token};
 use crate::mux::{AssociationId, Peer, Reason};
 
-/// The tokens of the listeners are this one and the next.
+/// The token of the first listener. The second has the next one.
 const FIRST_LISTENER: usize = 1;
 /// The first token after those.
 pub(super) const END: usize = FIRST_LISTENER + 2;
 /// The most flows. Each may cost a descriptor here, and each source costs one at the agent.
 const MAX_FLOWS: usize = 4096;
-/// How many datagrams are read of a listener before the link's other sockets have a turn.
+/// How many datagrams are read from a listener before the link's other sockets have a turn.
 const READS_PER_TURN: usize = 64;
 
-/// What the capture of datagrams starts with.
+/// The listeners for captured datagrams, and what the capture of datagrams needs besides.
 pub(in crate::client) struct Start {
     pub(in crate::client) listeners: Vec<UdpSocket>,
     pub(in crate::client) arrival: DatagramArrival,
-    /// To the thread that asks the helper: [`spawn_requests`](super::spawn_requests). `None` if the arrival needs none.
+    /// The channel to the thread that asks the helper: [`spawn_requests`](super::spawn_requests). `None` if the arrival
+    /// needs none.
     pub(in crate::client) requests: Option<SyncSender<ReplyRequest>>,
 }
 
@@ -70,7 +71,7 @@ impl Udp {
         Ok(())
     }
 
-    /// Reads a listener, and sends on what programs have sent.
+    /// Reads a listener, and forwards what programs have sent.
     pub(super) fn receive(&mut self, link: &mut Link, token: Token) {
         let index = token.0 - role_token(FIRST_LISTENER).0;
         let Some(listener) = self.listeners.get_mut(index) else { return };
@@ -99,7 +100,7 @@ impl Udp {
         link.again(token);
     }
 
-    /// A datagram of an association has come from the agent.
+    /// Delivers a datagram of an association that has come from the agent.
     pub(super) fn arrived(&mut self, link: &mut Link, id: AssociationId, peer: Peer, bytes: &[u8]) {
         let now = now();
         let Some((conversation, path, ended)) = self.flows.arrived(id, peer, bytes.len(), now) else {
@@ -111,14 +112,14 @@ impl Udp {
         }
     }
 
-    /// The answer to a query has come from the agent.
+    /// Delivers the answer to a query that has come from the agent.
     pub(super) fn query_answered(&mut self, link: &mut Link, id: AssociationId, bytes: &[u8]) {
         if let Some((conversation, path)) = self.queries.answered(link, id) {
             self.replies.deliver(conversation, &path, bytes, now());
         }
     }
 
-    /// The helper has responded about replies of a conversation.
+    /// Handles the helper's response about replies of a conversation.
     pub(super) fn resolve(&mut self, resolution: Resolution) {
         let (conversation, path) = self.replies.resolve(resolution, now());
         // There is no flow if it has ended, or if the conversation is a query.
@@ -127,7 +128,7 @@ impl Udp {
         }
     }
 
-    /// A program's datagram did not get to `peer`. The program is told as the network would tell it.
+    /// Notifies a program that its datagram did not get to `peer`, as the network would.
     pub(super) fn unreachable(&mut self, id: AssociationId, peer: Peer, reason: Reason) {
         let what = match reason {
             Reason::Refused => Unreachable::Port,
@@ -149,26 +150,26 @@ impl Udp {
         })
     }
 
-    /// Ends the flows whose peer `matches`. Returns their number.
+    /// Ends the flows whose peer `matches`. Returns the number of them.
     pub(super) fn end_matching(&mut self, link: &mut Link, matches: impl Fn(SocketAddr) -> bool) -> usize {
         let (count, ended) = self.flows.end_matching(|peer| matches(peer.0));
         ended.into_iter().for_each(|id| link.dissociate(id));
         count
     }
 
-    /// The agent has ended an association.
+    /// Ends what belongs to an association that the agent has ended.
     pub(super) fn closed(&mut self, id: AssociationId) {
         self.flows.close(id);
         self.queries.closed(id);
     }
 
-    /// When [`Self::tick`] may have something to do.
+    /// Returns when [`Self::tick`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let deadlines = [self.flows.deadline(), self.queries.deadline(), self.replies.deadline()];
         deadlines.into_iter().flatten().min()
     }
 
-    /// Ends what has been idle for too long.
+    /// Ends everything that has been idle for too long.
     pub(super) fn tick(&mut self, link: &mut Link, now: Instant) {
         self.queries.tick(link, now);
         self.flows.end_idle(now).into_iter().for_each(|ended| link.dissociate(ended));
@@ -176,8 +177,8 @@ impl Udp {
     }
 }
 
-/// Sends on a datagram of a flow, which begins if it is not there yet. `path` is how its replies get back, as far as
-/// the datagram tells.
+/// Forwards a datagram of a flow, which begins if there is none yet. `path` is how its replies get back, as far as the
+/// datagram tells.
 fn send(
     flows: &mut Flows<PathState>,
     link: &mut Link,
@@ -186,8 +187,8 @@ fn send(
     now: Instant,
 ) {
     let conversation: Conversation = (Source(datagram.source), Peer(datagram.destination));
-    // Tokens that have not been used for long are given to other destinations, but a connected socket goes on sending
-    // to its own.
+    // A token that has not been used for long is reassigned to another destination, but a connected socket continues to
+    // send to the token.
     if let Some(token) = datagram.token
         && flows.path(conversation).is_none()
         && flows.paths_of(conversation.0).any(|path| path.is_from(token))

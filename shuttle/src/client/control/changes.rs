@@ -1,5 +1,5 @@
-//! The rules in force, and the task that changes them: one change at a time, in the order in which they come. It waits
-//! for the helper, so that the client's loop needn't.
+//! The rules in force, and the task that changes them: one change at a time, in the order in which they come. The task
+//! waits for the helper, so that the client's loop need not.
 
 use shuttle_common::compile::compile;
 use shuttle_common::rule::Rule;
@@ -13,12 +13,12 @@ use crate::client::helper::Requests;
 use crate::control::{Changed, Response};
 use crate::policy::{RuleSet, Subnet, SubnetRule, UnknownRule};
 
-/// How the rules are to be changed.
+/// A change of the rules.
 #[derive(Debug)]
 pub(in crate::client) enum Edit {
-    /// Add these, each in place of the explicit rules for the same subnet.
+    /// Add these rules. Each replaces the explicit rules for the same subnet.
     Add(Vec<SubnetRule>),
-    /// Remove the explicit rules for these.
+    /// Remove the explicit rules for these subnets.
     Remove(Vec<Subnet>),
 }
 
@@ -40,8 +40,8 @@ struct Change {
     reply: Reply,
 }
 
-/// The rules in force, and the queue to the task that changes them. Dropping it ends the task: no change begins any
-/// more.
+/// The rules in force, and the queue to the task that changes them. Dropping it ends the task, so no further change
+/// begins.
 pub(super) struct Changes {
     in_force: watch::Receiver<RuleSet>,
     queue: mpsc::Sender<Change>,
@@ -49,21 +49,22 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Starts the task on the current runtime. The helper has put `rules` in force.
+    /// Starts the task on the current runtime. `rules` are the rules that the helper has put in force.
     pub(super) fn new(rules: RuleSet, helper: Requests, orders: Orders) -> Self {
-        // Longer when those who asked don't wait any more.
+        // A connection has one request. So the queue is full only if it holds changes whose connections no longer wait.
         let (queue, changes) = mpsc::channel(MAX_CONNECTIONS);
         let (publish, in_force) = watch::channel(rules);
         let task = tokio::spawn(carry_out(changes, publish, helper, orders)).abort_handle();
         Self { in_force, queue, task }
     }
 
-    /// The rules in force.
+    /// Returns the rules in force.
     pub(super) fn rules(&self) -> watch::Ref<'_, RuleSet> {
         self.in_force.borrow()
     }
 
-    /// Has a change made when its turn comes. It isn't made if nobody waits for the reply by then.
+    /// Queues a change, or replies that the tunnel is busy if the queue is full. When its turn comes, a change is
+    /// dropped if nobody waits for the reply any more.
     pub(super) fn submit(&self, edit: Edit, kill_flows: bool, reply: Reply) {
         if let Err(mpsc::error::TrySendError::Full(change) | mpsc::error::TrySendError::Closed(change)) =
             self.queue.try_send(Change { edit, kill_flows, reply })
@@ -98,7 +99,8 @@ async fn carry_out(
     }
 }
 
-/// Has the helper replace the rules; then connections may be reset that the new ones don't capture.
+/// Has the helper replace the rules. If `kill_flows` is set, then resets the connections that the new rules don't
+/// capture.
 async fn put_in_force(
     next: RuleSet,
     kill_flows: bool,
@@ -120,9 +122,9 @@ async fn put_in_force(
     killed.map_or_else(ending, |killed| Response::Changed(Changed { rules: counts, killed, note }))
 }
 
-/// Resets captured connections that `rules` wouldn't capture; `None`: the link has ended.
+/// Resets captured connections that `rules` wouldn't capture. Returns `None` if the link has ended.
 async fn kill(rules: Vec<Rule>, orders: &Orders) -> Option<u64> {
-    // The helper has compiled the same rules just now. 100,000 of them take too long for the client's loop.
+    // The helper has compiled the same rules just now. Compiling 100,000 of them takes too long for the client's loop.
     let entries = on_a_thread(move || compile(&rules).ok()).await??;
     let ask = |reply: oneshot::Sender<usize>| Order::ResetOthers(entries, reply);
     Some(orders.ask(ask).await? as u64)

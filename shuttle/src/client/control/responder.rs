@@ -1,4 +1,4 @@
-//! Answers requests, from what the client knows and the link reports, and changes the rules.
+//! Answers requests from what the client knows and what the link reports, and passes on changes of the rules.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::control::{
 use crate::link::{FlowSurvey, Survey};
 use crate::policy::{Origin, RuleSet, SubnetRule};
 
-/// Over what time rates are measured, when they are asked for.
+/// The time over which rates are measured, for each request.
 const RATE_TIME: Duration = Duration::from_millis(250);
 
 /// The part of `status` that doesn't change while a tunnel runs.
@@ -50,13 +50,13 @@ impl TunnelInfo {
         }
     }
 
-    /// ` as NAME`, if verbs can reach it.
+    /// Returns ` as NAME`, if verbs can reach the tunnel.
     pub(in crate::client) fn called(&self) -> String {
         if self.name.is_empty() { String::new() } else { format!(" as {}", self.name) }
     }
 }
 
-/// Answers requests to a running tunnel. It never waits: what takes time is answered on tasks.
+/// Answers requests to a running tunnel. It never waits: tasks answer what takes time.
 pub(in crate::client) struct Responder {
     info: TunnelInfo,
     changes: Changes,
@@ -64,12 +64,12 @@ pub(in crate::client) struct Responder {
 }
 
 impl Responder {
-    /// For a tunnel that captures by `rules`. Needs a runtime.
+    /// Makes a responder for a tunnel that captures by `rules`. Needs a runtime.
     pub(in crate::client) fn new(info: TunnelInfo, rules: RuleSet, helper: Requests, orders: Orders) -> Self {
         Self { info, changes: Changes::new(rules, helper, orders.clone()), orders }
     }
 
-    /// `Break` when the tunnel is to end.
+    /// Answers a request. Returns `Break` if the tunnel is to end.
     pub(in crate::client) fn answer(&self, asked: Asked) -> ControlFlow<()> {
         let Asked { command, reply } = asked;
         let orders = self.orders.clone();
@@ -89,15 +89,15 @@ impl Responder {
     }
 }
 
-/// Where an answer goes.
+/// The channel for an answer.
 pub(super) type Reply = oneshot::Sender<Response>;
 
-/// The receiver may be gone.
+/// Answers at once. The receiver may be gone.
 fn now(reply: Reply, response: Response) {
     reply.send(response).ok();
 }
 
-/// `None`: the link has ended.
+/// Answers from a task. The response is `None` if the link has ended.
 fn later(reply: Reply, response: impl Future<Output = Option<Response>> + Send + 'static) {
     tokio::spawn(async move { now(reply, response.await.unwrap_or_else(ending)) });
 }

@@ -30,13 +30,13 @@ pub(super) struct Connection {
     inode: u32,
 }
 
-/// The peers to which these processes have connected, or are connecting, in this network namespace.
+/// Returns the peers to which these processes are connected, or are connecting, in this network namespace.
 pub(super) fn peers_of(processes: &BTreeSet<i32>) -> Result<BTreeSet<SocketAddr>, Error> {
     let sockets = processes.iter().flat_map(|process| sockets_of(*process)).collect();
     Ok(outgoing(&all()?, &sockets))
 }
 
-/// The peers of these sockets, except those that connected to a listener of this host.
+/// Returns the peers of these sockets, except those that connected to a listener of this host.
 fn outgoing(connections: &[Connection], sockets: &HashSet<u32>) -> BTreeSet<SocketAddr> {
     let listening: HashSet<u16> =
         connections.iter().filter(|it| it.listens).map(|it| it.local.port()).collect();
@@ -47,20 +47,20 @@ fn outgoing(connections: &[Connection], sockets: &HashSet<u32>) -> BTreeSet<Sock
         .collect()
 }
 
-/// The inode numbers of a process's sockets; empty if the process has ended.
+/// Returns the inode numbers of a process's sockets. Empty if the process has ended.
 fn sockets_of(process: i32) -> Vec<u32> {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return Vec::new() };
     let targets = descriptors.flatten().filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
     targets.filter_map(|target| inode(target.as_os_str().as_bytes())).collect()
 }
 
-/// The number in `socket:[NUMBER]`.
+/// Returns the number in `socket:[NUMBER]`.
 fn inode(target: &[u8]) -> Option<u32> {
     let number = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(number).ok()?.parse().ok()
 }
 
-/// All TCP sockets of this process's network namespace that listen, are connected or are connecting.
+/// Returns all TCP sockets of this process's network namespace that listen, are connected or are connecting.
 pub(super) fn all() -> Result<Vec<Connection>, Error> {
     let asked = || -> io::Result<Vec<Connection>> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
@@ -161,7 +161,7 @@ mod tests {
             (&[], &[]),
             (&[1, 9], &["192.0.2.1:22"]),
             (&[1, 2], &["192.0.2.1:22", "[2001:db8::1]:2222"]),
-            // A connection that ssh's own listener (-D) has accepted doesn't lead to a server.
+            // The peer of a connection that ssh's own listener (-D) has accepted is no server.
             (&[4, 5], &[]),
         ];
         for (sockets, want) in cases {

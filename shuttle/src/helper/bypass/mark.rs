@@ -22,7 +22,7 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Creates the cgroup, proves that sockets get the mark in it, and then moves the client in.
+    /// Creates the cgroup, proves that sockets in it get the mark, and then moves the client in.
     pub(super) fn enter(client: i32) -> Result<Self, Error> {
         let enclosure = Enclosure::make(client)?;
         let attachment = Attachment::new(enclosure.cgroup())?;
@@ -31,7 +31,7 @@ impl Mark {
         Ok(Self { attachment, enclosure })
     }
 
-    /// Takes the program away.
+    /// Detaches the program, and returns the cgroup.
     pub(super) fn into_enclosure(self) -> Enclosure {
         drop(self.attachment);
         self.enclosure
@@ -41,10 +41,10 @@ impl Mark {
 /// An attached program. Dropping it detaches the program.
 #[derive(Debug)]
 enum Attachment {
-    /// By a link: detached when the descriptor closes, however this process ends.
+    /// By a link. The program is detached when the descriptor closes, however this process ends.
     Link { _link: OwnedFd },
-    /// Before Linux 5.7: stays attached when this process is killed, and ends with the cgroup, which
-    /// [`sweep`](super::sweep) removes.
+    /// Before Linux 5.7, without a link. The program stays attached when this process is killed, and ends with the
+    /// cgroup, which [`sweep`](super::sweep) removes.
     Attached { program: OwnedFd, cgroup: OwnedFd },
 }
 
@@ -77,7 +77,7 @@ impl Drop for Attachment {
     }
 }
 
-/// Makes sockets in the cgroup and checks their marks. This process is in the cgroup meanwhile.
+/// Makes sockets in the cgroup and checks their marks. Meanwhile this process is in the cgroup.
 fn prove(cgroup: &Cgroup) -> Result<(), Error> {
     cgroup.visit(|| SOCKETS.into_iter().try_for_each(check))?
 }

@@ -14,7 +14,7 @@ mod servers;
 
 use shuttle_common::rule::Rule;
 
-use crate::capture::{BypassKind, BypassOptions};
+use crate::capture::{BypassFailure, BypassKind, BypassOptions, by_kind};
 pub(crate) use cgroup::{Cgroup, sweep};
 pub(crate) use enclosure::{Enclosure, Place};
 pub(crate) use error::Error;
@@ -27,6 +27,8 @@ pub(crate) struct Bypass {
     options: BypassOptions,
     client: i32,
     means: Means,
+    /// The kinds that don't work here, and why.
+    refusals: Vec<(BypassKind, String)>,
 }
 
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Means {
 impl Bypass {
     /// Uses the first kind that works, and moves the process `client` into a cgroup, which its later children inherit.
     /// Call it before ssh starts.
-    pub(crate) fn enter(client: i32, options: BypassOptions) -> Result<Self, Error> {
+    pub(crate) fn enter(client: i32, options: BypassOptions) -> Result<Self, BypassFailure> {
         match sweep() {
             removed if removed.is_empty() => {}
             removed => tracing::debug!(?removed, "left by dead instances"),
@@ -70,17 +72,17 @@ impl Bypass {
         let mut refusals = Vec::new();
         for kind in options.candidates() {
             match Means::enter(kind, client) {
-                Ok(means) => return Ok(Self { options, client, means }),
+                Ok(means) => return Ok(Self { options, client, means, refusals }),
                 Err(error) => {
                     tracing::debug!(%error, "no bypass by {kind}");
-                    refusals.push((kind, error));
+                    refusals.push((kind, error.to_string()));
                 }
             }
         }
         if refusals.is_empty() {
-            return Err(Error::NotForAgent(BypassKind::Address));
+            return Err(BypassFailure::NotForAgent(BypassKind::Address));
         }
-        Err(Error::NoneWorks(refusals))
+        Err(BypassFailure::NoneWorks(refusals))
     }
 
     /// The kind in use. The method has to prove a cgroup match.
@@ -88,12 +90,12 @@ impl Bypass {
         self.means.kind()
     }
 
-    /// Changes to the next kind that works, for a method that doesn't support the current one. Call it before ssh
-    /// starts: processes stay in the cgroup, but sockets keep the marks that they have.
-    pub(crate) fn fall_back(self) -> Result<Self, Error> {
-        let Self { options, client, means } = self;
+    /// Changes to the next kind that works, as no method can use the current one. Processes stay in the cgroup, and
+    /// sockets keep the marks that they have.
+    pub(crate) fn fall_back(self) -> Result<Self, BypassFailure> {
+        let Self { options, client, means, refusals } = self;
         let from = means.kind();
-        let next = options.candidates().find(|kind| *kind > from).ok_or(Error::NoneLeft(from))?;
+        let next = options.candidates().find(|kind| *kind > from).ok_or(BypassFailure::NoneLeft(from))?;
         let enclosure = match means {
             Means::Mark(mark) => Some(mark.into_enclosure()),
             Means::Cgroup(enclosure) => Some(enclosure),
@@ -101,19 +103,18 @@ impl Bypass {
         };
         let means = match (next, enclosure) {
             (BypassKind::Cgroup, Some(enclosure)) => Means::Cgroup(enclosure),
-            (_, enclosure) => Means::Address(Servers::new(client, enclosure)?),
+            (_, enclosure) => {
+                let servers = Servers::new(client, enclosure);
+                Means::Address(servers.map_err(|error| BypassFailure::Step(error.to_string()))?)
+            }
         };
-        tracing::debug!("bypass by {next}: the method doesn't support {from}");
-        Ok(Self { options, client, means })
+        tracing::info!("bypass by {next}, since no method can use {from}");
+        Ok(Self { options, client, means, refusals })
     }
 
-    /// Falls back until the method supports the kind.
-    pub(crate) fn suit(self, goes_by: impl Fn(BypassKind) -> bool) -> Result<Self, Error> {
-        let mut bypass = self;
-        while !goes_by(bypass.kind()) {
-            bypass = bypass.fall_back()?;
-        }
-        Ok(bypass)
+    /// Why none of the kinds before is in use; empty if this is the first.
+    pub(crate) fn refusals(&self) -> String {
+        by_kind(&self.refusals)
     }
 
     /// The cgroup that a packet filter is to match, where the bypass is by that.

@@ -5,13 +5,13 @@ use std::{
     fs,
 };
 
-/// The descendants of `ancestor`, as far as their parents are alive. Excludes `ancestor` itself, this process, and the
-/// processes between the two (sudo).
+/// Returns the descendants of `ancestor` whose line of parents is alive. Excludes `ancestor` itself, this process, and
+/// the processes between the two (sudo).
 pub(super) fn descendants(ancestor: i32) -> BTreeSet<i32> {
     descend(&parents(), ancestor, nix::unistd::getpid().as_raw())
 }
 
-/// The parent of each process.
+/// Returns the parent of each process.
 fn parents() -> BTreeMap<i32, i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
     let processes = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -22,7 +22,8 @@ fn parents() -> BTreeMap<i32, i32> {
     processes.filter_map(with_parent).collect()
 }
 
-/// The fourth field of proc_pid_stat(5). The second field is a name in parentheses that may contain anything.
+/// Returns the fourth field of proc_pid_stat(5). The second field is a name in parentheses that may contain any
+/// character.
 fn parent(stat: &[u8]) -> Option<i32> {
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
@@ -54,7 +55,7 @@ mod tests {
             (10, 21, &[30, 31, 32]),
             (30, 21, &[31, 32]),
             (32, 21, &[]),
-            // The helper is not a child of its client; then it is a direct child.
+            // The helper is not a child of its client.
             (10, 40, &[20, 21, 30, 31, 32]),
         ];
         for (ancestor, this, want) in cases {

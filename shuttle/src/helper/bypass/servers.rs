@@ -1,7 +1,7 @@
-//! The bypass by server address: exclusions for the servers that ssh and its children are connected to.
+//! The bypass by server address: exclusions for the servers to which ssh and its children are connected.
 //!
-//! The exclusions apply to all programs: a program that connects to the ssh server's address and port isn't captured
-//! either.
+//! The exclusions apply to all programs: any program's connection to the ssh server's address and port passes
+//! uncaptured.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -10,12 +10,12 @@ use shuttle_common::rule::{Ports, Rule, Verdict};
 
 use super::{Enclosure, Error, connections, processes::descendants};
 
-/// All servers found so far. None is forgotten: a later connection is most likely to one of them, and must bypass the
-/// capture before it can be found.
+/// All servers found so far. None is ever removed: a later connection most likely goes to one of them, and must bypass
+/// the capture before it can be found.
 #[derive(Debug)]
 pub(crate) struct Servers {
     client: i32,
-    /// Also holds processes whose parent has ended. `None` if there can be no cgroup.
+    /// The cgroup, whose members include processes whose parent has ended. `None` if no cgroup could be made.
     enclosure: Option<Enclosure>,
     found: BTreeSet<SocketAddr>,
 }
@@ -27,7 +27,7 @@ impl Servers {
         Ok(Self { client, enclosure, found: BTreeSet::new() })
     }
 
-    /// Creates a cgroup first, if that is possible.
+    /// Creates the cgroup first, if that is possible.
     pub(super) fn enter(client: i32) -> Result<Self, Error> {
         let enclosure = Enclosure::make(client).and_then(|made| made.fill().map(|()| made));
         let enclosure =
@@ -35,7 +35,7 @@ impl Servers {
         Self::new(client, enclosure.ok())
     }
 
-    /// Looks again. Returns whether there are new servers.
+    /// Looks for new servers. Returns whether there are any.
     pub(super) fn refresh(&mut self) -> Result<bool, Error> {
         let mut processes = descendants(self.client);
         let members = self.enclosure.as_ref().map(|it| it.cgroup().members()).transpose();
@@ -43,13 +43,14 @@ impl Servers {
         // A connection to the client's listeners is captured.
         processes.remove(&self.client);
         let before = self.found.len();
-        // An address of this host isn't captured anyway.
+        // Addresses of this host aren't captured anyway.
         let peers = connections::peers_of(&processes)?.into_iter();
         self.found.extend(peers.filter(|peer| !peer.ip().is_loopback()));
         Ok(self.found.len() > before)
     }
 
-    /// These rules decide before all others: no rule is narrower, and on a tie the exclusion wins.
+    /// Returns the exclusions. They take precedence over all other rules: no rule is narrower, and on a tie the
+    /// exclusion wins.
     pub(super) fn rules(&self) -> impl Iterator<Item = Rule> {
         self.found.iter().map(|server| Rule {
             network: IpNet::from(server.ip()),

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Why the eBPF method can't capture. Each names the object and the remedy.
+/// Why the eBPF method can't capture. Each variant names the object, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The kernel refuses a program.

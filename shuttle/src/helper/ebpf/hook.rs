@@ -1,5 +1,5 @@
-//! Attaches the ingress program: by a tcx link (Linux 6.6), which ends with this process, or by a clsact filter, which
-//! stays and must be distinguished from the filters of others.
+//! Attaches the ingress program. A tcx link (Linux 6.6) ends with this process. A clsact filter stays, and must be
+//! distinguished from the filters of others.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
 use std::collections::BTreeSet;
@@ -22,9 +22,9 @@ use crate::helper::parts::{
 
 /// The program's name, which clsact filters show.
 pub(in crate::helper) const PROGRAM: &str = "shuttle_router";
-/// The priority of the first slot's filters. It distinguishes them from those of other instances.
+/// The priority of the first slot's filters. The priority distinguishes the filters of the instances.
 const FIRST_PRIORITY: u16 = 2190;
-/// The handle of all filters: each is alone at its priority.
+/// The handle of all filters. Each filter is the only one at its priority.
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 const CLSACT: &str = "clsact";
 
@@ -37,7 +37,8 @@ pub(super) enum AttachError {
     Netlink(#[from] Error),
 }
 
-/// Attaches the program to an interface. Records the qdisc if it is made for this; filters of others will keep it.
+/// Attaches the program to an interface. Records the clsact qdisc in the ledger if this instance or another one created
+/// it. Undoing the entry keeps the qdisc while filters are in it.
 pub(super) async fn attach(
     program: &mut SchedClassifier,
     lan: &Lan,
@@ -75,7 +76,7 @@ pub(super) async fn attach(
     Ok(ledger.step()?)
 }
 
-/// Whether an interface's clsact qdisc holds a filter of another instance, which then created the qdisc.
+/// Returns whether an interface's clsact qdisc holds a filter of another instance, which then created the qdisc.
 async fn is_shared(netlink: &Netlink, index: u32, slot: Slot) -> Result<bool, Error> {
     let filters = filters(netlink, index, Parent::MIN_INGRESS).await?;
     Ok(filters.iter().filter_map(slot_of).any(|other| other != slot))
@@ -85,7 +86,7 @@ fn priority(slot: Slot) -> u16 {
     FIRST_PRIORITY + u16::from(slot.number())
 }
 
-/// The filters that dead instances left, each with its qdisc, which may be unused then.
+/// Returns the filters that dead instances left. Undoing one also removes the qdisc if it is then unused.
 pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
     let mut found = Vec::new();
     for index in with_clsact(netlink).await? {
@@ -116,7 +117,7 @@ pub(in crate::helper) async fn delete_filter(
     Ok(true)
 }
 
-/// Deletes the clsact qdisc of an interface if there is one without any filter. Returns whether there was.
+/// Deletes the clsact qdisc of an interface if it exists and has no filter. Returns whether it did so.
 pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> Result<bool, Error> {
     if !with_clsact(netlink).await?.contains(&index) {
         return Ok(false);
@@ -135,7 +136,7 @@ pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> R
     Ok(true)
 }
 
-/// The interfaces with a clsact qdisc.
+/// Returns the interfaces with a clsact qdisc.
 async fn with_clsact(netlink: &Netlink) -> Result<BTreeSet<u32>, Error> {
     let qdiscs = netlink.handle().qdisc().get().execute().try_collect::<Vec<_>>().await;
     let qdiscs = qdiscs.map_err(Error::netlink("listing the qdiscs"))?;
@@ -154,7 +155,7 @@ async fn filters(netlink: &Netlink, index: u32, direction: u16) -> Result<Vec<Tc
     Ok(filters)
 }
 
-/// The slot of a filter, if it is one of ours.
+/// Returns the slot of a filter, if the filter is shuttle's.
 fn slot_of(filter: &TcMessage) -> Option<Slot> {
     let name = TcOption::Bpf(TcFilterBpfOption::ProgName(PROGRAM.to_owned()));
     let is_named = filter.attributes.iter().any(|attribute| match attribute {

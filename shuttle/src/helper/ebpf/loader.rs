@@ -23,8 +23,8 @@ static LOGGING: &[u8] = aya::include_bytes_aligned!(concat!(
     "/../shuttle-ebpf/prebuilt/shuttle-log.bpf.o"
 ));
 
-/// Loads objects. aya reads all of the kernel's types for a loader, 5 MB of them, which takes longer than the rest of a
-/// start. So this process has one loader, made when it is first needed.
+/// Loads objects. For each loader, aya reads all of the kernel's types, 5 MB of them, which takes longer than the rest
+/// of a start. So this process has one loader, made when it is first needed.
 #[derive(Debug, Default)]
 pub(crate) struct Loader(Option<EbpfLoader<'static>>);
 
@@ -36,7 +36,7 @@ impl Loader {
         knows_ingress: bool,
     ) -> Result<Ebpf, aya::EbpfError> {
         let tun = if knows_ingress { settings.tun } else { 0 };
-        // It must live as long as the loader. A process makes two or three of them.
+        // The value must live as long as the loader. A process makes two or three of them.
         let settings: &'static Settings = Box::leak(Box::new(Settings { tun, ..*settings }));
         let loader = self.0.get_or_insert_with(EbpfLoader::new);
         loader
@@ -53,7 +53,7 @@ impl Loader {
             .override_global("UDP_PORT6", &settings.rewrite.udp6, true)
             .override_global("TOKEN_PREFIX6", &settings.rewrite.tokens6, true);
         for (map, size) in SIZES {
-            // Lookup leaves these maps empty.
+            // Steering by lookup leaves these maps empty.
             loader.map_max_entries(map, if settings.rewrite == Ports::default() { 1 } else { size });
         }
         loader.load(if log { LOGGING } else { QUIET })
@@ -73,14 +73,15 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The globals for [`Steering::Rewrite`](crate::capture::Steering). `socket` identifies the network namespace.
+    /// Returns the globals for [`Steering::Rewrite`](crate::capture::Steering). `socket` identifies the network
+    /// namespace.
     pub(super) fn rewriting(rewrite: Ports, socket: Option<BorrowedFd<'_>>) -> Self {
         Self { rewrite, netns_cookie: cookie(socket), ..Self::default() }
     }
 
-    /// The globals for [`Steering::Lookup`](crate::capture::Steering). `socket` identifies the network namespace.
-    /// Without a cookie (before Linux 5.14) the programs mark the sockets of all namespaces, which has no effect in
-    /// namespaces without our policy rule.
+    /// Returns the globals for [`Steering::Lookup`](crate::capture::Steering). `socket` identifies the network
+    /// namespace. Without a cookie (before Linux 5.14) the programs mark the sockets of all namespaces, which has no
+    /// effect in namespaces without shuttle's policy rule.
     pub(super) fn new(slot: Slot, families: Families, tun: u32, socket: Option<BorrowedFd<'_>>) -> Self {
         let netns_cookie = cookie(socket);
         let (capture_bit, forwarded) = (slot.bit(), slot.forwarded());
@@ -95,7 +96,7 @@ impl Settings {
     }
 }
 
-/// The cookie of a socket's network namespace; 0 before Linux 5.14.
+/// Returns the cookie of a socket's network namespace, or 0 before Linux 5.14.
 fn cookie(socket: Option<BorrowedFd<'_>>) -> u64 {
     socket.and_then(|socket| netns_cookie(socket).ok()).unwrap_or(0)
 }

@@ -1,10 +1,10 @@
 //! Capture by eBPF and policy routing, without a packet filter.
 //!
-//! If the rules capture a connect, a program sets a bit in the socket's mark. A policy rule sends that mark to a table
-//! that makes every address local. So the SYN comes back in, and the sk_lookup program assigns it to our listener. The
-//! accepted socket's local address is then the original destination. Connected UDP sockets work in the same way. For
-//! other sockets a program sets our source address in each datagram, and another policy rule sends that source to the
-//! same table.
+//! If the rules capture a connect, a program sets a bit in the socket's mark. A policy rule sends packets with that
+//! mark to a table that makes every address local. So the SYN re-enters the host, and the sk_lookup program assigns it
+//! to shuttle's listener. The local address of the accepted socket is then the original destination. Connected UDP
+//! sockets work in the same way. For other sockets, a program sets shuttle's source address in each datagram, and
+//! another policy rule sends datagrams from that source to the same table.
 //!
 //! On kernels without sk_lookup, [`rewrite`] replaces destinations instead.
 
@@ -38,6 +38,7 @@ use super::parts::{
     answer::{Sender, SenderError},
     claim::Claim,
     ledger::Entry,
+    link_local::LinkLocal,
     listeners,
     netlink::Family,
     slot::Slot,
@@ -53,7 +54,7 @@ const LOOKUP: Arrival =
 /// The arrival of traffic whose destination was rewritten.
 const REWRITE: Arrival = Arrival { streams: StreamArrival::OriginalDst, datagrams: DatagramArrival::Token };
 
-/// A capture by eBPF. Its programs and links end when it is dropped, and with this process, however that ends.
+/// A capture by eBPF. Its programs and links end when it is dropped, and when this process ends, however that ends.
 #[derive(Debug)]
 pub(super) struct Ebpf {
     programs: Programs,
@@ -61,21 +62,24 @@ pub(super) struct Ebpf {
     steering: State,
 }
 
-/// The state of each way of steering.
+/// The state of each kind of steering.
 #[derive(Debug)]
 enum State {
     Lookup { slot: Slot, router: Router },
     Rewrite(Rewriting),
 }
 
-/// What would be set up, one step per line.
+/// Returns what would be set up, one step per line.
 pub(super) fn render(steering: Steering, hook: IngressHook, facts: Facts<'_>) -> String {
-    let Facts { slot, families, lans, entries, .. } = facts;
-    let setup = match steering {
-        Steering::Lookup => render::lookup(Claim::unclaimed(slot, families), families, lans, hook),
-        Steering::Rewrite => render::rewrite(families.v6.then_some(slot)),
+    let Facts { slot, families, lans, nameservers, entries, .. } = facts;
+    let (setup, link_local) = match steering {
+        Steering::Lookup => {
+            let setup = render::lookup(Claim::unclaimed(slot, families), families, lans, hook);
+            (setup, LinkLocal::of(nameservers).commands(slot))
+        }
+        Steering::Rewrite => (render::rewrite(families.v6.then_some(slot)), String::new()),
     };
-    format!("{setup}{}", Maps(entries))
+    format!("{setup}{link_local}{}", Maps(entries))
 }
 
 impl Ebpf {
@@ -163,8 +167,8 @@ impl Ebpf {
         Ok(parts.ledger.step()?)
     }
 
-    /// The entries for the programs. Rewriting can't distinguish a nameserver of one link from another's, nor give its
-    /// answers that address: it leaves link-local nameservers out.
+    /// Returns the entries for the programs. Rewriting leaves link-local nameservers out: it can't distinguish the
+    /// nameservers of two links with the same address, nor give their address to the answers.
     pub(super) fn entries_for(&self, parts: &Parts, rules: &[Rule]) -> Result<Entries, compile::Error> {
         match self.steering {
             State::Lookup { .. } => compile(rules),
@@ -177,21 +181,21 @@ impl Ebpf {
         self.programs.replace_rules(entries)
     }
 
-    /// Replaces the entries atomically; after an error the old ones stay.
+    /// Replaces the entries atomically. After an error the old ones stay.
     pub(super) fn replace(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
         self.programs.replace_rules(entries)?;
-        // From here on no program reads the old set, and the next change may fill it.
+        // From here on no program reads the old set, so the next change may fill it.
         wait_for_programs();
         if let State::Lookup { router, .. } = &self.steering
             && router.is_on()
         {
-            // All packets that the old rules captured have reached a socket by now.
+            // By now, all packets that the old rules captured have reached a socket.
             self.programs.forget_replaced()?;
         }
         Ok(())
     }
 
-    /// How the client reads the listeners.
+    /// Returns how the client reads the listeners.
     pub(super) fn arrival(&self) -> Arrival {
         match self.steering {
             State::Lookup { .. } => LOOKUP,
@@ -199,7 +203,7 @@ impl Ebpf {
         }
     }
 
-    /// One line for the user.
+    /// Returns one line for the user.
     pub(super) fn description(&self, parts: &Parts) -> String {
         match &self.steering {
             State::Lookup { slot, .. } => {
@@ -212,7 +216,7 @@ impl Ebpf {
         }
     }
 
-    /// The program that sends what arrives from `source` for `peer`.
+    /// Returns the program whose datagrams for `peer` arrive from `source`.
     pub(super) fn sender(
         &mut self,
         parts: &Parts,
@@ -223,7 +227,8 @@ impl Ebpf {
         let slot = *slot;
         let chosen = self.programs.chosen_source(peer, source.port()).map_err(SenderError::method)?;
         let ours = Family::of(parts.families).any(|family| slot.source(family) == source.ip());
-        // A program that is bound to an address seems to send from ours, but doesn't receive replies there.
+        // A program that is bound to another address seems to send from shuttle's source, but doesn't receive replies
+        // there.
         let chosen = chosen.filter(|_| ours);
         let address = chosen.map_or(source, |chosen| SocketAddr::new(chosen, source.port()));
         Ok(Sender { slot, address })
@@ -241,7 +246,8 @@ impl Ebpf {
         Ok(())
     }
 
-    /// Warns of what keeps captured connections from arriving. Never returns; may be dropped and called again.
+    /// Warns of what keeps captured connections from arriving. Never returns. The future may be dropped, and the
+    /// function called again.
     pub(super) async fn watch(&mut self) {
         match &mut self.steering {
             State::Lookup { slot, router } => router.watch(self.programs.object(), *slot).await,

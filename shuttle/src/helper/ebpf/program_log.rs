@@ -11,7 +11,7 @@ use crate::say::say;
 /// How often the ring buffer is emptied.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Prints the programs' lines from a task of the current runtime.
+/// Starts a task of the current runtime that prints the programs' lines.
 pub(super) fn start_logger(object: &mut Ebpf) {
     match EbpfLogger::init_with_logger(object, Stderr) {
         Ok(mut logger) => drop(tokio::spawn(async move {

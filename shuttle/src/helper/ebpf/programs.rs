@@ -59,7 +59,7 @@ impl Programs {
     pub(super) fn load(loader: &mut Loader, settings: &Settings, log: bool) -> Result<Self, Error> {
         let mut object = loader.load(settings, log, true).map_err(object_failed)?;
         if sk_lookup(&mut object)?.load().is_err() {
-            // Before Linux 5.17 the program cannot see the ingress interface.
+            // Before Linux 5.17 the program cannot read the ingress interface.
             object = loader.load(settings, log, false).map_err(object_failed)?;
             sk_lookup(&mut object)?.load().map_err(|error| program_failed(STEER, "Linux 5.9", &error))?;
         }
@@ -77,7 +77,8 @@ impl Programs {
         Self { object, live: 1, filled, own, links }
     }
 
-    /// Puts the listeners into the map of the sk_lookup program. They leave it when their last descriptor closes.
+    /// Puts the listeners into the map of the sk_lookup program. A listener leaves the map when its last descriptor
+    /// closes.
     pub(super) fn set_listeners(&mut self, listeners: &Listeners) -> Result<(), Error> {
         let name = "LISTENERS";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
@@ -91,8 +92,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Tells the programs which nameservers may be captured although this host owns them. The rules decide whether they
-    /// are.
+    /// Tells the programs which nameservers may be captured although this host owns their addresses. The rules decide
+    /// whether they are captured.
     pub(super) fn set_resolvers(&mut self, resolvers: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
         let name = "RESOLVERS";
         let map = self.object.map_mut(name).ok_or_else(|| map_failed(name, "missing"))?;
@@ -104,11 +105,12 @@ impl Programs {
     }
 
     /// Replaces all rules atomically: fills the set that no program reads, then switches to it. After an error the old
-    /// rules stay. No running program may still read the other set: wait for them after each change.
+    /// rules stay. No running program may still read the set to be filled: wait for the programs after each change.
     pub(super) fn replace_rules(&mut self, entries: Arc<Entries>) -> Result<(), Error> {
         let next = 1 - self.live;
         let [name4, name6] = RULES[next];
-        // Recorded before the set is filled: if filling stops half way, the next change deletes all of it.
+        // The entries are recorded before the set is filled: if filling stops half way, the next change deletes all of
+        // them.
         let old = std::mem::replace(&mut self.filled[next], entries);
         empty(self.trie(name4)?, old.v4_raw());
         empty(self.trie(name6)?, old.v6_raw());
@@ -138,13 +140,13 @@ impl Programs {
         Ok(())
     }
 
-    /// The object, for modules with programs of their own in it.
+    /// Returns the object, for modules with programs of their own in it.
     pub(super) fn object(&mut self) -> &mut Ebpf {
         &mut self.object
     }
 
-    /// The source that a program chose for datagrams from `port` to `destination`; `None` if it left the choice to the
-    /// kernel, or if the entry has been evicted.
+    /// Returns the source that a program chose for datagrams from `port` to `destination`. Returns `None` if the
+    /// program left the choice to the kernel, or if the entry was evicted.
     pub(super) fn chosen_source(
         &mut self,
         destination: SocketAddr,
@@ -210,7 +212,7 @@ impl Programs {
     /// Attaches a program to the cgroup whose traffic is captured: the root of the hierarchy, or the cgroup of a trial.
     pub(super) fn attach_to_cgroup(&mut self, cgroup: impl AsFd, name: &'static str) -> Result<(), Error> {
         let failed = |error| program_failed(name, "no exclusive program at the root cgroup", &error);
-        // The kernel lets every link coexist with others, and refuses the flag that asks for it.
+        // The kernel lets every link coexist with others, and refuses the flag that asks for that.
         let mode = CgroupAttachMode::Single;
         if name == CONNECTING {
             let program = connecting(&mut self.object)?;
@@ -257,7 +259,7 @@ fn fill<K: aya::Pod>(
     Ok(())
 }
 
-/// Entries that are missing, from a set that was filled half way, are no error.
+/// Removes entries. An entry that is missing, as in a set that was half filled, is no error.
 fn empty<K: aya::Pod>(mut map: Trie<'_, K, RawPorts>, entries: impl Iterator<Item = (u32, K, PortSet)>) {
     for (length, address, _) in entries {
         drop(map.remove(&Key::new(length, address)));
@@ -286,7 +288,8 @@ pub(super) fn map_failed(name: &'static str, error: impl ToString) -> Error {
     Error::Map { name, reason: error.to_string() }
 }
 
-/// The verifier's whole log goes to the debug log; its last meaningful line goes into the error.
+/// Converts a program's failure. The whole log of the verifier goes to the debug log, and its last meaningful line into
+/// the error.
 pub(super) fn program_failed(name: &'static str, needs: &'static str, error: &ProgramError) -> Error {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();

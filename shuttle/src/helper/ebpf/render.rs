@@ -16,7 +16,7 @@ use crate::{
     policy::Families,
 };
 
-/// What is set up, in this order.
+/// What the method sets up, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
     /// The routes that bring marked packets back to this host, for socket lookup.
@@ -38,11 +38,11 @@ pub(super) enum Attachment {
     Ingress(&'static str, Lan, IngressHook),
     /// To the cgroup whose traffic is captured.
     Cgroup(&'static str),
-    /// To the same cgroup, if the kernel has the hook.
+    /// To the cgroup whose traffic is captured, if the kernel has the hook.
     CgroupIfThere(&'static str),
 }
 
-/// What lookup sets up.
+/// Returns what steering by lookup sets up.
 pub(super) fn lookup(claim: Claim, families: Families, lans: &[Lan], hook: IngressHook) -> Setup {
     let slot = claim.slot;
     let own = Family::of(families).flat_map(|family| PolicyRule::of_slot(family, slot));
@@ -56,7 +56,7 @@ pub(super) fn lookup(claim: Claim, families: Families, lans: &[Lan], hook: Ingre
     Setup { claim: Some(claim), tokens: None, rules: own.chain(forwarded).collect(), attachments }
 }
 
-/// What rewriting sets up.
+/// Returns what steering by rewriting sets up.
 pub(super) fn rewrite(tokens: Option<Slot>) -> Setup {
     let mut attachments = vec![Attachment::Cgroup(super::rewrite::CONNECTING)];
     attachments.extend(super::rewrite::PEERS.map(Attachment::CgroupIfThere));

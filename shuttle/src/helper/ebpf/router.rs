@@ -1,4 +1,4 @@
-//! Capture of packets that come in by LAN interfaces, by the ingress program.
+//! Captures packets that come in by LAN interfaces, by the ingress program.
 
 use std::time::Duration;
 
@@ -29,7 +29,8 @@ use crate::{
 const MAP: &str = "LANS";
 /// How often to check whether captured connections arrive.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A connection that gets no answer sends its second SYN within one to three seconds.
+/// The number of captured SYNs, without any later segment, that is suspicious. A connection that gets no answer sends
+/// its second SYN within one to three seconds.
 const UNANSWERED: u32 = 2;
 
 /// The LAN interfaces of a capture.
@@ -41,12 +42,12 @@ pub(super) struct Router {
     unproven: Vec<ArrivalCheck>,
 }
 
-/// Checks whether connections that come in by one interface arrive.
+/// A check whether connections that come in by one interface arrive.
 #[derive(Debug)]
 struct ArrivalCheck {
     lan: Lan,
     family: Family,
-    /// Whether the last check found none. One such check is no proof: the answer may have been on its way.
+    /// Whether the last check found none. One such check is no proof, since the answer may have been on its way.
     suspected: bool,
 }
 
@@ -64,7 +65,7 @@ impl Router {
         !self.lans.is_empty()
     }
 
-    /// Has the kernel check the program, and tells all programs which interfaces there are.
+    /// Has the kernel verify the program, and tells all programs which interfaces there are.
     pub(super) fn load(&self, object: &mut Ebpf) -> Result<(), Error> {
         if !self.is_on() {
             return Ok(());
@@ -93,8 +94,8 @@ impl Router {
         }
     }
 
-    /// Warns of interfaces whose connections are captured and don't arrive. Never returns; may be dropped and called
-    /// again.
+    /// Warns of interfaces whose connections are captured and don't arrive. Never returns. The future may be dropped,
+    /// and the function called again.
     pub(super) async fn watch(&mut self, object: &mut Ebpf, slot: Slot) {
         while !self.unproven.is_empty() {
             self.ticks.tick().await;

@@ -1,17 +1,18 @@
-//! A transaction for the kernel: a message for each table, chain, set, piece of a set and rule. The kernel takes all of
-//! them or none. Numbers are those of linux/netfilter/nf_tables.h.
+//! A transaction for the kernel: a message for each table, chain, set, piece of a set, and rule. The kernel applies all
+//! of them or none. Numbers are those of linux/netfilter/nf_tables.h.
 
 use std::net::IpAddr;
 
 use super::{
-    check::Kind as ExprKind,
+    check::ExprKind,
     encode::{jump, push_rule},
-    message::{APPEND, Attributes, CREATE, Kind, Messages, NEW},
+    message::{APPEND, Attributes, CREATE, MessageKind, Messages, NEW},
     render::FLOW_LIMIT,
     ruleset::{Chain, Element, Expr, Family, Flows, Hook, Lookup, Map, Ruleset, Set},
 };
 
-/// Elements of a map in a message, two of the kernel's for each: their list must stay below 64 KiB.
+/// The number of a map's elements in one message. Each is two of the kernel's elements, and their list must stay below
+/// 64 KiB.
 const PIECE: usize = 400;
 /// NFT_TABLE_F_OWNER.
 pub(super) const OWNED: u32 = 2;
@@ -25,13 +26,13 @@ const DYNAMIC: u32 = 0x10 | 0x20;
 const INTERVAL_END: u32 = 1;
 /// NFT_DATA_VERDICT.
 const DATA_VERDICT: u32 = 0xffff_ff00;
-/// Numbers of nft's own types, by which it lists sets (src/datatype.c): the kernel only keeps them.
+/// The numbers of nft's own types, by which nft lists sets (src/datatype.c). The kernel only stores them.
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PORT: u32 = 13;
-/// Bits of a type in the number of a concatenation.
+/// The bits that a type takes in the number of a concatenation.
 const TYPE_BITS: u32 = 6;
-/// What nft notes of a set for itself: that keys are in network order (NFTNL_UDATA_SET_KEYBYTEORDER, 4 bytes,
+/// Returns nft's own note about a set: its keys are in network order (NFTNL_UDATA_SET_KEYBYTEORDER, 4 bytes,
 /// BYTEORDER_BIG_ENDIAN).
 fn network_order() -> [u8; 6] {
     let [a, b, c, d] = 2_u32.to_ne_bytes();
@@ -41,13 +42,13 @@ fn network_order() -> [u8; 6] {
 /// Who removes the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// The kernel, when the socket that made it is closed; nobody else can change it.
+    /// The kernel, when the socket that made the table closes. Nobody else can change the table.
     Socket,
-    /// Whoever likes; it stays when its maker is gone.
+    /// Anybody. The table stays after its maker has ended.
     Nobody,
 }
 
-/// What a message is about, for errors.
+/// The subject of a message, for errors.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) operation: &'static str,
@@ -55,35 +56,35 @@ pub(super) struct Step {
     pub(super) needs: &'static str,
 }
 
-/// Messages to be, about one table.
+/// The messages of a transaction about one table.
 pub(super) struct Batch<'a> {
     table: &'a str,
     messages: Messages,
-    /// One a message.
+    /// One step for each message.
     steps: Vec<Step>,
 }
 
 impl<'a> Batch<'a> {
-    /// The messages are numbered from `first`.
+    /// Begins a batch whose messages are numbered from `first`.
     pub(super) fn new(table: &'a str, first: u32) -> Self {
         let begin =
             Step { operation: "changing", object: "anything".into(), needs: "root and CONFIG_NF_TABLES" };
         Self { table, messages: Messages::new(first), steps: vec![begin] }
     }
 
-    /// The messages, and what each is about but for the last, which ends the transaction.
+    /// Returns the messages, and the step of each, except the last message, which ends the transaction.
     pub(super) fn finish(self) -> (Vec<u8>, Vec<Step>) {
         (self.messages.finish(), self.steps)
     }
 
-    /// Makes the whole table, which must not be there yet.
+    /// Makes the whole table, which must not exist yet.
     pub(super) fn add_ruleset(&mut self, ruleset: &Ruleset, owner: Owner) {
         let flags = match owner {
             Owner::Socket => OWNED,
             Owner::Nobody => 0,
         };
         let needs = "CONFIG_NF_TABLES_INET, and that no other program has a table of this name";
-        self.add(Kind::NewTable, "the whole".into(), needs, |message| {
+        self.add(MessageKind::NewTable, "the whole".into(), needs, |message| {
             message.u32(2, flags);
         });
         let entry = ruleset.lookup.iter().map(|lookup| &lookup.entry);
@@ -96,10 +97,10 @@ impl<'a> Batch<'a> {
 
     /// Removes the whole table.
     pub(super) fn delete_table(&mut self) {
-        self.delete(Kind::DelTable, "the whole".into(), |_| ());
+        self.delete(MessageKind::DelTable, "the whole".into(), |_| ());
     }
 
-    /// Makes the maps and chains of a lookup, which nothing asks yet.
+    /// Makes the maps and chains of a lookup. No rule uses them yet.
     pub(super) fn add_lookup(&mut self, lookup: &Lookup) {
         for chain in &lookup.ports {
             self.add_chain(chain);
@@ -108,24 +109,24 @@ impl<'a> Batch<'a> {
         lookup.maps.iter().for_each(|map| self.add_map(map, lookup));
     }
 
-    /// Has this lookup asked, in the place of any other.
-    pub(super) fn ask_lookup(&mut self, lookup: &Lookup) {
+    /// Makes the rules use this lookup in place of any other.
+    pub(super) fn switch_to_lookup(&mut self, lookup: &Lookup) {
         let entry = &lookup.entry.name;
-        self.delete(Kind::DelRule, format!("the rules of chain {entry}"), |message| {
+        self.delete(MessageKind::DelRule, format!("the rules of chain {entry}"), |message| {
             message.text(2, entry);
         });
         self.add_rules(&lookup.entry);
     }
 
-    /// Removes the maps and chains of a lookup that is not asked any more.
+    /// Removes the maps and chains of a lookup that no rule uses any more.
     pub(super) fn delete_lookup(&mut self, lookup: &Lookup) {
         for map in &lookup.maps {
-            self.delete(Kind::DelSet, format!("map {}", map.name), |message| {
+            self.delete(MessageKind::DelSet, format!("map {}", map.name), |message| {
                 message.text(2, &map.name);
             });
         }
         for chain in &lookup.ports {
-            self.delete(Kind::DelChain, format!("chain {}", chain.name), |message| {
+            self.delete(MessageKind::DelChain, format!("chain {}", chain.name), |message| {
                 message.text(3, &chain.name);
             });
         }
@@ -133,21 +134,21 @@ impl<'a> Batch<'a> {
 
     fn add(
         &mut self,
-        kind: Kind,
+        kind: MessageKind,
         object: String,
         needs: &'static str,
         fill: impl FnOnce(&mut Attributes<'_>),
     ) {
         let (operation, flags) = match kind {
-            Kind::NewRule => ("adding", CREATE | APPEND),
-            Kind::NewElements => ("filling", CREATE),
-            Kind::NewTable | Kind::NewChain | Kind::NewSet => ("adding", CREATE | NEW),
-            Kind::GetTable
-            | Kind::GetChain
-            | Kind::DelTable
-            | Kind::DelChain
-            | Kind::DelRule
-            | Kind::DelSet => ("deleting", 0),
+            MessageKind::NewRule => ("adding", CREATE | APPEND),
+            MessageKind::NewElements => ("filling", CREATE),
+            MessageKind::NewTable | MessageKind::NewChain | MessageKind::NewSet => ("adding", CREATE | NEW),
+            MessageKind::GetTable
+            | MessageKind::GetChain
+            | MessageKind::DelTable
+            | MessageKind::DelChain
+            | MessageKind::DelRule
+            | MessageKind::DelSet => ("deleting", 0),
         };
         self.steps.push(Step { operation, object, needs });
         self.messages.add(kind, flags, |message| {
@@ -156,16 +157,16 @@ impl<'a> Batch<'a> {
         });
     }
 
-    fn delete(&mut self, kind: Kind, object: String, fill: impl FnOnce(&mut Attributes<'_>)) {
+    fn delete(&mut self, kind: MessageKind, object: String, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.add(kind, object, "root, and that nobody else changes the table", fill);
     }
 
     fn add_chain(&mut self, chain: &Chain) {
         let needs = "Linux 5.2, the first with chains of type route in the family inet";
-        self.add(Kind::NewChain, format!("chain {}", chain.name), needs, |message| {
+        self.add(MessageKind::NewChain, format!("chain {}", chain.name), needs, |message| {
             message.text(3, &chain.name);
             if let Some(base) = chain.base {
-                // NF_INET_LOCAL_OUT and its like of linux/netfilter.h.
+                // The hook's number: NF_INET_LOCAL_OUT and its siblings in linux/netfilter.h.
                 let (kind, hook) = match base.hook {
                     Hook::Output => ("route", 3),
                     Hook::Prerouting => ("filter", 0),
@@ -183,7 +184,7 @@ impl<'a> Batch<'a> {
         for (index, rule) in chain.rules.iter().enumerate() {
             let needs = rule.iter().find_map(Expr::kind).map_or("CONFIG_NF_TABLES", ExprKind::needs);
             let object = format!("rule {} of chain {}", index + 1, chain.name);
-            self.add(Kind::NewRule, object, needs, |message| {
+            self.add(MessageKind::NewRule, object, needs, |message| {
                 message.text(2, &chain.name).nest(4, |list| push_rule(list, rule));
             });
         }
@@ -199,12 +200,12 @@ impl<'a> Batch<'a> {
     fn add_nameservers(&mut self, family: Family, addresses: &[IpAddr]) {
         let (name, id) = (family.nameservers(), self.next_id());
         let (address, length) = address_type(family);
-        self.add(Kind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
+        self.add(MessageKind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
             message.text(2, name).u32(3, 0).u32(4, address).u32(5, length).u32(10, id);
             message.bytes(13, &network_order());
         });
         if !addresses.is_empty() {
-            self.add(Kind::NewElements, format!("set {name}"), "memory", |message| {
+            self.add(MessageKind::NewElements, format!("set {name}"), "memory", |message| {
                 message.text(2, name).u32(4, id).nest(3, |list| {
                     for address in addresses {
                         list.nest(1, |element| key(element, family, number(*address)));
@@ -219,7 +220,7 @@ impl<'a> Batch<'a> {
         let (address, length) = address_type(flows.family());
         let parts = [address, TYPE_PORT, address, TYPE_PORT];
         let concatenation = parts.into_iter().fold(0, |all, part| all << TYPE_BITS | part);
-        self.add(Kind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
+        self.add(MessageKind::NewSet, format!("set {name}"), "CONFIG_NF_TABLES", |message| {
             // Each part takes whole registers of four bytes.
             message.text(2, name).u32(3, DYNAMIC).u32(4, concatenation).u32(5, 2 * (length + 4)).u32(10, id);
             message.nest(9, |description| {
@@ -232,12 +233,12 @@ impl<'a> Batch<'a> {
     fn add_map(&mut self, map: &Map, lookup: &Lookup) {
         let (name, id) = (&map.name, self.next_id());
         let (address, length) = address_type(map.family);
-        self.add(Kind::NewSet, format!("map {name}"), "CONFIG_NF_TABLES", |message| {
+        self.add(MessageKind::NewSet, format!("map {name}"), "CONFIG_NF_TABLES", |message| {
             message.text(2, name).u32(3, INTERVAL_MAP).u32(4, address).u32(5, length);
             message.u32(6, DATA_VERDICT).u32(7, 0).u32(10, id).bytes(13, &network_order());
         });
         for piece in map.elements.chunks(PIECE) {
-            self.add(Kind::NewElements, format!("map {name}"), "memory", |message| {
+            self.add(MessageKind::NewElements, format!("map {name}"), "memory", |message| {
                 message.text(2, name).u32(4, id).nest(3, |list| {
                     piece.iter().for_each(|element| interval(list, map.family, element, lookup));
                 });
@@ -245,13 +246,13 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// By which elements find a set of the same transaction.
+    /// Returns a set's number, by which elements refer to it in the same transaction.
     fn next_id(&self) -> u32 {
         self.steps.len() as u32
     }
 }
 
-/// An interval is two elements: where it begins, and where it has ended.
+/// Adds an interval, which is two elements: its first address, and the first address after it.
 fn interval(list: &mut Attributes<'_>, family: Family, element: &Element, lookup: &Lookup) {
     list.nest(1, |first| {
         key(first, family, element.first);
@@ -287,7 +288,7 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// nft's number for it, and its length in bytes.
+/// Returns nft's number for the type of an address, and its length in bytes.
 fn address_type(family: Family) -> (u32, u32) {
     match family {
         Family::V4 => (TYPE_IPV4, 4),

@@ -1,4 +1,4 @@
-//! What this kernel can do, proved by doing it in a network namespace that is thrown away.
+//! What this kernel supports, proved by trial in a throw-away network namespace.
 
 use std::{fmt, io, thread};
 
@@ -16,15 +16,15 @@ use super::{
 /// A part of nf_tables that this method needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Tables of the family inet, chains that route anew, sets and maps.
+    /// Tables of the family inet, chains of type route, sets and maps.
     Tables,
     /// Expressions of these kinds.
-    Expressions(Kind),
+    Expressions(ExprKind),
 }
 
 /// Kinds of expressions that a kernel with nf_tables may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ExprKind {
     /// `socket`.
     Socket,
     /// `socket cgroupv2`.
@@ -39,12 +39,12 @@ pub enum Kind {
     Dynset,
 }
 
-/// A part that is missing, and what the kernel says when it is asked for.
+/// A missing part, and the kernel's error when the part is requested.
 #[derive(Debug)]
 pub struct Missing {
     /// The part.
     pub part: Part,
-    /// With operation, object and remedy.
+    /// Has the operation, the object and the remedy.
     pub error: Error,
 }
 
@@ -54,8 +54,8 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Has the kernel take the whole table, empty of rules, in a network namespace of its own. If it doesn't, says which
-/// parts it refuses. Needs root; without, the namespace is what can't be had.
+/// Adds the whole table, without the rules' entries, in a new network namespace. If the kernel refuses it, returns the
+/// parts that it refuses. Needs root; without root, the error is that of the namespace.
 pub fn check(setup: &Setup) -> Result<Owner, Vec<Missing>> {
     let whole = || in_new_namespace(|| find_missing(&render(setup, &Entries::default()), add));
     thread::scope(|scope| scope.spawn(whole).join()).unwrap_or_else(|_| {
@@ -64,7 +64,7 @@ pub fn check(setup: &Setup) -> Result<Owner, Vec<Missing>> {
     })
 }
 
-/// Moves this thread, which is to end soon, to a new network namespace.
+/// Moves this thread, which must end soon, to a new network namespace.
 fn in_new_namespace<T>(work: impl FnOnce() -> Result<T, Vec<Missing>>) -> Result<T, Vec<Missing>> {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => work(),
@@ -76,14 +76,14 @@ fn add(ruleset: Ruleset) -> Result<Owner, Error> {
     Table::add(ruleset).map(|table| table.owner())
 }
 
-/// Asks for the whole, and where that is refused for the table without rules, then with the rules of one kind after
-/// another.
+/// Adds the whole ruleset. If the kernel refuses it, adds the table without rules, and then with the rules of one kind
+/// after another.
 fn find_missing(whole: &Ruleset, add: fn(Ruleset) -> Result<Owner, Error>) -> Result<Owner, Vec<Missing>> {
     let refused = match add(whole.clone()) {
         Ok(owner) => return Ok(owner),
         Err(error) => error,
     };
-    let only = |kind: Option<Kind>| {
+    let only = |kind: Option<ExprKind>| {
         let keep = |chain: &Chain| {
             let rules = chain.rules.iter().filter(|rule| {
                 let mut kinds = rule.iter().filter_map(Expr::kind);
@@ -94,7 +94,14 @@ fn find_missing(whole: &Ruleset, add: fn(Ruleset) -> Result<Owner, Error>) -> Re
         Ruleset { chains: whole.chains.iter().map(keep).collect(), ..whole.clone() }
     };
     add(only(None)).map_err(one(Part::Tables))?;
-    let kinds = [Kind::Socket, Kind::Cgroup, Kind::Fib, Kind::Tproxy, Kind::Reject, Kind::Dynset];
+    let kinds = [
+        ExprKind::Socket,
+        ExprKind::Cgroup,
+        ExprKind::Fib,
+        ExprKind::Tproxy,
+        ExprKind::Reject,
+        ExprKind::Dynset,
+    ];
     let missing = |kind| {
         let error = add(only(Some(kind))).err()?;
         Some(Missing { part: Part::Expressions(kind), error })
@@ -110,8 +117,8 @@ fn one(part: Part) -> impl FnOnce(Error) -> Vec<Missing> {
     move |error| vec![Missing { part, error }]
 }
 
-impl Kind {
-    /// What it takes.
+impl ExprKind {
+    /// Returns what the kernel needs for this kind.
     pub(super) fn needs(self) -> &'static str {
         match self {
             Self::Socket => "CONFIG_NFT_SOCKET: try `modprobe nft_socket`",
@@ -125,15 +132,15 @@ impl Kind {
 }
 
 impl Expr {
-    /// The kind, if not every kernel with nf_tables has it.
-    pub(super) fn kind(&self) -> Option<Kind> {
+    /// Returns the kind of the expression, unless every kernel with nf_tables supports it.
+    pub(super) fn kind(&self) -> Option<ExprKind> {
         match self {
-            Self::SocketMark(_) | Self::SocketTransparent => Some(Kind::Socket),
-            Self::SocketCgroup(_) => Some(Kind::Cgroup),
-            Self::Destination(..) => Some(Kind::Fib),
-            Self::Tproxy(_) => Some(Kind::Tproxy),
-            Self::Reset | Self::NoRoute => Some(Kind::Reject),
-            Self::Remember(_) | Self::Forget(_) => Some(Kind::Dynset),
+            Self::SocketMark(_) | Self::SocketTransparent => Some(ExprKind::Socket),
+            Self::SocketCgroup(_) => Some(ExprKind::Cgroup),
+            Self::Destination(..) => Some(ExprKind::Fib),
+            Self::Tproxy(_) => Some(ExprKind::Tproxy),
+            Self::Reset | Self::NoRoute => Some(ExprKind::Reject),
+            Self::Remember(_) | Self::Forget(_) => Some(ExprKind::Dynset),
             Self::Family(_)
             | Self::Protocol(_)
             | Self::PacketMark(_)
@@ -162,7 +169,7 @@ impl Expr {
 mod tests {
     use super::{super::tests::setup, *};
 
-    /// A kernel without `tproxy` and `fib`, or without nf_tables, or one that has all.
+    /// Refuses like a kernel without `tproxy` and `fib`, a kernel without nf_tables, or not at all.
     fn refuse(ruleset: &Ruleset, lacking: fn(&Expr) -> bool) -> Result<Owner, Error> {
         let mut exprs = ruleset.chains.iter().flat_map(|chain| &chain.rules).flatten();
         match exprs.find(|expr| lacking(expr)) {
@@ -179,11 +186,11 @@ mod tests {
             (|ruleset| refuse(&ruleset, |_| false), &[]),
             (
                 |ruleset| refuse(&ruleset, |expr| matches!(expr, Expr::Tproxy(_) | Expr::Destination(..))),
-                &[Part::Expressions(Kind::Fib), Part::Expressions(Kind::Tproxy)],
+                &[Part::Expressions(ExprKind::Fib), Part::Expressions(ExprKind::Tproxy)],
             ),
             (
                 |ruleset| refuse(&ruleset, |expr| matches!(expr, Expr::SocketMark(_))),
-                &[Part::Expressions(Kind::Socket)],
+                &[Part::Expressions(ExprKind::Socket)],
             ),
             (|ruleset| Err(Error::Unconfirmed(ruleset.table)), &[Part::Tables]),
         ];

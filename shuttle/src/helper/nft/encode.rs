@@ -1,14 +1,14 @@
-//! Expressions as the kernel runs them: loads into registers, comparisons, statements. The same as nft makes of the
-//! text. Numbers are those of linux/netfilter/nf_tables.h.
+//! Expressions as the kernel runs them: loads into registers, comparisons, statements. They are the same that nft makes
+//! of the text. Numbers are those of linux/netfilter/nf_tables.h.
 
 use std::net::IpAddr;
 
 use super::{
     message::Attributes,
-    ruleset::{Bits, Cgroup, Expr, Family, Kind, Protocol, Rule},
+    ruleset::{Bits, Cgroup, DestinationKind, Expr, Family, Protocol, Rule},
 };
 
-/// NFT_REG_1: 16 bytes, where most values are.
+/// NFT_REG_1: 16 bytes, for most values.
 const REGISTER: u32 = 1;
 /// NFT_REG_2.
 const SECOND: u32 = 2;
@@ -26,7 +26,7 @@ const OPENING_MASK: u8 = 0x17;
 const SYN: u8 = 0x02;
 /// PACKET_HOST of linux/if_packet.h.
 const TO_THIS_HOST: u8 = 0;
-/// Bytes of an interface's name, padded with zeros.
+/// The bytes of an interface's name, padded with zeros.
 const IFNAMSIZ: usize = 16;
 
 /// NFT_META_*.
@@ -65,7 +65,7 @@ enum Dynset {
     Delete = 2,
 }
 
-/// A part of a header.
+/// A part of a packet's header.
 #[derive(Clone, Copy)]
 struct Field {
     /// NFT_PAYLOAD_*_HEADER.
@@ -92,7 +92,7 @@ impl Field {
     }
 }
 
-/// Adds a rule's expressions to their list.
+/// Adds a rule's expressions to its list.
 pub(super) fn push_rule(list: &mut Attributes<'_>, rule: &Rule) {
     rule.iter().for_each(|expr| push(&mut List(list), expr));
 }
@@ -161,7 +161,7 @@ fn push(list: &mut List<'_, '_>, expr: &Expr) {
     }
 }
 
-/// NFPROTO_* of linux/netfilter.h.
+/// Returns NFPROTO_* of linux/netfilter.h.
 fn number(family: Family) -> u8 {
     match family {
         Family::V4 => 2,
@@ -176,12 +176,12 @@ fn protocol_number(protocol: Protocol) -> u8 {
     }
 }
 
-/// RTN_* of linux/rtnetlink.h.
-fn route_type(kind: Kind) -> u32 {
+/// Returns RTN_* of linux/rtnetlink.h.
+fn route_type(kind: DestinationKind) -> u32 {
     match kind {
-        Kind::Local => 2,
-        Kind::Broadcast => 3,
-        Kind::Anycast => 4,
+        DestinationKind::Local => 2,
+        DestinationKind::Broadcast => 3,
+        DestinationKind::Anycast => 4,
     }
 }
 
@@ -195,12 +195,13 @@ fn equality(yes: bool) -> Comparison {
     if yes { Comparison::Equal } else { Comparison::Unequal }
 }
 
-/// A verdict that jumps to a chain, as a map's element has it.
+/// Adds a verdict that jumps to a chain, as an element of a map has it.
 pub(super) fn jump(data: &mut Attributes<'_>, chain: &str) {
     verdict(data, -3, Some(chain));
 }
 
-/// The code is NFT_JUMP and its like of linux/netfilter/nf_tables.h, or NF_DROP and its like of linux/netfilter.h.
+/// Adds a verdict. The code is NFT_JUMP or a sibling in linux/netfilter/nf_tables.h, or NF_DROP or a sibling in
+/// linux/netfilter.h.
 fn verdict(data: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
     data.nest(2, |verdict| {
         verdict.bytes(1, &code.to_be_bytes());
@@ -210,7 +211,7 @@ fn verdict(data: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
     });
 }
 
-/// A list of expressions, the present value in [`REGISTER`].
+/// A list of expressions. The current value is in [`REGISTER`].
 struct List<'a, 'b>(&'a mut Attributes<'b>);
 
 impl List<'_, '_> {
@@ -233,7 +234,7 @@ impl List<'_, '_> {
         })
     }
 
-    /// The destination's kind: NFT_FIB_RESULT_ADDRTYPE by NFTA_FIB_F_DADDR.
+    /// Loads the destination's kind: NFT_FIB_RESULT_ADDRTYPE by NFTA_FIB_F_DADDR.
     fn fib(&mut self) -> &mut Self {
         self.add("fib", |data| {
             data.u32(1, REGISTER).u32(2, 3).u32(3, 2);
@@ -254,7 +255,7 @@ impl List<'_, '_> {
         self.load(Field::of(IP_DESTINATION, family))
     }
 
-    /// A connection's key: each part begins at a register of four bytes.
+    /// Loads a connection's key. Each part begins at a register of four bytes.
     fn flow(&mut self, family: Family) -> &mut Self {
         let (source, destination) = (Field::of(IP_SOURCE, family), Field::of(IP_DESTINATION, family));
         let mut register = FIRST_WORD;
@@ -277,7 +278,7 @@ impl List<'_, '_> {
         self.compare(Comparison::Equal, value);
     }
 
-    /// Keeps the bits of `mask`, then turns those of `xor`.
+    /// Keeps the bits of `mask`, then flips those of `xor`.
     fn mask(&mut self, mask: &[u8], xor: &[u8]) -> &mut Self {
         let length = mask.len() as u32;
         self.add("bitwise", |data| {
@@ -331,7 +332,7 @@ impl List<'_, '_> {
         });
     }
 
-    /// With a TCP reset (NFT_REJECT_TCP_RST), or ICMP (NFT_REJECT_ICMPX_UNREACH) with the code
+    /// Rejects the packet with a TCP reset (NFT_REJECT_TCP_RST), or with ICMP (NFT_REJECT_ICMPX_UNREACH) and the code
     /// NFT_REJECT_ICMPX_NO_ROUTE.
     fn reject(&mut self, with: u32) {
         self.add("reject", |data| {

@@ -1,4 +1,4 @@
-//! What can fail, in words for the user.
+//! The errors of the nft method, as messages for the user.
 
 use std::io;
 
@@ -10,48 +10,48 @@ use crate::{
     helper::parts::netlink,
 };
 
-/// Why the table is not there, or not as it should be. Each names operation, object and remedy.
+/// Why the table can't be added or changed. Each variant names the operation, the object and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The rules can't be looked up by one match.
+    /// The rules can't be flattened to one entry per prefix.
     #[error(transparent)]
     Rules(#[from] compile::Error),
-    /// No socket to the kernel's nf_tables.
+    /// There is no socket to the kernel's nf_tables.
     #[error(
         "{operation} for nf_tables: {source} (needs root and CONFIG_NF_TABLES: try `modprobe nf_tables`)"
     )]
     Socket {
-        /// What was tried with the socket.
+        /// The operation on the socket.
         operation: &'static str,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// No network namespace to try things in.
+    /// There is no network namespace for a trial.
     #[error("making a network namespace to try nftables in: {0} (needs root and CONFIG_NET_NS)")]
     Namespace(io::Error),
-    /// The kernel refuses a part of the ruleset; then it has taken none of it.
+    /// The kernel refuses a part of the ruleset, and has applied none of it.
     #[error("{operation} {object} of the nftables table {table}: {source} (needs {needs})")]
     Refused {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// With which part.
+        /// The part.
         object: String,
         /// The table.
         table: String,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
-        /// What that takes.
+        /// What the part needs.
         needs: &'static str,
     },
-    /// The kernel doesn't say whether a table is there.
+    /// The kernel doesn't answer whether a table exists.
     #[error("looking for the nftables table {table}: {source} (needs root and CONFIG_NF_TABLES)")]
     Unanswered {
         /// The table.
         table: String,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel didn't say that it has taken the ruleset.
+    /// The kernel didn't confirm that it has applied the ruleset.
     #[error(
         "the kernel has not confirmed the change of the nftables table {0}: run `shuttle cleanup`, then start again"
     )]
@@ -63,7 +63,7 @@ impl Error {
         move |errno| Self::Socket { operation, source: errno.into() }
     }
 
-    /// The code is the kernel's: a negative errno.
+    /// Makes the error of a refusal. The code is the kernel's: a negative errno.
     pub(super) fn refused(table: &str, step: &Step, code: i32) -> Self {
         let source = io::Error::from_raw_os_error(code.wrapping_neg());
         let Step { operation, object, needs } = step.clone();
@@ -94,7 +94,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Tables are undone beside routes and rules.
+/// The undoing of tables shares its errors with that of routes and rules.
 impl From<Error> for netlink::Error {
     fn from(error: Error) -> Self {
         netlink::Error::system("removing nftables tables")(io::Error::other(error.to_string()))

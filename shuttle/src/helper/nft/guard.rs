@@ -1,11 +1,11 @@
-//! A second table, which outlives this process: what captured connections still have to say when nothing captures any
-//! more must not leave this host.
+//! A second table, the guard, which outlives this process. Packets that captured connections still send when nothing
+//! captures any more must not leave this host.
 //!
-//! It remembers the connections that have arrived at a listener. A packet of theirs that leaves by a real device is
-//! dropped: somebody has removed our policy rule or the TUN device. One that nobody has marked is answered by a reset:
-//! the table that captures is gone, and this process with it. Sockets that the client holds send nothing elsewhere. It
-//! has no owner, so that it stays; without the connections, which it forgets after five minutes, it does nothing, and
-//! the next start removes it.
+//! The guard remembers the connections that have arrived at a listener. It drops their packets that would leave by a
+//! real device: then somebody has removed the policy rule or the TUN device. It answers their unmarked packets with a
+//! reset: then the capturing table is gone, and this process with it. It also drops what the client's own sockets would
+//! send elsewhere. The guard has no owner, so the kernel keeps it. It forgets a connection five minutes after its last
+//! packet, and without connections it does nothing. The next start removes it.
 
 use super::{
     names::guard_name,
@@ -19,7 +19,7 @@ use super::{
 /// `lo` has this index in every namespace.
 const LOOPBACK: u32 = 1;
 
-/// The table that stays.
+/// Makes the guard's ruleset.
 pub fn render_guard(setup: &Setup) -> Ruleset {
     let Setup { capture, bypass, forwarded, .. } = *setup;
     let tcp = |opens| [Expr::Protocol(Protocol::Tcp), Expr::Opens(opens)];
@@ -33,7 +33,7 @@ pub fn render_guard(setup: &Setup) -> Ruleset {
     let unmarked = Expr::PacketMark(none(capture));
     let output = [
         vec![Expr::SocketMark(some(bypass)), goto("exempt")],
-        // Of an earlier connection between the same ports.
+        // Forgets an earlier connection between the same ports.
         vec![protocol.clone(), opening, unmarked.clone(), goto("forget")],
         vec![protocol.clone(), not_opening.clone(), unmarked, goto("unmarked")],
     ];
@@ -45,7 +45,7 @@ pub fn render_guard(setup: &Setup) -> Ruleset {
         chain("exempt", exempt(setup)),
         chain("forget", of_connections(Flows::Captured, Expr::Forget, None)),
         chain("unmarked", of_connections(Flows::Captured, Expr::Known, Some(Expr::Reset))),
-        // Before others translate the source.
+        // This comes before other tables translate the source.
         base("leave", Hook::Postrouting, FIRST, [leave]),
         chain("leaving", of_connections(Flows::Captured, Expr::Known, Some(Expr::Drop))),
     ];

@@ -1,4 +1,4 @@
-//! From prefixes that cover one another to intervals that don't: what an interval map holds.
+//! Converts prefixes, which may cover each other, to the disjoint intervals that an interval map holds.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -14,8 +14,8 @@ pub(super) struct Interval {
     pub(super) ports: PortSet,
 }
 
-/// The intervals of one family in which some port is captured: ascending and disjoint; neighbours differ in their
-/// ports.
+/// Returns the intervals of one family in which some port is captured. They are ascending and disjoint, and adjacent
+/// ones differ in their ports.
 pub(super) fn intervals(entries: &Entries, family: Family) -> Vec<Interval> {
     let mut sweep = Sweep::default();
     match family {
@@ -31,17 +31,17 @@ pub(super) fn intervals(entries: &Entries, family: Family) -> Vec<Interval> {
     sweep.finish()
 }
 
-/// Goes through prefixes in order; those that cover the present address stand on the stack, the longest on top.
+/// A pass over prefixes in order. The stack has those that cover the current address, the longest on top.
 #[derive(Default)]
 struct Sweep {
     open: Vec<(u128, PortSet)>,
-    /// The first address that is in no interval yet; `None` beyond the last of all.
+    /// The first address that is in no interval yet, or `None` after the last address of all.
     next: Option<u128>,
     done: Vec<Interval>,
 }
 
 impl Sweep {
-    /// A prefix comes after those that cover it.
+    /// Adds a prefix. The prefixes that cover it must come first.
     fn enter(&mut self, first: u128, last: u128, ports: PortSet) {
         self.leave_before(Some(first));
         if let (Some((_, ports)), Some(next)) = (self.open.last().copied(), self.next)

@@ -1,10 +1,10 @@
 //! Netlink messages for nf_tables: framing and attributes. Numbers are those of linux/netfilter/nf_tables.h.
 //!
-//! By hand, since the bindings that are generated from the kernel's own description
-//! (Documentation/netlink/specs/nftables.yaml) have wrong numbers where that has: the attributes of `lookup`, the
-//! results of `fib`, the byte order of timeouts.
+//! Written by hand: the bindings that are generated from the kernel's description
+//! (Documentation/netlink/specs/nftables.yaml) have that description's wrong numbers for the attributes of `lookup`,
+//! the results of `fib` and the byte order of timeouts.
 
-/// Bytes of struct nlmsghdr.
+/// The bytes of struct nlmsghdr.
 pub(super) const HEADER: usize = 16;
 /// NFPROTO_INET of linux/netfilter.h.
 const INET: u8 = 1;
@@ -22,7 +22,7 @@ pub(super) const APPEND: u16 = 0x800;
 
 /// NFT_MSG_*.
 #[derive(Clone, Copy)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     NewTable = 0,
     GetTable = 1,
     DelTable = 2,
@@ -36,11 +36,11 @@ pub(super) enum Kind {
     NewElements = 12,
 }
 
-/// Messages one after another, numbered from `first`, between the two that make them a transaction.
+/// A sequence of messages, numbered from `first`, between the two messages that make it a transaction.
 pub(super) struct Messages {
     bytes: Vec<u8>,
     next: u32,
-    /// Where the last one begins.
+    /// The offset of the last message.
     last: usize,
 }
 
@@ -54,8 +54,8 @@ impl Messages {
         messages
     }
 
-    /// Ends the transaction. The kernel answers the last message, and those before that it refuses: an answer to each
-    /// would be more than a socket holds.
+    /// Ends the transaction. The kernel answers the last message, and any message that it refuses. Answers to all
+    /// messages would be more than a socket holds.
     pub(super) fn finish(mut self) -> Vec<u8> {
         if let Some(header) = self.bytes.get(self.last..).and_then(<[u8]>::first_chunk::<HEADER>) {
             let [_, _, _, _, _, _, f0, f1, ..] = *header;
@@ -69,7 +69,7 @@ impl Messages {
     }
 
     /// Adds a message.
-    pub(super) fn add(&mut self, kind: Kind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+    pub(super) fn add(&mut self, kind: MessageKind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.last = self.bytes.len();
         self.frame(SUBSYSTEM << 8 | kind as u16, flags, [INET, 0], 0, fill);
     }
@@ -88,7 +88,7 @@ impl Messages {
         self.bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
         self.bytes.extend(self.next.to_ne_bytes());
         self.bytes.extend([0; 4]);
-        // struct nfgenmsg.
+        // The fields of struct nfgenmsg.
         self.bytes.extend(family);
         self.bytes.extend(resource.to_be_bytes());
         fill(&mut Attributes(&mut self.bytes));
@@ -98,7 +98,7 @@ impl Messages {
     }
 }
 
-/// Attributes, one after another.
+/// A sequence of attributes.
 pub(super) struct Attributes<'a>(&'a mut Vec<u8>);
 
 impl Attributes<'_> {
@@ -117,12 +117,12 @@ impl Attributes<'_> {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// Adds a text, ended by a zero.
+    /// Adds a text, terminated by a zero byte.
     pub(super) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         self.with(kind, |buffer| buffer.extend(value.bytes().chain([0])))
     }
 
-    /// Adds attributes in an attribute, below 64 KiB.
+    /// Adds an attribute that contains attributes, below 64 KiB.
     pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) -> &mut Self {
         self.with(kind | NLA_F_NESTED, |buffer| fill(&mut Attributes(buffer)))
     }
@@ -143,42 +143,42 @@ fn put_at(buffer: &mut [u8], at: usize, value: &[u8]) {
     buffer.iter_mut().skip(at).zip(value).for_each(|(to, from)| *to = *from);
 }
 
-/// The question which tables there are, numbered `sequence`.
+/// Returns the request for all tables, with the number `sequence`.
 pub(super) fn all_tables(sequence: u32) -> Vec<u8> {
     /// NLM_F_DUMP.
     const DUMP: u16 = 0x300;
-    question(Kind::GetTable, DUMP, sequence, |_| ())
+    question(MessageKind::GetTable, DUMP, sequence, |_| ())
 }
 
-/// The question for a chain, numbered `sequence`.
+/// Returns the request for a chain, with the number `sequence`.
 pub(super) fn one_chain(table: &str, chain: &str, sequence: u32) -> Vec<u8> {
-    question(Kind::GetChain, 0, sequence, |message| {
+    question(MessageKind::GetChain, 0, sequence, |message| {
         message.text(1, table).text(3, chain);
     })
 }
 
-fn question(kind: Kind, flags: u16, sequence: u32, fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+fn question(kind: MessageKind, flags: u16, sequence: u32, fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
     let mut messages = Messages { bytes: Vec::new(), next: sequence, last: 0 };
     messages.frame(SUBSYSTEM << 8 | kind as u16, flags, [INET, 0], 0, fill);
     messages.bytes
 }
 
-/// What the kernel says, one message each.
+/// A message of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// That it refuses the message of this number, by an errno; or that it has taken it, by 0.
+    /// The error code for the message with this number: 0 if the kernel has applied it.
     Answer { sequence: u32, code: i32 },
-    /// That there is a table.
+    /// A table exists.
     Table { name: String, flags: u32 },
-    /// That there is a chain.
+    /// A chain exists.
     Chain,
-    /// That it has listed all.
+    /// All are listed.
     Done,
-    /// Something else.
+    /// Any other message.
     Other,
 }
 
-/// The messages of a datagram.
+/// Returns the messages of a datagram.
 pub(super) fn said(mut datagram: &[u8]) -> Vec<Said> {
     let mut all = Vec::new();
     while let Some(header) = datagram.first_chunk::<HEADER>() {
@@ -196,8 +196,8 @@ fn message(kind: u16, sequence: u32, body: &[u8]) -> Said {
     /// NLMSG_ERROR and NLMSG_DONE of linux/netlink.h.
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
-    const TABLE: u16 = SUBSYSTEM << 8 | Kind::NewTable as u16;
-    const CHAIN: u16 = SUBSYSTEM << 8 | Kind::NewChain as u16;
+    const TABLE: u16 = SUBSYSTEM << 8 | MessageKind::NewTable as u16;
+    const CHAIN: u16 = SUBSYSTEM << 8 | MessageKind::NewChain as u16;
     // After struct nfgenmsg.
     let attributes = body.get(4..).unwrap_or_default();
     match (kind, body.first_chunk()) {

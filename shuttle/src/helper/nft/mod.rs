@@ -1,8 +1,8 @@
-//! Capture with nftables: a table of ours that marks what the rules capture and hands it to the listeners.
+//! Captures with nftables. A table marks the packets that the rules capture, and hands them to the listeners.
 //!
-//! The table belongs to a netlink socket of this process, so no program is run, and the kernel removes it when the
-//! process ends (Linux 5.12). `render` makes a [`ruleset::Ruleset`] from what is to be captured; [`Table`] puts it in
-//! force. Marked packets are routed back to this host as the eBPF method's are, and given to the same listeners.
+//! The table belongs to a netlink socket of this process. So no program is run, and the kernel removes the table when
+//! the process ends (Linux 5.12). `render` makes a [`ruleset::Ruleset`] from the plan, and [`Table`] puts it in force.
+//! Marked packets are routed back to this host as with the eBPF method, and handed to the same listeners.
 
 mod batch;
 mod check;
@@ -27,7 +27,7 @@ use std::{
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 pub use batch::Owner;
-pub use check::{Kind, Missing, Part, check};
+pub use check::{ExprKind, Missing, Part, check};
 pub use error::Error;
 pub use guard::render_guard;
 pub use render::{Listeners, Setup, render, render_lookup};
@@ -43,6 +43,7 @@ use super::parts::{
     fallback::Fallback,
     lan::Lan,
     ledger::{Entry, Ledger},
+    link_local::LinkLocal,
     listeners,
     netlink::{self, Family},
     policy_rules::PolicyRule,
@@ -51,7 +52,7 @@ use super::parts::{
 };
 use crate::capture::{self, Arrival, DatagramArrival, Failure, MethodName, StreamArrival};
 
-/// How captured traffic arrives.
+/// The arrival of captured traffic.
 pub(super) const ARRIVAL: Arrival =
     Arrival { streams: StreamArrival::LocalAddress, datagrams: DatagramArrival::ControlMessage };
 
@@ -61,15 +62,15 @@ pub(super) struct Nft {
     claim: Claim,
     setup: Setup,
     fallback: Fallback,
-    /// In force from the start on. It goes first.
+    /// The table that captures, once started. It is dropped first.
     table: Option<Table>,
     guard: Option<Table>,
-    /// When to look whether they are there; never again once one can't be put back.
+    /// When to check whether the tables exist. `None` once one could not be restored.
     looks: Option<Interval>,
 }
 
 impl Nft {
-    /// Gets ready for [`start`](Self::start), and has the kernel take such a table where it captures nothing.
+    /// Prepares [`start`](Self::start), and has the kernel accept such a table where it captures nothing.
     pub(super) async fn prepare(parts: &mut Parts) -> Result<(Self, capture::Listeners), Failure> {
         let (listeners, families, note) = listeners::open(parts.families, ARRIVAL)?;
         parts.narrow(families, note);
@@ -83,12 +84,7 @@ impl Nft {
             Ok(Listeners { tcp: tcp.map_err(failed)?, udp: udp.map_err(failed)? })
         };
         let [v4, v6] = [&listeners.v4, &listeners.v6].map(|it| it.as_ref().map(at).transpose());
-        let exempt = parts.bypass.as_ref().map(|place| Cgroup {
-            path: place.path.clone(),
-            level: place.level,
-            id: place.id,
-        });
-        let setup = Setup { exempt, v4: v4?, v6: v6?, ..setup(tun, parts.facts(claim.slot)) };
+        let setup = Setup { v4: v4?, v6: v6?, ..setup(tun, parts.facts(claim.slot)) };
         match check(&setup) {
             Ok(owner) => tracing::debug!(?owner, "the kernel takes the table"),
             Err(missing) => no_namespace_or(missing)?,
@@ -103,7 +99,7 @@ impl Nft {
         Ok((Self { claim, setup, fallback, table: None, guard: None, looks: Some(looks) }, listeners))
     }
 
-    /// From now on connections and datagrams are captured. The table is added last, all at once.
+    /// Starts capturing connections and datagrams. The table is added last, in one transaction.
     pub(super) async fn start(&mut self, parts: &mut Parts) -> Result<(), Failure> {
         let slot = self.claim.slot;
         for route in parts.link_local.entries(slot).collect::<Vec<_>>() {
@@ -122,7 +118,8 @@ impl Nft {
         Ok(())
     }
 
-    /// Has each packet meet all of the parts' entries, or all of those before; on an error, those before.
+    /// Replaces the rules by the parts' entries: each packet meets all of the new entries or all of the old ones. After
+    /// an error the old ones stay.
     pub(super) async fn replace(&mut self, parts: &Parts) -> Result<(), Failure> {
         let Some(table) = &mut self.table else { return Ok(()) };
         self.fallback.extend(&parts.netlink, &parts.entries).await?;
@@ -133,12 +130,12 @@ impl Nft {
         Ok(())
     }
 
-    /// The program that sends what comes in from `source`: nobody changes that address.
+    /// Returns the program whose datagrams arrive from `source`. Nothing changes that address on the way.
     pub(super) fn sender(&self, source: SocketAddr) -> Sender {
         Sender { slot: self.claim.slot, address: source }
     }
 
-    /// Takes notice of this host's own addresses, and routes anew what went with a link.
+    /// Reads this host's own addresses again, and restores the routes that disappeared with a link.
     pub(super) async fn look_at_own(&self, parts: &mut Parts) -> Result<(), netlink::Error> {
         parts.look_at_own().await?;
         if parts.families.v6 {
@@ -147,15 +144,15 @@ impl Nft {
         Ok(())
     }
 
-    /// Puts back the tables that somebody else removes, as `nft flush ruleset` does with those that have no owner.
-    /// Never returns; may be dropped and called again.
+    /// Restores tables that somebody else has removed. `nft flush ruleset` removes those without an owner. Never returns;
+    /// may be dropped and called again.
     ///
-    /// It looks each second. The kernel's own notices would come at once, but one for each element of our maps, too.
+    /// It checks each second. The kernel's notices would arrive at once, but also one for each element of our maps.
     pub(super) async fn watch(&mut self, parts: &Parts) {
         while let Some(looks) = &mut self.looks {
             looks.tick().await;
             if let Err(error) = self.put_back(parts) {
-                tracing::warn!(%error, "nftables tables that somebody else removes are not put back any more");
+                tracing::warn!(%error, "nftables tables that somebody else removes are no longer restored");
                 self.looks = None;
             }
         }
@@ -168,7 +165,7 @@ impl Nft {
             if let Some(table) = table
                 && table.put_back(ruleset)?
             {
-                tracing::warn!("somebody has removed the nftables table {}: it is there again", table.name());
+                tracing::warn!("somebody has removed the nftables table {}; it is restored", table.name());
             }
             Ok(())
         };
@@ -176,7 +173,7 @@ impl Nft {
         put_back(table, &|| render(setup, &parts.entries))
     }
 
-    /// One line for the user.
+    /// Returns one line for the user.
     pub(super) fn description(&self, parts: &Parts) -> String {
         let (table, slot) = (&self.setup.table, self.claim.slot);
         let (bit, routes) = (slot.bit(), slot.table());
@@ -184,9 +181,9 @@ impl Nft {
     }
 }
 
-/// What would be set up, as commands of `ip` and as the ruleset for `nft`.
+/// Returns what would be set up, as commands of `ip` and as a ruleset for `nft`.
 pub(super) fn commands(facts: Facts<'_>) -> String {
-    let Facts { slot, families, lans, entries, .. } = facts;
+    let Facts { slot, families, lans, nameservers, entries, .. } = facts;
     let claim = Claim::unclaimed(slot, families);
     let any_port = |v4: bool| {
         let loopback: IpAddr = if v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
@@ -198,11 +195,14 @@ pub(super) fn commands(facts: Facts<'_>) -> String {
     let setup = Setup { v4, v6, ..setup(DEVICE.to_owned(), facts) };
     let (ruleset, guard) = (render(&setup, entries), render_guard(&setup));
     let rules: String = rules(claim, lans).map(|rule| format!("{rule}\n")).collect();
-    format!("{claim}{rules}{}{guard}{ruleset}", Fallback::new(claim).commands(entries))
+    let link_local = LinkLocal::of(nameservers).commands(slot);
+    let fallback = Fallback::new(claim).commands(entries);
+    format!("{claim}{link_local}{rules}{fallback}{guard}{ruleset}")
 }
 
-/// The bridges among the LAN interfaces whose packets the IP hooks see at the ports (br_netfilter): the kernel takes
-/// away the socket that `tproxy` gives them there, and has no second look when they come in by the bridge.
+/// Returns the LAN interfaces that are bridges whose packets the IP hooks see at the ports (br_netfilter). There the
+/// kernel removes the socket that `tproxy` assigns, and the hooks don't see the packets again when they come in by the
+/// bridge.
 pub(super) fn filtered_bridges(parts: &Parts) -> Vec<capture::Missing> {
     let filtered = |family: &Family| {
         let setting = match family {
@@ -224,7 +224,7 @@ pub(super) fn filtered_bridges(parts: &Parts) -> Vec<capture::Missing> {
     bridges.map(missing).collect()
 }
 
-/// Records a table, and adds it. If the kernel refuses it, one of that name that is there is not ours.
+/// Records a table, and adds it. If the kernel refuses it, an existing table with that name is not this instance's.
 fn add(
     ledger: &mut Ledger,
     ruleset: Ruleset,
@@ -238,16 +238,17 @@ fn add(
     Ok(added?)
 }
 
-/// Without listeners.
+/// Returns the setup without listeners.
 fn setup(tun: String, facts: Facts<'_>) -> Setup {
-    let Facts { slot, lans, nameservers, .. } = facts;
+    let Facts { slot, lans, nameservers, bypass, .. } = facts;
+    let exempt = bypass.map(|place| Cgroup { path: place.path.clone(), level: place.level, id: place.id });
     Setup {
         table: name(slot),
         capture: slot.bit(),
         captures: SLOTS.iter().fold(0, |all, slot| all | slot.bit()),
         forwarded: FORWARDED_BIT,
         bypass: BYPASS_BIT,
-        exempt: None,
+        exempt,
         tun,
         v4: None,
         v6: None,
@@ -256,8 +257,9 @@ fn setup(tun: String, facts: Facts<'_>) -> Setup {
     }
 }
 
-/// Those that lead marked packets back to this host. Without a guard as the eBPF method has it: the packets of a socket
-/// that is bound to a device are marked as well, and must find their way by the tables that follow.
+/// Returns the rules that route marked packets back to this host. They have no `unreachable` counterpart, unlike those
+/// of the eBPF method: the packets of a socket that is bound to a device are marked as well, and must find their route
+/// in the tables that follow.
 fn rules(claim: Claim, lans: &[Lan]) -> impl Iterator<Item = PolicyRule> {
     let Claim { slot, families, .. } = claim;
     let own = Family::of(families).map(move |family| PolicyRule::of_mark(family, slot));
@@ -277,8 +279,8 @@ fn no_claim(error: claim::Error) -> Failure {
     }
 }
 
-/// What the kernel lacks. Where it gives this process no namespace to try things in, as in some containers, the start
-/// tells.
+/// Converts what the kernel lacks into a failure. If this process may make no namespace for a trial, as in some
+/// containers, the start reports what is missing.
 fn no_namespace_or(missing: Vec<Missing>) -> Result<(), Failure> {
     if let Some(Missing { error: Error::Namespace(error), .. }) = missing.first() {
         tracing::debug!(%error, "the table is not tried before the start");

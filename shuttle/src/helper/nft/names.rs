@@ -1,4 +1,4 @@
-//! What the tables of a slot are called, and whose tables there are.
+//! The names of a slot's tables, and the tables that have them.
 
 use super::{
     batch::Owner,
@@ -12,23 +12,23 @@ use crate::helper::parts::{
     slot::{SLOTS, Slot},
 };
 
-/// The name of the table that captures.
+/// Returns the name of the table that captures.
 pub(super) fn name(slot: Slot) -> String {
     format!("shuttle_{}", slot.number())
 }
 
-/// The name of the table that guards another.
+/// Returns the name of a table's guard.
 pub(super) fn guard_name(table: &str) -> String {
     format!("{table}_guard")
 }
 
-/// The name of the table that proves something for another.
+/// Returns the name of the table that proves the cgroup match for a table.
 pub(super) fn proof_name(table: &str) -> String {
     format!("{table}_proof")
 }
 
-/// The tables that dead instances have left. A slot that is claimed belongs to a living instance, and so does one whose
-/// table has an owner, even if somebody has removed the routes by which that slot is claimed.
+/// Returns the tables that dead instances left. A claimed slot belongs to a living instance. So does a slot whose table
+/// has an owner, even if somebody has removed the routes that claim the slot.
 pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, netlink::Error> {
     let mut found = Vec::new();
     for (slot, tables) in by_slot()? {
@@ -43,12 +43,12 @@ pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>
     Ok(found)
 }
 
-/// The slots that can't be used here, since there are tables with the names of theirs.
+/// Returns the slots that can't be used, because tables with their names exist.
 pub(in crate::helper) fn taken() -> Result<Vec<Slot>, Error> {
     Ok(by_slot()?.into_iter().map(|(slot, _)| slot).collect())
 }
 
-/// The tables with the names of ours, whoever has made them, by slots that have any.
+/// Returns the existing tables with our names, whoever made them, for each slot that has any.
 fn by_slot() -> Result<Vec<(Slot, Vec<Listed>)>, Error> {
     let all = list()?;
     let of = |slot: Slot| {

@@ -1,4 +1,4 @@
-//! Whether the kernel tells the sockets of a cgroup from others, proved by doing.
+//! Proves by trial whether the kernel matches the sockets of a cgroup.
 
 use std::{
     io,
@@ -16,8 +16,8 @@ use crate::{
     helper::{bypass, parts::ledger::Ledger},
 };
 
-/// Drops what a socket of the cgroup sends to a socket of its own, and sends something there from within the cgroup,
-/// where this process is for that time.
+/// Adds a table that drops what sockets of the cgroup send to one port, and then sends a datagram there from within the
+/// cgroup. Meanwhile this process is in the cgroup.
 pub(super) fn matches(cgroup: &Cgroup, table: &str, ledger: &mut Ledger) -> Result<(), Failure> {
     let failed = |error| Failure::system("sending a datagram to this host", &error);
     let target = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
@@ -33,13 +33,17 @@ pub(super) fn matches(cgroup: &Cgroup, table: &str, ledger: &mut Ledger) -> Resu
     let chains = vec![base("output", Hook::Output, LAST, [drop])];
     let _table = add(ledger, tagged(proof_name(table), Vec::new(), chains), Table::add)?;
     let send = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(b"proof", to);
-    let sent = bypass::Cgroup::root()?.open_path(&cgroup.path)?.visit(send)?;
-    match sent {
+    let unproved = |because: String| {
+        let missing = vec![Missing::Bypass { method: MethodName::Nft, kind: BypassKind::Cgroup, because }];
+        Err(Failure::Unable { method: MethodName::Nft, missing })
+    };
+    // A firewall that drops datagrams to this host looks like a match.
+    if let Err(error) = send() {
+        return unproved(format!("a datagram to {to} from outside the cgroup: {error}"));
+    }
+    match bypass::Cgroup::root()?.open_path(&cgroup.path)?.visit(send)? {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        sent => {
-            tracing::debug!(?sent, "no match of the cgroup {}", cgroup.path);
-            let missing = vec![Missing::Bypass { method: MethodName::Nft, kind: BypassKind::Cgroup }];
-            Err(Failure::Unable { method: MethodName::Nft, missing })
-        }
+        Ok(_) => unproved("the kernel finds no cgroup of its sockets".to_owned()),
+        Err(error) => unproved(format!("a datagram to {to} from the cgroup: {error}")),
     }
 }

@@ -1,9 +1,9 @@
-//! From what is to be captured to the ruleset: pure.
+//! Renders the plan as a ruleset, as a pure function.
 //!
-//! `output` decides about all that this host sends, after every other table: a captured packet gets the capture bit, by
-//! which it is routed to the loopback interface, where `back` gives it to the listener. Of TCP, `rules` decides the SYN
-//! alone; the connection's other packets are known by their addresses and ports. So no conntrack is needed, and what
-//! others do to marks and to conntrack entries on the way makes no difference.
+//! `output` decides about every packet that this host sends, after every other table. A captured packet gets the
+//! capture bit, which routes it to the loopback interface, where `back` hands it to the listener. For TCP, `rules`
+//! decides about the SYN only. The connection's other packets are recognised by their addresses and ports. So conntrack
+//! is not needed, and changes that others make to marks and to conntrack entries have no effect.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,8 +18,8 @@ use shuttle_common::{
 use super::{
     intervals::intervals,
     ruleset::{
-        Base, Bits, Cgroup, Chain, Element, Expr, Family, Flows, Hook, Kind, Lookup, Map, Protocol, Rule,
-        Ruleset, Set,
+        Base, Bits, Cgroup, Chain, DestinationKind, Element, Expr, Family, Flows, Hook, Lookup, Map,
+        Protocol, Rule, Ruleset, Set,
     },
 };
 use crate::policy::Nameserver;
@@ -31,46 +31,46 @@ pub(super) const TAG: &str = "made_by_shuttle";
 pub(super) const CAPTURED: &str = "captured";
 /// The chain that looks the destination up.
 const RULES: &str = "rules";
-/// The most connections of a family at once; beyond, new ones are refused.
+/// The most connections of a family at once. Beyond it, new ones are refused.
 pub(super) const FLOW_LIMIT: u32 = 262_144;
 const DNS: u16 = 53;
 
-/// After all others, so that nobody changes the mark after us.
+/// After the chains of all others, so that nobody changes the mark after shuttle.
 const DECIDING: i32 = LAST - 2;
 /// After all instances have decided.
 const DECIDED: i32 = LAST - 1;
-/// The guard's.
+/// The priority of the guard's `output`.
 pub(super) const LAST: i32 = i32::MAX;
-/// Before connection tracking and `raw` (-300), so that nobody changes the mark before us; after defragmentation
+/// Before connection tracking and `raw` (-300), so that nobody changes the mark before shuttle. After defragmentation
 /// (-400).
 pub(super) const FIRST: i32 = -310;
-/// After `mangle` (-150), where others restore marks; before destinations are translated (-100).
+/// After `mangle` (-150), in which others restore marks. Before destinations are translated (-100).
 pub(super) const AFTER_MANGLE: i32 = -140;
 
-/// What the ruleset is about, beside the rules.
+/// The parameters of the ruleset other than the rules.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The table's name: another for each instance in a network namespace.
+    /// The table's name, which differs for each instance in a network namespace.
     pub table: String,
-    /// The mark's bit by which captured packets are routed to the loopback interface.
+    /// The mark bit that routes captured packets to the loopback interface.
     pub capture: u32,
-    /// The bits that `capture` is in any instance.
+    /// The bits that are `capture` in any instance.
     pub captures: u32,
-    /// Set beside it in what was captured from a LAN.
+    /// The bit that is set besides `capture` in packets that were captured from a LAN.
     pub forwarded: u32,
-    /// The mark's bit of sockets that are never captured.
+    /// The mark bit of sockets that are never captured.
     pub bypass: u32,
-    /// What is in this cgroup is never captured either.
+    /// The cgroup whose sockets are never captured either.
     pub exempt: Option<Cgroup>,
-    /// The device to which the fallback routes lead.
+    /// The device of the fallback routes.
     pub tun: String,
-    /// Where captured IPv4 traffic goes; `None` if none is captured.
+    /// The destination of captured IPv4 traffic. `None` if no IPv4 traffic is captured.
     pub v4: Option<Listeners>,
     /// As `v4`, for IPv6.
     pub v6: Option<Listeners>,
     /// The interfaces whose forwarded traffic is captured.
     pub lans: Vec<String>,
-    /// Port 53 of these is captured also where this host owns the address, as far as the rules say so.
+    /// The nameservers whose port 53 is captured even if this host owns the address, if the rules capture it.
     pub nameservers: Vec<Nameserver>,
 }
 
@@ -83,7 +83,7 @@ pub struct Listeners {
     pub udp: SocketAddr,
 }
 
-/// The whole table.
+/// Returns the whole table.
 pub fn render(setup: &Setup, entries: &Entries) -> Ruleset {
     let mut chains = vec![chain(CAPTURED, [vec![Expr::SetBits(setup.capture)]])];
     chains.extend(outgoing(setup));
@@ -105,7 +105,7 @@ pub fn render(setup: &Setup, entries: &Entries) -> Ruleset {
     Ruleset { lookup: Some(render_lookup(setup, entries, 0)), ..tagged(setup.table.clone(), sets, chains) }
 }
 
-/// The part that a change of the rules replaces. Each generation differs from the one before.
+/// Returns the part that a change of the rules replaces. Each generation differs from the one before.
 pub fn render_lookup(setup: &Setup, entries: &Entries, generation: u32) -> Lookup {
     let mut ports = PortChains { generation, known: HashMap::new(), chains: Vec::new() };
     let maps = Family::BOTH.map(|family| {
@@ -130,7 +130,7 @@ fn map_name(family: Family, generation: u32) -> String {
     }
 }
 
-/// The chains for lists of ports, each once.
+/// The chains for lists of ports, one for each distinct list.
 struct PortChains {
     generation: u32,
     known: HashMap<RawPorts, usize>,
@@ -138,7 +138,7 @@ struct PortChains {
 }
 
 impl PortChains {
-    /// `None` if every port is captured.
+    /// Returns the index of the list's chain, or `None` if every port is captured.
     fn index(&mut self, ports: PortSet) -> Option<usize> {
         if ports.is_all() {
             return None;
@@ -154,17 +154,17 @@ impl PortChains {
     }
 }
 
-/// What this host sends.
+/// Returns the chains for what this host sends.
 fn outgoing(setup: &Setup) -> Vec<Chain> {
     let Setup { capture, bypass, .. } = *setup;
     let exempted = Expr::SocketMark(some(bypass));
     let tcp = Expr::Protocol(Protocol::Tcp);
-    let own = [Kind::Local, Kind::Broadcast, Kind::Anycast];
+    let own = [DestinationKind::Local, DestinationKind::Broadcast, DestinationKind::Anycast];
     let enclosed = setup.exempt.iter().map(|cgroup| vec![Expr::SocketCgroup(cgroup.clone()), Expr::Return]);
     let exempted = [vec![exempted, goto("exempt")]].into_iter().chain(enclosed);
     let output = exempted
         .chain([
-            // Others may have restored it from an earlier packet of the flow.
+            // Other tables may have restored the bit from an earlier packet of the flow.
             vec![Expr::ClearBits(capture)],
             vec![tcp.clone(), Expr::Opens(false), goto("known")],
         ])
@@ -191,7 +191,7 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
         Expr::Remember,
         None,
     ));
-    // Where there was no route but our fallback, and no instance captures the packet.
+    // The packet has no route but the fallback, and no instance captures it.
     let unrouted = vec![
         Expr::OutputInterface(setup.tun.clone()),
         Expr::PacketMark(none(setup.captures)),
@@ -204,7 +204,7 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
         chain("own", to_nameservers("decide")),
         chain("decide", decide),
         chain("opened", opened),
-        // Of an earlier connection between the same ports.
+        // Forgets an earlier connection between the same ports.
         chain("passed", of_connections(Flows::Captured, Expr::Forget, None)),
         chain("known", of_connections(Flows::Captured, Expr::Known, Some(goto("kept")))),
         chain("kept", kept),
@@ -213,27 +213,29 @@ fn outgoing(setup: &Setup) -> Vec<Chain> {
     ]
 }
 
-/// What sockets of the client's may not send, whose mark says so.
+/// Returns the rules for the client's own sockets, which their marks identify. They drop what these sockets may not
+/// send.
 pub(super) fn exempt(setup: &Setup) -> [Rule; 2] {
     let Setup { capture, bypass, forwarded, .. } = *setup;
-    // A reply socket reaches this host's programs and nobody else, whatever becomes of the packet's mark.
+    // A reply socket reaches this host's programs only, whatever happens to the packet's mark.
     let reply = Expr::SocketMark(all(capture | bypass));
     // A listener for datagrams sends nothing.
     let mute = Expr::SocketMark(all(capture | bypass | forwarded));
-    [vec![mute, Expr::Drop], vec![reply, Expr::Destination(Kind::Local, false), Expr::Drop]]
+    [vec![mute, Expr::Drop], vec![reply, Expr::Destination(DestinationKind::Local, false), Expr::Drop]]
 }
 
-/// Matches captured packets of this host as they come in again.
+/// Returns a match for captured packets of this host that come in again.
 pub(super) fn captured_here(setup: &Setup) -> [Expr; 2] {
     let ours = Bits { mask: setup.capture | setup.bypass, value: setup.capture, equal: true };
     [Expr::InputInterface("lo".into()), Expr::PacketMark(ours)]
 }
 
-/// What comes back by the loopback interface, and the listeners.
+/// Returns the chains for what comes back by the loopback interface, which is handed to the listeners.
 fn incoming(setup: &Setup) -> Vec<Chain> {
     let [from_here, ours] = captured_here(setup);
     let back = vec![from_here, ours, goto("arrive")];
-    // The socket of a connection to a link-local nameserver is bound to the link, and `tproxy` looks for one by `lo`.
+    // The socket of a connection to a link-local nameserver is bound to the link, but `tproxy` looks for a socket by
+    // `lo`.
     let linked = vec![
         Expr::Family(Family::V6),
         Expr::Protocol(Protocol::Tcp),
@@ -241,7 +243,7 @@ fn incoming(setup: &Setup) -> Vec<Chain> {
         Expr::ToNameserver(Family::V6),
         Expr::Accept,
     ];
-    let own = vec![Expr::Destination(Kind::Local, true), goto("arrive_own")];
+    let own = vec![Expr::Destination(DestinationKind::Local, true), goto("arrive_own")];
     let arrive = [linked, own, vec![goto("take")]];
     let take = Family::BOTH.into_iter().flat_map(|family| {
         let to = listeners(setup, family).into_iter();
@@ -255,16 +257,16 @@ fn incoming(setup: &Setup) -> Vec<Chain> {
         base("back", Hook::Prerouting, FIRST, [back]),
         chain("arrive", arrive),
         chain("arrive_own", to_nameservers("take")),
-        // Not to a program that happens to listen on that port.
+        // Drops the packet rather than delivering it to a program that happens to listen on that port.
         chain("take", take.chain([vec![Expr::Drop]])),
     ]
 }
 
-/// What comes in by LAN interfaces.
+/// Returns the chains for what comes in by LAN interfaces.
 fn forwarded(setup: &Setup) -> Vec<Chain> {
     let tcp = Expr::Protocol(Protocol::Tcp);
     let lans = setup.lans.iter().map(|lan| vec![Expr::InputInterface(lan.clone()), goto("forwarded")]);
-    let own = [Kind::Local, Kind::Broadcast, Kind::Anycast];
+    let own = [DestinationKind::Local, DestinationKind::Broadcast, DestinationKind::Anycast];
     let rules = [vec![Expr::ForOthers, Expr::Return], vec![Expr::ClearBits(setup.capture)]]
         .into_iter()
         .chain(own.map(|kind| vec![Expr::Destination(kind, true), Expr::Return]))
@@ -286,7 +288,7 @@ fn forwarded(setup: &Setup) -> Vec<Chain> {
     ]
 }
 
-/// Port 53 of nameservers that this host owns.
+/// Returns rules for port 53 of nameservers that this host owns.
 fn to_nameservers(then: &str) -> Vec<Rule> {
     let ways = Family::BOTH.map(|family| [(family, Protocol::Tcp), (family, Protocol::Udp)]);
     let rule = |(family, protocol)| {
@@ -301,7 +303,7 @@ fn to_nameservers(then: &str) -> Vec<Rule> {
     ways.into_iter().flatten().map(rule).collect()
 }
 
-/// A rule for the set of connections of each family.
+/// Returns a rule about the set of connections of each family.
 pub(super) fn of_connections(
     set: fn(Family) -> Flows,
     what: fn(Flows) -> Expr,
@@ -342,17 +344,17 @@ fn jump(chain: &str) -> Expr {
     Expr::Jump(chain.to_owned())
 }
 
-/// All of the bits.
+/// Matches if all of the bits are set.
 pub(super) fn all(bits: u32) -> Bits {
     Bits { mask: bits, value: bits, equal: true }
 }
 
-/// None of the bits.
+/// Matches if none of the bits is set.
 pub(super) fn none(bits: u32) -> Bits {
     Bits { mask: bits, value: 0, equal: true }
 }
 
-/// At least one of the bits.
+/// Matches if at least one of the bits is set.
 pub(super) fn some(bits: u32) -> Bits {
     Bits { mask: bits, value: 0, equal: false }
 }

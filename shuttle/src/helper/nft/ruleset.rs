@@ -1,7 +1,7 @@
-//! The ruleset as a value: the kinds of tables, sets, rules and expressions that this method needs, and no others.
+//! The ruleset as a value: the tables, sets, rules and expressions that this method needs, and no others.
 //!
-//! `Display` (in `text`) writes it in nft's own language; `encode` turns it into netlink messages. Tests compare what
-//! the kernel makes of both.
+//! `Display` (in `text`) writes it in nft's language, and `encode` as netlink messages. Tests compare what the kernel
+//! makes of both.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,15 +15,15 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of an address.
+    /// Returns the family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// The set of its nameservers that this host owns.
+    /// Returns the name of the set of nameservers that this host owns.
     pub(super) fn nameservers(self) -> &'static str {
         match self {
             Self::V4 => "ns4",
@@ -32,14 +32,14 @@ impl Family {
     }
 }
 
-/// A set of TCP connections of a family: source address and port, destination address and port.
+/// A set of TCP connections of a family, by source address and port, destination address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flows {
-    /// `flowsN`: those that are captured, for five minutes after their last packet. The listener's keepalive comes five
-    /// times as often.
+    /// `flowsN`: captured connections, for five minutes after their last packet. The listener's keepalive sends five
+    /// packets in that time.
     Captured(Family),
-    /// `openingN`: those that a machine behind a LAN interface opens and that may have no socket yet, where the kernel
-    /// answers with SYN cookies.
+    /// `openingN`: connections that a machine behind a LAN interface opens and that may have no socket yet, as the
+    /// kernel may answer with SYN cookies.
     Opening(Family),
 }
 
@@ -59,7 +59,7 @@ impl Flows {
         }
     }
 
-    /// In seconds, after the last packet that put it there.
+    /// Returns how long an entry stays, in seconds, after the last packet that added or refreshed it.
     pub(super) fn timeout(self) -> u32 {
         match self {
             Self::Captured(_) => 300,
@@ -68,36 +68,36 @@ impl Flows {
     }
 }
 
-/// A table of the family `inet`, with all that is in it.
+/// A table of the family `inet`, with all its contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
     /// The table's name.
     pub table: String,
-    /// Sets, beside the maps of the lookup.
+    /// The sets, without the maps of the lookup.
     pub sets: Vec<Set>,
-    /// Chains, beside those of the lookup.
+    /// The chains, without those of the lookup.
     pub chains: Vec<Chain>,
-    /// The part that a change of the rules replaces; none in a table that doesn't decide.
+    /// The part that a change of the rules replaces. `None` in a table that doesn't decide what is captured.
     pub lookup: Option<Lookup>,
 }
 
-/// Which destinations are captured: one map for each family, the chains that its elements jump to, and the chain that
-/// asks the maps.
+/// The rules as a lookup: one map for each family, the chains that its elements jump to, and the chain that looks up
+/// the maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
-    /// Distinguishes the names of maps and chains from those of the lookup before, beside which they stand for a
-    /// moment.
+    /// The number that makes the names of maps and chains distinct from those of the previous lookup, beside which they
+    /// exist for a moment.
     pub generation: u32,
-    /// IPv4 and IPv6.
+    /// The maps of IPv4 and IPv6.
     pub maps: [Map; 2],
     /// One chain for each distinct list of ports.
     pub ports: Vec<Chain>,
-    /// The chain that keeps its name.
+    /// The chain that looks up the maps. Its name is the same in each generation.
     pub entry: Chain,
 }
 
 impl Lookup {
-    /// What it takes to remove it: the names.
+    /// Drops the elements. The names, which removing the lookup needs, remain.
     pub(super) fn without_elements(mut self) -> Self {
         self.maps.iter_mut().for_each(|map| map.elements = Vec::new());
         self
@@ -122,7 +122,7 @@ pub struct Element {
     pub first: u128,
     /// The highest address.
     pub last: u128,
-    /// Index into [`Lookup::ports`]; `None` is the chain that captures every port.
+    /// The index into [`Lookup::ports`]. `None` is the chain that captures every port.
     pub ports: Option<usize>,
 }
 
@@ -140,33 +140,34 @@ pub enum Set {
 pub struct Chain {
     /// Its name.
     pub name: String,
-    /// Where packets enter it, if not from another chain alone.
+    /// Where packets enter the chain from netfilter. `None` if only other chains lead to it.
     pub base: Option<Base>,
     /// Its rules, in order.
     pub rules: Vec<Rule>,
 }
 
-/// A chain's place in netfilter; packets that leave it without a verdict are accepted.
+/// A chain's place in netfilter. Packets that leave the chain without a verdict are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Base {
     /// The kind of chain and hook.
     pub hook: Hook,
-    /// Chains with lower numbers come first.
+    /// The order of the chains at a hook: lower numbers come first.
     pub priority: i32,
 }
 
-/// The hooks in use.
+/// The netfilter hooks that this method uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// `type route hook output`: packets that this host sends; a changed mark has them routed anew.
+    /// `type route hook output`: packets that this host sends. The kernel routes a packet again if its mark has
+    /// changed.
     Output,
-    /// `type filter hook prerouting`: packets that come in, by the loopback interface too.
+    /// `type filter hook prerouting`: packets that come in, also by the loopback interface.
     Prerouting,
-    /// `type filter hook postrouting`: packets that leave, by the loopback interface too.
+    /// `type filter hook postrouting`: packets that leave, also by the loopback interface.
     Postrouting,
 }
 
-/// Expressions, from left to right, until one does not match.
+/// Expressions that are evaluated from left to right until one does not match.
 pub type Rule = Vec<Expr>;
 
 /// A match or a statement.
@@ -176,27 +177,27 @@ pub enum Expr {
     Family(Family),
     /// The packet's transport protocol.
     Protocol(Protocol),
-    /// The mark of the socket that sends the packet, which no other table can change. No match for packets without a
+    /// The mark of the socket that sends the packet, which no other table can change. Doesn't match packets without a
     /// socket.
     SocketMark(Bits),
-    /// The socket that sends the packet is of a process in this cgroup or below it (Linux 5.13).
+    /// The socket that sends the packet belongs to a process in this cgroup or below it (Linux 5.13).
     SocketCgroup(Cgroup),
     /// The packet's mark.
     PacketMark(Bits),
-    /// The packet belongs to a socket of this host with IP_TRANSPARENT: one that listens, or a connection that it
-    /// accepted.
+    /// The packet belongs to a socket of this host with IP_TRANSPARENT: a listener, or a connection that it accepted.
     SocketTransparent,
-    /// Whether the TCP packet opens a connection: SYN without ACK, FIN and RST.
+    /// Whether the TCP packet opens a connection: SYN without ACK, FIN or RST.
     Opens(bool),
     /// Whether the destination is of this kind.
-    Destination(Kind, bool),
+    Destination(DestinationKind, bool),
     /// The interface that the packet came in by.
     InputInterface(String),
     /// The interface that the packet was first routed to.
     OutputInterface(String),
-    /// The index of the interface that the packet leaves by, or at the hook `output` was first routed to, is another.
+    /// The packet leaves by an interface other than this index. At the hook `output`, that is the interface that the
+    /// packet was first routed to.
     OtherOutput(u32),
-    /// The link layer did not address the packet to this host.
+    /// The link layer addressed the packet to another host.
     ForOthers,
     /// The destination port, `first..=last`.
     DestinationPorts(u16, u16),
@@ -206,30 +207,30 @@ pub enum Expr {
     ToNameserver(Family),
     /// The packet's addresses and ports are in the set of connections.
     Known(Flows),
-    /// Jumps to the chain that the map has for the destination; goes on with the next rule after it.
+    /// Jumps to the chain that the map has for the destination. Continues with the next rule after it.
     Decide(Family, String),
     /// Sets these bits of the packet's mark.
     SetBits(u32),
     /// Clears these bits of the packet's mark.
     ClearBits(u32),
-    /// Puts the packet's addresses and ports into the set of connections, or has them stay there for the full time
-    /// again. No match if the set is full.
+    /// Adds the packet's addresses and ports to the set of connections, or renews their timeout. Doesn't match if the
+    /// set is full.
     Remember(Flows),
-    /// Takes the packet's addresses and ports from the set of connections, if they are there.
+    /// Removes the packet's addresses and ports from the set of connections, if they are in it.
     Forget(Flows),
-    /// Gives the packet to this listener; no match if that is gone.
+    /// Hands the packet to this listener. Doesn't match if the listener is gone.
     Tproxy(SocketAddr),
-    /// Drops the packet, and answers it with a TCP reset.
+    /// Drops the packet, and answers with a TCP reset.
     Reset,
-    /// Drops the packet, and answers it with ICMP's "no route".
+    /// Drops the packet, and answers with ICMP's "no route".
     NoRoute,
-    /// Goes on in another chain, and comes back.
+    /// Continues in another chain, and returns from there.
     Jump(String),
-    /// Goes on in another chain.
+    /// Continues in another chain, without return.
     Goto(String),
-    /// Ends the chain; after [`Expr::Goto`], the chain before it.
+    /// Ends the chain. After [`Expr::Goto`], also ends the chain that led here.
     Return,
-    /// Ends the table's part.
+    /// Accepts the packet at this base chain. Later chains at the hook still see the packet.
     Accept,
     /// Drops the packet.
     Drop,
@@ -238,11 +239,11 @@ pub enum Expr {
 /// A cgroup of the cgroup2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
-    /// Below the hierarchy's root, without a slash in front.
+    /// The path below the hierarchy's root, without a leading slash.
     pub path: String,
-    /// Its depth, which is 0 for the root.
+    /// The depth, which is 0 for the root.
     pub level: u32,
-    /// The kernel's number.
+    /// The kernel's number of the cgroup.
     pub id: u64,
 }
 
@@ -255,24 +256,24 @@ pub enum Protocol {
     Udp,
 }
 
-/// Of the bits in `mask`, those in `value` are set and no others, or the contrary.
+/// A test of a mark: whether the bits in `mask` equal `value`, or differ from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bits {
-    /// The bits that count.
+    /// The bits that are compared.
     pub mask: u32,
-    /// Their value.
+    /// The value to compare with.
     pub value: u32,
-    /// Whether they must have it, or must not.
+    /// Whether the bits must be equal to the value, or must differ.
     pub equal: bool,
 }
 
-/// Kinds of destinations, as the routing table `local` has them.
+/// The kinds of destinations, as in the routing table `local`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// This host's own.
+pub enum DestinationKind {
+    /// This host's own address.
     Local,
-    /// All hosts of a network of this host's.
+    /// A broadcast address of one of this host's networks.
     Broadcast,
-    /// Any of several hosts, of which this is one.
+    /// An anycast address that this host shares with others.
     Anycast,
 }

@@ -23,9 +23,9 @@ use super::{
 };
 use crate::sys::capture::wait_for_programs;
 
-/// Holds the kernel's answers to a transaction: one, or the refusals.
+/// The size of the receive buffer, which must hold the kernel's answers to a transaction: one, or the refusals.
 const ANSWERS: usize = 4 << 20;
-/// Beyond the messages, what the kernel counts as part of them.
+/// The bytes that the kernel counts in addition to the messages.
 const SPARE: usize = 4096;
 
 /// A table that is in force.
@@ -38,8 +38,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// Puts the ruleset in force in this thread's network namespace, all of it or nothing. It goes when the value is
-    /// dropped and, where the kernel knows owners (Linux 5.12), when the process ends in whatever way.
+    /// Puts the ruleset in force in this thread's network namespace, atomically. The table is removed when this value
+    /// is dropped. If the kernel supports owners (Linux 5.12), it is also removed when the process ends, however that
+    /// ends.
     pub fn add(ruleset: Ruleset) -> Result<Self, Error> {
         match Self::add_as(ruleset.clone(), Owner::Socket) {
             Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -49,7 +50,7 @@ impl Table {
         }
     }
 
-    /// As [`add`](Self::add), with an owner or without.
+    /// As [`add`](Self::add), with or without an owner.
     pub fn add_as(ruleset: Ruleset, owner: Owner) -> Result<Self, Error> {
         let mut socket = Nfnetlink::open()?;
         socket.transact(&ruleset.table, |batch| batch.add_ruleset(&ruleset, owner))?;
@@ -57,33 +58,34 @@ impl Table {
         Ok(Self { name, lookup: lookup.map(Lookup::without_elements), owner, socket })
     }
 
-    /// Replaces the rules: each packet meets all of the old ones or all of the new ones. On an error the old ones stay.
+    /// Replaces the rules. Each packet meets all of the old rules or all of the new ones. After an error the old ones
+    /// stay.
     ///
-    /// In three transactions, since the kernel switches rules at once for each packet, but maps before or after that:
-    /// new maps may still be empty when new rules ask them, and old ones be empty already for a packet that is among
-    /// the old rules.
+    /// It takes three transactions, since the kernel switches all rules at once for each packet, but maps before or
+    /// after that. In one transaction, new maps may still be empty when the new rules look them up, and old maps may be
+    /// empty already for a packet that is still traversing the old rules.
     pub fn replace(&mut self, lookup: Lookup) -> Result<(), Error> {
         self.socket.transact(&self.name, |batch| batch.add_lookup(&lookup))?;
         let lookup = lookup.without_elements();
-        if let Err(error) = self.socket.transact(&self.name, |batch| batch.ask_lookup(&lookup)) {
+        if let Err(error) = self.socket.transact(&self.name, |batch| batch.switch_to_lookup(&lookup)) {
             self.delete_lookup(&lookup);
             return Err(error);
         }
         let old = self.lookup.replace(lookup);
-        // Until no packet is left among the old rules.
+        // Waits until no packet traverses the old rules any more.
         wait_for_programs();
         old.iter().for_each(|old| self.delete_lookup(old));
         Ok(())
     }
 
-    /// What stays takes memory and nothing else.
+    /// Deletes a lookup. If that fails, the lookup takes memory and has no other effect.
     fn delete_lookup(&mut self, lookup: &Lookup) {
         if let Err(error) = self.socket.transact(&self.name, |batch| batch.delete_lookup(lookup)) {
             tracing::warn!(%error, "rules that were replaced take memory until the end");
         }
     }
 
-    /// Adds it again, without owner, where somebody else has removed it. Returns whether that was so.
+    /// Restores a table without an owner if somebody else has removed it. Returns whether that was so.
     pub fn put_back(&mut self, ruleset: impl FnOnce() -> Ruleset) -> Result<bool, Error> {
         // Nobody else can remove what has an owner.
         if self.owner == Owner::Socket || self.socket.is_ours(&self.name)? {
@@ -95,17 +97,17 @@ impl Table {
         Ok(true)
     }
 
-    /// Its name.
+    /// Returns the table's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The number that the next lookup is to have.
+    /// Returns the number of the next lookup.
     pub fn next_generation(&self) -> u32 {
         self.lookup.as_ref().map_or(0, |lookup| lookup.generation.wrapping_add(1))
     }
 
-    /// Who removes it.
+    /// Returns who removes the table.
     pub fn owner(&self) -> Owner {
         self.owner
     }
@@ -113,19 +115,19 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // Where it has an owner, closing the socket would do, but not before this returns.
+        // If the table has an owner, closing the socket would remove it as well, but not before this returns.
         if let Err(error) = self.socket.delete_ours(&self.name) {
             tracing::warn!(%error, "an nftables table remains; `shuttle cleanup` removes it");
         }
     }
 }
 
-/// Removes a table of ours. Returns whether there was one: another's of that name is left alone.
+/// Removes a table of ours. Returns whether it existed. Another program's table with that name is kept.
 pub fn delete(name: &str) -> Result<bool, Error> {
     Nfnetlink::open()?.delete_ours(name)
 }
 
-/// A table of the family `inet` that is in the kernel.
+/// A table of the family `inet` in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// Its name.
@@ -136,7 +138,7 @@ pub struct Listed {
     pub ours: bool,
 }
 
-/// The tables in this thread's network namespace. Where nf_tables can't be asked, there is none.
+/// Returns the tables in this thread's network namespace, and none if there is no nf_tables to ask.
 pub fn list() -> Result<Vec<Listed>, Error> {
     match Nfnetlink::open() {
         Ok(mut socket) => socket.list(),
@@ -158,21 +160,21 @@ impl Nfnetlink {
             .map_err(Error::socket("opening a netlink socket"))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))
             .map_err(Error::socket("binding a netlink socket"))?;
-        // Beyond the host's limits, if this process may. If it may not, the usual size does for most rules.
+        // Exceeds the host's limits, if this process may. Otherwise the usual size is enough for most rules.
         if setsockopt(&socket, RcvBufForce, &ANSWERS).is_err() {
             setsockopt(&socket, RcvBuf, &ANSWERS).map_err(Error::socket("enlarging a netlink socket"))?;
         }
         Ok(Self { socket, sequence: 1 })
     }
 
-    /// Has the kernel take all of a batch, or nothing.
+    /// Sends a batch, which the kernel applies atomically.
     fn transact(&mut self, table: &str, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Error> {
         let first = self.sequence;
         let mut batch = Batch::new(table, first);
         fill(&mut batch);
         let (messages, steps) = batch.finish();
         self.sequence = first.wrapping_add(steps.len() as u32 + 1);
-        // A transaction must arrive in one piece.
+        // A transaction must be sent in one piece.
         let size = messages.len().saturating_add(SPARE);
         if setsockopt(&self.socket, SndBufForce, &size).is_err() {
             setsockopt(&self.socket, SndBuf, &size).map_err(Error::socket("enlarging a netlink socket"))?;
@@ -181,7 +183,7 @@ impl Nfnetlink {
         self.read_answers(first, table, &steps)
     }
 
-    /// Removes a table if it has our tag. Returns whether it was there.
+    /// Removes a table if it has our tag. Returns whether it existed.
     fn delete_ours(&mut self, name: &str) -> Result<bool, Error> {
         if !self.is_ours(name)? {
             return Ok(false);
@@ -205,7 +207,7 @@ impl Nfnetlink {
         tables.map(listed).collect()
     }
 
-    /// Whether there is such a table, and it has our tag.
+    /// Returns whether a table exists and has our tag.
     fn is_ours(&mut self, name: &str) -> Result<bool, Error> {
         let answers = self.ask(|sequence| one_chain(name, TAG, sequence))?;
         if let [Said::Answer { code, .. }] = answers[..]
@@ -217,7 +219,7 @@ impl Nfnetlink {
         Ok(answers.contains(&Said::Chain))
     }
 
-    /// Sends a question, and reads all that the kernel says.
+    /// Sends a request, and reads the answers.
     fn ask(&mut self, question: impl FnOnce(u32) -> Vec<u8>) -> Result<Vec<Said>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         send(self.socket.as_raw_fd(), &question(self.sequence), MsgFlags::empty())
@@ -225,7 +227,7 @@ impl Nfnetlink {
         self.read()
     }
 
-    /// Reads what the kernel said before `send` returned, and the rest of what it lists.
+    /// Reads what the kernel answered before `send` returned, and the rest of a list.
     fn read(&self) -> Result<Vec<Said>, Error> {
         let mut buffer = vec![0; 1 << 17];
         let mut all = Vec::new();
@@ -233,14 +235,14 @@ impl Nfnetlink {
             match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(received) => all.extend(said(buffer.get(..received).unwrap_or_default())),
                 Err(Errno::EAGAIN) => return Ok(all),
-                // Of a thousand refusals, the first is there.
+                // If the refusals overflow the buffer, the first one is still there.
                 Err(Errno::EINTR | Errno::ENOBUFS) => {}
                 Err(errno) => return Err(Error::socket("reading the answer")(errno)),
             }
         }
     }
 
-    /// Reads whether the kernel has taken the last message, or what it refuses.
+    /// Reads which messages the kernel refused, or that it applied the last one.
     fn read_answers(&self, first: u32, table: &str, steps: &[Step]) -> Result<(), Error> {
         let (mut refused, mut confirmed) = (None, false);
         for said in self.read()? {

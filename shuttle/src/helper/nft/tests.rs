@@ -1,4 +1,4 @@
-//! The lookup decides as the rules do, and the text is what it was.
+//! Tests that the lookup decides as the rules do, and that the text is unchanged.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::policy::Nameserver;
 
-/// With everything on.
+/// A setup with everything on.
 pub(super) fn setup() -> Setup {
     let address = |text: &str| text.parse().unwrap();
     let nameserver = |text: &str| Nameserver::from(text.parse::<std::net::SocketAddr>().unwrap());
@@ -34,7 +34,7 @@ pub(super) fn setup() -> Setup {
     }
 }
 
-/// What the kernel makes of a lookup: the verdict of the map's element, and of the chain that it jumps to.
+/// Does what the kernel does with a lookup: finds the verdict of the map's element, and of the chain that it jumps to.
 fn captures(lookup: &Lookup, address: IpAddr, port: u16) -> bool {
     let (family, number) = match address {
         IpAddr::V4(address) => (Family::V4, u32::from(address).into()),
@@ -53,7 +53,7 @@ fn captures(lookup: &Lookup, address: IpAddr, port: u16) -> bool {
     })
 }
 
-/// Few addresses and ports, so that rules overlap, and the ends of the address space.
+/// Makes rules from few addresses and ports, so that they overlap, and from the ends of the address space.
 fn any_rule() -> impl Strategy<Value = Rule> {
     let v4 = (prop_oneof![Just(0_u32), Just(u32::MAX), 0x0a00_0000_u32..0x0a00_0010], 0_u8..=32)
         .prop_map(|(address, length)| IpNet::new(IpAddr::V4(address.into()), length).unwrap());
@@ -71,7 +71,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// The addresses at a network's ends, and beside them.
+/// Returns the addresses at a network's ends, and those beside them.
 fn edges(network: IpNet) -> Vec<IpAddr> {
     let beside = |address: IpAddr| match address {
         IpAddr::V4(address) => [u32::from(address).wrapping_sub(1), u32::from(address).wrapping_add(1)]

@@ -1,4 +1,4 @@
-//! The ruleset in nft's language, one generation's maps inline.
+//! The ruleset in nft's language, with the maps of one generation inline.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -7,7 +7,10 @@ use std::{
 
 use super::{
     render::{CAPTURED, FLOW_LIMIT},
-    ruleset::{Bits, Cgroup, Chain, Element, Expr, Family, Hook, Kind, Lookup, Map, Protocol, Ruleset, Set},
+    ruleset::{
+        Bits, Cgroup, Chain, DestinationKind, Element, Expr, Family, Hook, Lookup, Map, Protocol, Ruleset,
+        Set,
+    },
 };
 
 impl Display for Ruleset {
@@ -24,7 +27,7 @@ impl Display for Ruleset {
 }
 
 impl Lookup {
-    /// The chain that an element jumps to.
+    /// Returns the chain that an element jumps to.
     pub(super) fn target(&self, element: &Element) -> &str {
         let chain = element.ports.and_then(|ports| self.ports.get(ports));
         chain.map_or(CAPTURED, |chain| &chain.name)
@@ -58,7 +61,7 @@ fn range(family: Family, element: &Element) -> String {
     };
     match size.checked_add(1) {
         Some(1) => address(first).to_string(),
-        // A prefix: as many addresses as its first one has zero bits for.
+        // The interval is a prefix: its size is a power of two, and its first address is aligned to that size.
         Some(count) if count.is_power_of_two() && first & size == 0 => {
             format!("{}/{}", address(first), width - count.trailing_zeros())
         }
@@ -153,7 +156,7 @@ impl Display for Expr {
             Self::Forget(flows) => write!(f, "delete @{} {{ {} }}", flows.name(), flow(flows.family())),
             Self::Tproxy(listener) => {
                 let ip = ip(Family::of(listener.ip()));
-                // Not opened yet.
+                // The listener is not open yet.
                 if listener.port() == 0 {
                     return write!(f, "tproxy {ip} to :PORT");
                 }
@@ -177,7 +180,7 @@ impl Display for Bits {
     }
 }
 
-impl Display for Kind {
+impl Display for DestinationKind {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Local => "local",

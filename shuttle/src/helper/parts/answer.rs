@@ -14,7 +14,7 @@ use crate::capture::replies::{OutletKind, Unreachable};
 pub(crate) struct Sender {
     /// The slot whose mark the replies have.
     pub(crate) slot: Slot,
-    /// The address at which it receives replies.
+    /// The address at which the program receives replies.
     pub(crate) address: SocketAddr,
 }
 
@@ -38,7 +38,7 @@ impl SenderError {
 /// Why replies can't be sent to a program.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The capture doesn't capture this peer, so no program can have sent anything to it.
+    /// The rules don't capture this peer, so no program can have sent anything to it.
     #[error("{0} is not captured")]
     NotCaptured(SocketAddr),
     /// No captured program has this address.
@@ -47,7 +47,7 @@ pub(crate) enum Error {
     /// The method can't identify the program.
     #[error(transparent)]
     Sender(#[from] SenderError),
-    /// The kernel doesn't tell the route to the program.
+    /// The kernel doesn't report the route to the program.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// A system call failed.
@@ -56,7 +56,7 @@ pub(crate) enum Error {
 }
 
 impl Parts {
-    /// Whether datagrams from `source` to `peer` can have been captured.
+    /// Checks that datagrams from `source` to `peer` can have been captured.
     pub(crate) fn may_have_sent(&self, source: SocketAddr, peer: SocketAddr) -> Result<(), Error> {
         if is_pair(source, peer) && self.link_local.may_be(peer) && self.captures(peer) {
             return Ok(());
@@ -64,7 +64,7 @@ impl Parts {
         Err(Error::NotCaptured(peer))
     }
 
-    /// How the program can be reached.
+    /// Returns how the program can be reached.
     pub(crate) async fn reach(&self, sender: Sender) -> Result<Reach, Error> {
         let to = sender.address;
         if self.own.has(to.ip()) {
@@ -74,7 +74,7 @@ impl Parts {
         Ok(Reach::Lan(lan.ok_or(Error::Nobody(to))?))
     }
 
-    /// An outlet that sends from `peer` to the program.
+    /// Makes an outlet that sends from `peer` to the program.
     pub(crate) fn outlet(
         &self,
         sender: Sender,

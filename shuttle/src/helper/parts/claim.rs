@@ -13,10 +13,10 @@ use crate::policy::Families;
 /// Why there is no slot.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Eight instances run here, or other software uses all our mark bits.
+    /// Eight instances run here, or other software uses all of shuttle's mark bits.
     #[error("no mark bit is free")]
     NoSlot,
-    /// There is no device for its routes.
+    /// There is no device for the slot's routes.
     #[error(transparent)]
     Tun(#[from] tun::Error),
     /// The kernel refuses an address or a route.
@@ -32,7 +32,7 @@ pub(crate) struct Claim {
     pub(crate) slot: Slot,
     /// The index of the TUN device.
     pub(crate) tun: u32,
-    /// Those that it has addresses and routes of.
+    /// The families of its addresses and routes.
     pub(crate) families: Families,
 }
 
@@ -55,12 +55,12 @@ impl Claim {
         Err(Error::NoSlot)
     }
 
-    /// A slot that is not claimed, for printing.
+    /// Returns a slot that is not claimed, for printing.
     pub(crate) fn unclaimed(slot: Slot, families: Families) -> Self {
         Self { slot, tun: 0, families }
     }
 
-    /// The slot that would be claimed now.
+    /// Returns the slot that would be claimed now.
     pub(crate) async fn foresee(
         netlink: &Netlink,
         families: Families,
@@ -79,7 +79,7 @@ impl Claim {
     }
 }
 
-/// Whether a living instance has the slot.
+/// Returns whether a living instance has the slot.
 pub(crate) async fn is_claimed(netlink: &Netlink, slot: Slot) -> Result<bool, netlink::Error> {
     for family in Family::BOTH {
         if !netlink.routes(family, slot.table()).await?.is_empty() {
@@ -89,13 +89,13 @@ pub(crate) async fn is_claimed(netlink: &Netlink, slot: Slot) -> Result<bool, ne
     Ok(false)
 }
 
-/// The slots whose bit no policy rule tests.
+/// Returns the slots that are not taken and whose bit no policy rule tests.
 async fn free(netlink: &Netlink, taken: &[Slot]) -> Result<impl Iterator<Item = Slot>, netlink::Error> {
     let masks = netlink.masks_in_use().await?;
     Ok(SLOTS.into_iter().filter(move |slot| masks & slot.bit() == 0 && !taken.contains(slot)))
 }
 
-/// Adds the slot's addresses and routes. Returns false if its table belongs to another instance.
+/// Adds the slot's addresses and routes. Returns `false` if its table belongs to another instance.
 async fn add_routes(
     netlink: &Netlink,
     tun: u32,
@@ -113,7 +113,7 @@ async fn add_routes(
     Ok(true)
 }
 
-/// The name of our TUN device if there is no other.
+/// The name of the TUN device, if it is the only one.
 pub(crate) const DEVICE: &str = "shuttle0";
 
 /// Prints the equivalent `ip` commands.

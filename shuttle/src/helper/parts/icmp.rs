@@ -10,7 +10,7 @@ use std::{
 use socket2::{Domain, Protocol};
 
 use super::{
-    reply_sockets::{Reach, bind, sender, without_port},
+    reply_sockets::{Reach, bind, send_only_socket, without_port},
     slot::Slot,
 };
 use crate::capture::replies::Unreachable;
@@ -18,12 +18,12 @@ use crate::capture::replies::Unreachable;
 const IPV4: u8 = 4;
 const IPV6: u8 = 6;
 const UDP: u8 = 17;
-/// Bytes of a UDP header: ports, length, checksum.
+/// The bytes of a UDP header: ports, length, checksum.
 const UDP_HEADER: u8 = 8;
-/// Any value will do.
+/// An arbitrary value.
 const HOPS: u8 = 64;
 
-/// Tells the program at `to` that its datagram has not reached `peer`.
+/// Notifies the program at `to` that its datagram has not reached `peer`.
 pub(crate) fn send(
     slot: Slot,
     to: SocketAddr,
@@ -44,12 +44,12 @@ pub(crate) fn send(
             return Err(io::ErrorKind::InvalidInput.into());
         }
     };
-    let socket = sender(Domain::for_address(to), protocol)?;
+    let socket = send_only_socket(Domain::for_address(to), protocol)?;
     bind(&socket, slot, without_port(peer), reach)?;
     socket.send_to(&message, &without_port(to).into()).map(drop)
 }
 
-/// The IPv4 header of the datagram that failed.
+/// Returns the IPv4 header of the datagram that failed.
 fn sent4(from: Ipv4Addr, to: Ipv4Addr) -> [u8; 20] {
     let mut header = [0; 20];
     header[0] = IPV4 << 4 | 5;
@@ -63,7 +63,7 @@ fn sent4(from: Ipv4Addr, to: Ipv4Addr) -> [u8; 20] {
     header
 }
 
-/// The IPv6 header of the datagram that failed.
+/// Returns the IPv6 header of the datagram that failed.
 fn sent6(from: Ipv6Addr, to: Ipv6Addr) -> [u8; 40] {
     let mut header = [0; 40];
     header[0] = IPV6 << 4;
@@ -75,13 +75,13 @@ fn sent6(from: Ipv6Addr, to: Ipv6Addr) -> [u8; 40] {
     header
 }
 
-/// The UDP header of a datagram without payload.
+/// Returns the UDP header of a datagram without payload.
 fn udp(from: u16, to: u16) -> [u8; UDP_HEADER as usize] {
     let ([f0, f1], [t0, t1]) = (from.to_be_bytes(), to.to_be_bytes());
     [f0, f1, t0, t1, 0, UDP_HEADER, 0, 0]
 }
 
-/// Destination Unreachable of RFC 792.
+/// Returns Destination Unreachable of RFC 792.
 fn message4(what: Unreachable, datagram: [u8; 20], udp: [u8; 8]) -> Vec<u8> {
     let code = match what {
         Unreachable::Port => 3,
@@ -93,7 +93,7 @@ fn message4(what: Unreachable, datagram: [u8; 20], udp: [u8; 8]) -> Vec<u8> {
     message
 }
 
-/// Destination Unreachable of RFC 4443. The kernel computes the checksum.
+/// Returns Destination Unreachable of RFC 4443. The kernel computes the checksum.
 fn message6(what: Unreachable, datagram: [u8; 40], udp: [u8; 8]) -> Vec<u8> {
     let code = match what {
         Unreachable::Port => 4,
@@ -102,7 +102,7 @@ fn message6(what: Unreachable, datagram: [u8; 40], udp: [u8; 8]) -> Vec<u8> {
     [&[1, code, 0, 0, 0, 0, 0, 0][..], &datagram, &udp].concat()
 }
 
-/// The internet checksum (RFC 1071) of an even number of bytes.
+/// Returns the internet checksum (RFC 1071) of an even number of bytes.
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes.as_chunks().0.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum();
     while let carry @ 1.. = sum >> 16 {

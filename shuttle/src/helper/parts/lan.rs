@@ -20,7 +20,7 @@ use crate::{capture::LanFault, policy::Lans};
 pub(crate) struct Lan {
     pub(crate) index: u32,
     pub(crate) name: String,
-    /// Whether it is a bridge, and its packets come in by the ports first.
+    /// Whether it is a bridge, whose packets come in by its ports first.
     pub(crate) bridge: bool,
 }
 
@@ -35,7 +35,7 @@ pub(crate) enum Error {
     Netlink(#[from] netlink::Error),
 }
 
-/// The interfaces that `wanted` selects.
+/// Returns the interfaces that `wanted` selects.
 pub(crate) async fn find(netlink: &Netlink, wanted: &Lans) -> Result<Vec<Lan>, Error> {
     if *wanted == Lans::None {
         return Ok(Vec::new());
@@ -137,7 +137,8 @@ fn is_ours(name: &str) -> bool {
     name.strip_prefix("shuttle").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// The interfaces of a default route. Those in our own tables lead to this host, and don't count.
+/// Returns the interfaces of a default route. Shuttle's own tables don't count, as their default routes lead to this
+/// host.
 fn leads_everywhere(route: &RouteMessage) -> Vec<u32> {
     let ours = |table: u32| route.attributes.contains(&RouteAttribute::Table(table));
     let ours = SLOTS.iter().any(|slot| ours(slot.table()) || ours(slot.fallback_table()));

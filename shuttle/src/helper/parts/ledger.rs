@@ -1,11 +1,11 @@
 //! Records what was set up and must be undone, in order.
 //!
-//! An entry is recorded before its step is made, so that a step that fails half way is undone too. Undoing what is not
-//! there does no harm. Leftovers of dead instances are described by the same entries. [`undo`](crate::helper::undo)
-//! undoes them.
+//! An entry is recorded before its step is made, so that a step that fails half way is undone too. Undoing what does
+//! not exist does no harm. The same entries describe leftovers of dead instances. [`undo`](crate::helper::undo) undoes
+//! entries.
 //!
-//! A helper that is killed between making a clsact qdisc and its filter leaves a qdisc that nobody can tell from those
-//! of others. It stays: without a filter it does nothing, and the next start puts its filter there.
+//! A helper that is killed after it has made a clsact qdisc and before its filter leaves a qdisc that looks like anybody
+//! else's. The qdisc stays. Without a filter it does nothing, and the next start adds its filter there.
 
 use rtnetlink::packet_route::{route::RouteMessage, rule::RuleMessage};
 
@@ -14,7 +14,7 @@ use super::{lan::Lan, netlink, policy_rules::PolicyRule, slot::Slot, tun::Tun};
 /// An object in the kernel that shuttle has to undo.
 #[derive(Debug)]
 pub(crate) enum Entry {
-    /// A TUN device, with its addresses and the routes through it. It ends with its descriptor.
+    /// A TUN device, with its addresses and the routes through it. It disappears with its descriptor.
     Tun(Tun),
     /// A policy rule.
     Rule {
@@ -23,16 +23,16 @@ pub(crate) enum Entry {
         /// A description for the user.
         words: String,
     },
-    /// A route that doesn't end with a device of ours.
+    /// A route that doesn't disappear with one of shuttle's devices.
     Route {
         /// As a netlink message.
         route: RouteMessage,
         /// A description for the user.
         words: String,
     },
-    /// An nftables table, where the kernel doesn't remove it with its owner.
+    /// An nftables table. It is removed explicitly, since the kernel doesn't remove every table with its owner.
     Table(String),
-    /// The clsact qdisc of an interface, which goes unless somebody else has a filter in it.
+    /// The clsact qdisc of an interface. Undoing keeps it if somebody else has a filter in it.
     Qdisc(Lan),
     /// Our filter in a clsact qdisc: it outlives its process.
     Filter {
@@ -63,24 +63,24 @@ impl Ledger {
         self.step()
     }
 
-    /// Takes back the last entry: its step was refused, since another's object is there already.
+    /// Removes the last entry, because its step was refused: the object that exists is another's.
     pub(crate) fn take_back(&mut self) {
         self.entries.pop();
     }
 
-    /// Marks a step that needs no entry, as it ends with its descriptors.
+    /// Counts a step that needs no entry, since its effect ends with its descriptors.
     pub(crate) fn step(&mut self) -> Result<(), netlink::Error> {
         self.steps.next()
     }
 
-    /// The entries in reverse order.
+    /// Returns the entries in reverse order.
     pub(crate) fn into_reverse(self) -> impl Iterator<Item = Entry> {
         self.entries.into_iter().rev()
     }
 }
 
-/// Counts steps. In a debug build, the step with the number in `SHUTTLE_FAIL_AT_STEP` fails, and at the one in
-/// `SHUTTLE_DIE_AT_STEP` the process ends at once: tests do both at each step.
+/// A counter of steps, at each of which tests inject a fault. In a debug build, the step with the number in
+/// `SHUTTLE_FAIL_AT_STEP` fails, and the step with the number in `SHUTTLE_DIE_AT_STEP` aborts the process.
 #[derive(Debug, Default)]
 struct Steps {
     made: u32,

@@ -1,9 +1,9 @@
 //! Routes to nameservers with a link-local address.
 //!
 //! The default route of the slot's table leads through the TUN device, and the kernel doesn't use it for a link-local
-//! address. So each such nameserver gets a local route through the device of its link. Our IPv6 source gets one too:
-//! answers to unconnected sockets must come in by that link as well. The kernel removes these routes when the link
-//! disappears or goes down.
+//! address. So each such nameserver gets a local route through the device of its link. Shuttle's IPv6 source gets one
+//! too, since answers to unconnected sockets must also come in by that link. The kernel removes these routes when the
+//! link disappears or goes down.
 
 use std::{
     borrow::Cow,
@@ -49,29 +49,45 @@ impl LinkLocal {
     pub(crate) async fn add_routes(&self, netlink: &Netlink, slot: Slot) {
         for route in self.routes(slot) {
             if let Err(error) = netlink.handle().route().add(route).execute().await {
-                // Most of them exist already.
+                // Most of the routes exist already.
                 tracing::trace!(%error, "no route to a link-local nameserver");
             }
         }
     }
 
-    /// The ledger's entries for [`add_routes`](Self::add_routes).
+    /// Returns the ledger's entries for [`add_routes`](Self::add_routes).
     pub(crate) fn entries(&self, slot: Slot) -> impl Iterator<Item = Entry> {
         self.routes(slot).into_iter().map(move |route| entry(slot, route))
     }
 
-    /// The routes, without duplicates.
+    /// Returns the commands of `ip` for the routes. `ip` takes `ifN` as the name of the interface with that index.
+    pub(crate) fn commands(&self, slot: Slot) -> String {
+        let (table, protocol) = (slot.table(), u8::from(PROTOCOL));
+        let command = |(address, link): (Ipv6Addr, u32)| {
+            let route =
+                format!("local {address} dev if{link} metric {link} table {table} protocol {protocol}");
+            format!("ip -6 route add {route}\n")
+        };
+        self.destinations(slot).into_iter().map(command).collect()
+    }
+
     fn routes(&self, slot: Slot) -> Vec<RouteMessage> {
+        let route = |(address, link)| local_route(slot, address, link);
+        self.destinations(slot).into_iter().map(route).collect()
+    }
+
+    /// Returns the destinations of the routes, each with its link, without duplicates.
+    fn destinations(&self, slot: Slot) -> Vec<(Ipv6Addr, u32)> {
         let mut all = self.0.clone();
         if let IpAddr::V6(source) = slot.source(Family::V6) {
             all.extend(self.0.iter().map(|(_, link)| (source, *link)));
         }
         all.sort_unstable();
         all.dedup();
-        all.into_iter().map(|(address, link)| local_route(slot, address, link)).collect()
+        all
     }
 
-    /// Whether the link allows that datagrams were sent to this peer.
+    /// Returns whether datagrams may have been sent to this peer by its link.
     pub(crate) fn may_be(&self, peer: SocketAddr) -> bool {
         match peer {
             SocketAddr::V6(peer) if peer.ip().is_unicast_link_local() => {
@@ -81,7 +97,7 @@ impl LinkLocal {
         }
     }
 
-    /// The rules, without those that capture these nameservers.
+    /// Returns the rules without those that capture these nameservers.
     pub(crate) fn left_out_of<'a>(&self, rules: &'a [Rule]) -> Cow<'a, [Rule]> {
         if self.is_empty() {
             return rules.into();
@@ -94,13 +110,13 @@ impl LinkLocal {
         rules.iter().filter(is_other).copied().collect::<Vec<_>>().into()
     }
 
-    /// A note for the user if they are not captured.
+    /// Returns a note for the user if these nameservers are not captured.
     pub(crate) fn note_left_out(&self) -> &'static str {
         if self.is_empty() { "" } else { "; queries to link-local nameservers are not captured" }
     }
 }
 
-/// The routes of dead instances: those in a table without a default route.
+/// Returns the routes of dead instances: those in a table without a default route.
 pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
     let mut found = Vec::new();
     for slot in SLOTS {
@@ -118,7 +134,7 @@ fn entry(slot: Slot, route: RouteMessage) -> Entry {
     Entry::Route { route, words: format!("route to a link-local nameserver in table {}", slot.table()) }
 }
 
-/// `local ADDRESS/128 dev LINK` in the slot's table.
+/// Returns `local ADDRESS/128 dev LINK` in the slot's table.
 fn local_route(slot: Slot, address: Ipv6Addr, link: u32) -> RouteMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = AddressFamily::Inet6;
@@ -130,7 +146,7 @@ fn local_route(slot: Slot, address: Ipv6Addr, link: u32) -> RouteMessage {
         RouteAttribute::Table(slot.table()),
         RouteAttribute::Destination(RouteAddress::Inet6(address)),
         RouteAttribute::Oif(link),
-        // Any number that differs between links: the kernel accepts only one route per metric to an address.
+        // Any number that differs between links. The kernel accepts only one route per metric to an address.
         RouteAttribute::Priority(link),
     ];
     route

@@ -23,13 +23,13 @@ use crate::{
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// The kernel reduces it to net.core.somaxconn, 4096 by default since Linux 5.4.
+/// The backlog. The kernel limits it to net.core.somaxconn, which is 4096 by default since Linux 5.4.
 const BACKLOG: i32 = 4096;
 
-/// How often an idle connection that was accepted sends something, for [packet filters](suit_packet_filter).
+/// How often an idle accepted connection sends a packet, for [packet filters](suit_packet_filter).
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Bytes of datagrams that wait to be read, those of all programs together.
+/// The bytes of datagrams that wait to be read, those of all programs together.
 const DATAGRAM_QUEUE: usize = 4 << 20;
 
 /// Why the listeners can't be opened.
@@ -54,36 +54,36 @@ impl Error {
     }
 }
 
-/// Opens the listeners of the wanted families. Leaves IPv6 out, with a note for the user, if this host has it off.
-pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
-    let mut note = String::new();
-    let v4 = if wanted.v4 { Some(listen_on(V4, arrival).map_err(Error::open("IPv4"))?) } else { None };
-    let v6 = match wanted.v6.then(|| listen_on(V6, arrival)) {
-        Some(Ok(listener)) => Some(listener),
-        Some(Err(error)) if is_absent(&error) => {
-            note = format!("no IPv6, since this host has none ({error})");
-            None
-        }
-        Some(Err(error)) => return Err(Error::open("IPv6")(error)),
-        None => None,
-    };
-    let families = Families { v4: v4.is_some(), v6: v6.is_some() };
+/// Returns the wanted families that this host has. Leaves IPv6 out, with a note for the user, if this host has it off.
+pub(crate) fn available(wanted: Families) -> Result<(Families, String), Error> {
+    let refused = wanted.v6.then(|| UdpSocket::bind((V6, 0)).err().filter(is_absent)).flatten();
+    let families = Families { v6: wanted.v6 && refused.is_none(), ..wanted };
+    let note =
+        refused.map(|error| format!("no IPv6, since this host has none ({error})")).unwrap_or_default();
     if !families.v4 && !families.v6 {
         return Err(Error::NoFamily(if note.is_empty() { "the plan has both off".into() } else { note }));
     }
+    Ok((families, note))
+}
+
+/// Opens the listeners of the wanted families that are [available].
+pub(crate) fn open(wanted: Families, arrival: Arrival) -> Result<(Listeners, Families, String), Error> {
+    let (families, note) = available(wanted)?;
+    let v4 = families.v4.then(|| listen_on(V4, arrival).map_err(Error::open("IPv4"))).transpose()?;
+    let v6 = families.v6.then(|| listen_on(V6, arrival).map_err(Error::open("IPv6"))).transpose()?;
     Ok((Listeners { v4, v6 }, families, note))
 }
 
-/// A socket of this network namespace.
+/// Returns a socket of this network namespace.
 pub(crate) fn any(listeners: &Listeners) -> Option<BorrowedFd<'_>> {
     listeners.iter().next().map(|listener| listener.tcp.as_fd())
 }
 
-/// Makes them fit for a packet filter that hands over packets and knows a connection by its packets.
+/// Adapts the listeners to a packet filter that hands packets to them and recognises connections by their packets.
 ///
-/// Such a filter hands a datagram to a transparent socket only. That could send from any address, so it gets a mark,
-/// which the filter lets through nowhere, and which only root can change. Idle connections send something each minute;
-/// what is accepted takes this over from the listener.
+/// Such a filter hands a datagram only to a transparent socket. A transparent socket could send from any address, so it
+/// gets a mark, which the filter drops everywhere, and which only root can change. Accepted connections inherit from
+/// the listener that they send a packet each minute while idle.
 pub(crate) fn suit_packet_filter(listeners: &Listeners, slot: Slot) -> Result<(), Error> {
     let each = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     let suit = |listener: &Listener| {
@@ -101,7 +101,6 @@ fn listen_on(loopback: IpAddr, arrival: Arrival) -> io::Result<Listener> {
     if loopback.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Bound before it is transparent: a transparent bind would not detect that IPv6 is off.
     socket.bind(&address.into())?;
     if arrival.streams == StreamArrival::LocalAddress {
         // Without this the kernel would not answer from addresses of other hosts.
@@ -141,7 +140,7 @@ fn datagrams(address: IpAddr) -> io::Result<UdpSocket> {
     bind_datagrams(socket, address)
 }
 
-/// One socket for all tokens, which are too many for a socket each. For IPv6, call [`accept_only_from`] as well.
+/// Opens one socket for all tokens, which are too many for a socket each. For IPv6, call [`accept_only_from`] as well.
 fn rewritten_datagrams(family: IpAddr) -> io::Result<UdpSocket> {
     let any = match family {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -151,21 +150,21 @@ fn rewritten_datagrams(family: IpAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     match address {
         SocketAddr::V4(_) => {
-            // Accepts nothing from other hosts.
+            // It accepts nothing from other hosts.
             socket.bind_device(Some(b"lo"))?;
             setsockopt(&socket, Ipv4PacketInfo, &true)?;
         }
         SocketAddr::V6(_) => {
             socket.set_only_v6(true)?;
             setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
-            // Replies leave from addresses that a route makes local, and that no interface has.
+            // Replies leave from addresses that a route makes local and no interface has.
             socket.set_freebind_v6(true)?;
         }
     }
     bind_datagrams(socket, address)
 }
 
-/// Drops datagrams that come in by other interfaces. (A socket can be bound to one interface only.)
+/// Drops datagrams that come in by other interfaces. (A socket can be bound to only one interface.)
 pub(crate) fn accept_only_from(socket: &UdpSocket, interfaces: [u32; 2]) -> io::Result<()> {
     let [a, b] = interfaces;
     let (load, is) =

@@ -1,4 +1,4 @@
-//! The parts that every method uses and none owns: sockets, routes, policy rules, and the state of this host.
+//! The parts that all methods share: sockets, routes, policy rules, and the state of this host.
 
 pub(crate) mod answer;
 pub(crate) mod claim;
@@ -40,11 +40,11 @@ pub(crate) struct Parts {
     pub(crate) families: Families,
     /// Why IPv6 is off although the plan wants it.
     pub(crate) no_v6: String,
-    /// The rules in force, as entries of longest-prefix maps; none of a family that is off.
+    /// The rules in force, as entries of longest-prefix maps. A family that is off has none.
     pub(crate) entries: Arc<Entries>,
     /// The plan's nameservers.
     pub(crate) nameservers: Vec<Nameserver>,
-    /// Those with a link-local address.
+    /// The nameservers with a link-local address.
     pub(crate) link_local: LinkLocal,
     /// The interfaces whose forwarded traffic is captured.
     pub(crate) lans: Vec<Lan>,
@@ -52,16 +52,16 @@ pub(crate) struct Parts {
     pub(crate) own: OwnAddresses,
     /// The threads that relay replies.
     pub(crate) relays: Relays,
-    /// The cgroup of our own connections, where the packet filter is to leave alone what is in it.
+    /// The cgroup of shuttle's own connections, if the packet filter must exempt the sockets in it.
     pub(crate) bypass: Option<Place>,
-    /// What was set up so far.
+    /// What has been set up so far.
     pub(crate) ledger: Ledger,
 }
 
-/// What a set-up depends on besides the method. It is known before anything is set up.
+/// What a set-up depends on besides the method, as known before anything is set up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts<'a> {
-    /// The slot that would be taken.
+    /// The slot that would be claimed.
     pub(crate) slot: Slot,
     /// The address families in use.
     pub(crate) families: Families,
@@ -71,6 +71,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) nameservers: &'a [Nameserver],
     /// The rules in force.
     pub(crate) entries: &'a Entries,
+    /// The cgroup that the packet filter leaves alone.
+    pub(crate) bypass: Option<&'a Place>,
 }
 
 /// Why the parts can't be made.
@@ -85,8 +87,8 @@ pub(crate) enum PartsError {
 }
 
 impl Parts {
-    /// Reads the state of this host. IPv6 is on even if no rule asks for it yet. It is off if the kernel has no policy
-    /// rules for it, so that it doesn't keep IPv4 from working.
+    /// Reads the state of this host. IPv6 is on even if no rule asks for it yet. If no rule asks for it and the kernel
+    /// has no policy rules for it, IPv6 is off, so that it doesn't keep IPv4 from working.
     pub(crate) async fn find(
         netlink: Netlink,
         plan: &Plan,
@@ -114,7 +116,8 @@ impl Parts {
         })
     }
 
-    /// Restricts the families to those whose listeners could be opened; `note` says why IPv6 is not among them.
+    /// Restricts the families to those whose listeners could be opened. `note` is the reason why IPv6 is not among
+    /// them.
     pub(crate) fn narrow(&mut self, families: Families, note: String) {
         self.families = families;
         if !note.is_empty() && self.no_v6.is_empty() {
@@ -123,7 +126,7 @@ impl Parts {
     }
 
     /// Puts entries in force, except those of a family that is off, whose sockets get no mark. Returns which rules this
-    /// host can't carry out; empty if it can carry out all.
+    /// host can't carry out; the text is empty if it can carry out all.
     pub(crate) fn enforce(&mut self, entries: Entries) -> String {
         let missed = !self.families.v6 && !entries.v6.is_empty();
         let Entries { v4, v6 } = entries;
@@ -134,19 +137,19 @@ impl Parts {
         if missed { self.no_v6.clone() } else { String::new() }
     }
 
-    /// What a set-up in this slot depends on.
+    /// Returns what a set-up in this slot depends on.
     pub(crate) fn facts(&self, slot: Slot) -> Facts<'_> {
-        let Self { families, lans, nameservers, entries, .. } = self;
-        Facts { slot, families: *families, lans, nameservers, entries }
+        let Self { families, lans, nameservers, entries, bypass, .. } = self;
+        Facts { slot, families: *families, lans, nameservers, entries, bypass: bypass.as_ref() }
     }
 
-    /// Looks again which addresses are this host's own.
+    /// Reads this host's own addresses again.
     pub(crate) async fn look_at_own(&mut self) -> Result<(), netlink::Error> {
         self.own = OwnAddresses::look(&self.netlink, self.families).await?;
         Ok(())
     }
 
-    /// Whether the rules capture the destination, and this host doesn't own it or it is a nameserver.
+    /// Returns whether the rules capture the destination, and this host doesn't own it or it is a nameserver.
     pub(crate) fn captures(&self, destination: SocketAddr) -> bool {
         let resolver = destination.port() == resolvers::PORT
             && self.nameservers.iter().any(|it| it.address == destination.ip());
@@ -154,13 +157,13 @@ impl Parts {
             && (resolver || !self.own.has(destination.ip()))
     }
 
-    /// For the user: whose traffic is captured beside this host's.
+    /// Returns text for the user: whose traffic is captured besides this host's.
     pub(crate) fn forwarded_words(&self) -> String {
         let names: Vec<_> = self.lans.iter().map(|lan| &lan.name[..]).collect();
         if names.is_empty() { String::new() } else { format!(", and forwarded by {}", names.join(", ")) }
     }
 
-    /// The LAN interface by which this host sends to an address, if it is one.
+    /// Returns the LAN interface by which this host sends to an address, if it does so by one.
     pub(crate) async fn lan_of(&self, address: std::net::IpAddr) -> Result<Option<String>, netlink::Error> {
         if self.lans.is_empty() {
             return Ok(None);

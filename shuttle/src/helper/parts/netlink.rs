@@ -18,7 +18,7 @@ use rtnetlink::{
 use super::slot::Slot;
 use crate::policy::Families;
 
-/// The tag of our rules and routes. It distinguishes those of a dead instance from the user's.
+/// The tag of shuttle's rules and routes. It distinguishes those of a dead instance from the user's.
 pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(219);
 /// The kernel's table of this host's own addresses.
 pub(crate) const LOCAL_TABLE: u8 = 255;
@@ -74,7 +74,7 @@ pub(crate) enum Family {
 impl Family {
     pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The families that are on.
+    /// Returns the families that are on.
     pub(crate) fn of(families: Families) -> impl Iterator<Item = Self> {
         Self::BOTH.into_iter().filter(move |family| match family {
             Self::V4 => families.v4,
@@ -82,7 +82,7 @@ impl Family {
         })
     }
 
-    /// Its name.
+    /// Returns the family's name.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",
@@ -90,7 +90,7 @@ impl Family {
         }
     }
 
-    /// The option of `ip`.
+    /// Returns the option of `ip` for the family.
     pub(crate) fn flag(self) -> &'static str {
         match self {
             Self::V4 => "-4",
@@ -124,7 +124,7 @@ pub(crate) struct Netlink(Handle);
 impl Netlink {
     /// Opens the socket in this process's network namespace.
     pub(crate) fn open() -> Result<Self, Error> {
-        // Strict checking lets the kernel filter dumps by table.
+        // With strict checking, the kernel filters dumps by table.
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
             .map_err(Error::system("opening a netlink socket"))?;
         tokio::spawn(connection);
@@ -176,8 +176,8 @@ impl Netlink {
         deleted.map_err(failed(format!("deleting the address {address} from the TUN device")))
     }
 
-    /// Adds `local default dev TUN src SOURCE` to the slot's table. Returns false if the table has a default route
-    /// already.
+    /// Adds `local default dev TUN src SOURCE` to the slot's table. Returns `false` if the table already has a default
+    /// route.
     pub(crate) async fn add_local_default(
         &self,
         tun: u32,
@@ -194,7 +194,7 @@ impl Netlink {
         }
     }
 
-    /// `default dev TUN src SOURCE` in the slot's table of fallback routes.
+    /// Adds `default dev TUN src SOURCE` to the slot's table of fallback routes.
     pub(crate) async fn add_fallback(&self, tun: u32, slot: Slot, source: IpAddr) -> Result<(), Error> {
         let mut route = default_route(slot.fallback_table(), tun, source);
         route.header.scope = RouteScope::Link;
@@ -203,8 +203,8 @@ impl Netlink {
         self.0.route().add(route).execute().await.map_err(failed(what()))
     }
 
-    /// `local TOKENS/96 dev TUN src SOURCE`: makes all IPv6 tokens of the slot this host's; false when another has
-    /// them.
+    /// Adds `local TOKENS/96 dev TUN src SOURCE`, which makes all IPv6 tokens of the slot local to this host. Returns
+    /// `false` if another instance has them.
     pub(crate) async fn add_local_tokens(&self, tun: u32, slot: Slot) -> Result<bool, Error> {
         let mut route = RouteMessage::default();
         route.header.address_family = AddressFamily::Inet6;
@@ -239,7 +239,7 @@ impl Netlink {
         Ok(name.unwrap_or_default())
     }
 
-    /// The interface through which packets to an address leave this host.
+    /// Returns the interface by which packets to an address leave this host.
     pub(crate) async fn interface_to(&self, address: IpAddr) -> Result<Option<u32>, Error> {
         let mut route = RouteMessage::default();
         route.header.address_family = Family::of_address(address).number();
@@ -264,7 +264,7 @@ impl Netlink {
         Ok(None)
     }
 
-    /// The routes of all tables.
+    /// Returns the routes of all tables.
     pub(crate) async fn all_routes(&self, family: Family) -> Result<Vec<RouteMessage>, Error> {
         let mut request = RouteMessage::default();
         request.header.address_family = family.number();
@@ -282,8 +282,8 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// The destinations that this host owns, and the broadcast addresses of its networks: their packets never leave
-    /// this host's own tables.
+    /// Returns the destinations that this host owns, and the broadcast addresses of its networks. The table `local`
+    /// routes their packets, before any other table.
     pub(crate) async fn local_destinations(&self, family: Family) -> Result<Vec<(IpAddr, u8)>, Error> {
         let routes = self.routes(family, LOCAL_TABLE.into()).await?;
         let own = [RouteType::Local, RouteType::Broadcast];
@@ -306,7 +306,7 @@ fn default_route(table: u32, tun: u32, source: IpAddr) -> RouteMessage {
     route
 }
 
-/// The prefix length that holds one address alone.
+/// Returns the prefix length of a single address.
 pub(crate) fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -327,7 +327,7 @@ fn destination(route: &RouteMessage) -> Option<IpAddr> {
     })
 }
 
-/// An empty result if the table does not exist or the kernel does not have the family.
+/// Replaces the error by an empty result if the table does not exist or the kernel does not support the family.
 pub(crate) fn or_empty<T>(
     result: Result<Vec<T>, rtnetlink::Error>,
     what: impl Into<String>,

@@ -1,4 +1,4 @@
-//! This host's own addresses, and notices of their changes.
+//! This host's own addresses, and notifications of their changes.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -23,7 +23,7 @@ pub(crate) struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    /// Reads them from the kernel.
+    /// Reads the addresses from the kernel.
     pub(crate) async fn look(netlink: &Netlink, families: Families) -> Result<Self, Error> {
         let mut own = Self::default();
         for family in Family::of(families) {
@@ -32,7 +32,7 @@ impl OwnAddresses {
         Ok(own)
     }
 
-    /// Its networks in this family, as address and prefix length.
+    /// Returns the networks of this family, as address and prefix length.
     pub(crate) fn of(&self, family: Family) -> &HashSet<(IpAddr, u8)> {
         match family {
             Family::V4 => &self.v4,
@@ -47,7 +47,7 @@ impl OwnAddresses {
         }
     }
 
-    /// Whether this host owns the address.
+    /// Returns whether this host owns the address.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         let owns = |(network, length): &(IpAddr, u8)| {
             IpNet::new(*network, *length).is_ok_and(|network| network.contains(&address))
@@ -58,7 +58,7 @@ impl OwnAddresses {
 
 type Messages = futures_util::stream::BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
-/// Notices of changed routes.
+/// Notifications of changed routes.
 pub(crate) struct Watch {
     messages: Messages,
     connection: JoinHandle<()>,
@@ -79,7 +79,7 @@ impl Watch {
             match self.messages.next().await {
                 Some((message, _)) if !concerns_local(&message.payload) => {}
                 Some(_) => return,
-                // The socket failed; the addresses that were read last stay in use.
+                // The socket failed. The addresses that were read last stay in use.
                 None => std::future::pending().await,
             }
         }
@@ -98,7 +98,8 @@ impl std::fmt::Debug for Watch {
     }
 }
 
-/// Notices of other tables don't matter. A notice that can't be read (after an overrun, say) may.
+/// Returns whether a notification may concern the table `local`. One that can't be read, for example after an overrun,
+/// may.
 fn concerns_local(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     if let NetlinkPayload::InnerMessage(
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),

@@ -1,4 +1,4 @@
-//! Policy rules, which send packets to our routing table, and those that dead instances left.
+//! Policy rules, which send packets to shuttle's routing tables, and the rules that dead instances left.
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes of netlink messages are an open set")]
 
 use std::{fmt, net::IpAddr};
@@ -12,15 +12,15 @@ use super::{
     slot::{FORWARDED_BIT, Slot},
 };
 
-/// After `local` (0), so that this host keeps its own addresses; before the user's rules and `main` (32766). The guard
-/// has the next number.
+/// After `local` (0), so that this host keeps its own addresses. Before the user's rules and `main` (32766). The rules
+/// that reject have the next number.
 const PRIORITY: u32 = 300;
-/// After `main` and `default` (32766, 32767), so that it is for destinations that neither has a route to.
+/// After `main` and `default` (32766 and 32767), so that it applies to destinations for which neither has a route.
 const FALLBACK_PRIORITY: u32 = 32_768;
 /// The loopback interface has this name in every namespace.
 const LOOPBACK_NAME: &str = "lo";
 
-/// A policy rule of ours.
+/// A policy rule of shuttle's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyRule {
     family: Family,
@@ -32,29 +32,29 @@ pub(crate) struct PolicyRule {
 /// The packets that a rule matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Selector {
-    /// Those whose mark has this value under this mask.
+    /// Packets whose mark has this value under this mask.
     Mark { value: u32, mask: u32 },
-    /// Those that this host sends from this address. `iif lo` excludes a neighbour that forges the address.
+    /// Packets that this host sends from this address. `iif lo` excludes a neighbour that forges the address.
     Source(IpAddr),
-    /// Those that came in by this interface and were marked there. The rule names the interface so that it doesn't
+    /// Packets that came in by this interface and were marked there. The rule names the interface so that it doesn't
     /// match the lookup by which the kernel checks a packet's source (rp_filter, src_valid_mark).
     Forwarded { mark: u32, interface: String },
-    /// Those that this host sends.
+    /// Packets that this host sends.
     Local,
 }
 
-/// What happens to the packets.
+/// What the kernel does with the packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
-    /// They are routed by this table.
+    /// It routes them by this table.
     Table(u32),
-    /// They are rejected.
+    /// It rejects them.
     Unreachable,
 }
 
 impl PolicyRule {
-    /// The rules of a slot, in the order in which they are added. Packets with its bit or source go to its table. If
-    /// they find no route there, they are rejected: once the table is gone, so is the proxy, and what captured
+    /// Returns the rules of a slot, in the order in which they are added. Packets with its bit or source use its table.
+    /// If they find no route there, they are rejected: once the table is gone, so is the proxy, and what captured
     /// connections still send must not leave this host. The rules don't match the bit of forwarded packets.
     pub(crate) fn of_slot(family: Family, slot: Slot) -> [Self; 4] {
         let mark = Selector::Mark { value: slot.bit(), mask: slot.forwarded() };
@@ -65,25 +65,27 @@ impl PolicyRule {
         [guard(mark), guard(source()), Self::of_mark(family, slot), by_source]
     }
 
-    /// Sends packets with the slot's bit to its table; those that find no route there are routed as if they had no bit.
+    /// Returns the rule that sends packets with the slot's bit to its table. Packets that find no route there are
+    /// routed as if they had no bit.
     pub(crate) fn of_mark(family: Family, slot: Slot) -> Self {
         let selector = Selector::Mark { value: slot.bit(), mask: slot.forwarded() };
         Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) }
     }
 
-    /// Sends what this host sends, and no other rule has a route for, to the slot's table of fallback routes.
+    /// Returns the rule that sends packets of this host, for which no other rule has a route, to the slot's table of
+    /// fallback routes.
     pub(crate) fn fallback(family: Family, slot: Slot) -> Self {
         let action = Action::Table(slot.fallback_table());
         Self { family, priority: FALLBACK_PRIORITY, selector: Selector::Local, action }
     }
 
-    /// The rule that sends packets to the slot's table that came in by `interface` and were marked there.
+    /// Returns the rule that sends packets that came in by `interface` and were marked there to the slot's table.
     pub(crate) fn forwarded(family: Family, slot: Slot, interface: &str) -> Self {
         let selector = Selector::Forwarded { mark: slot.forwarded(), interface: interface.to_owned() };
         Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) }
     }
 
-    /// The rule as a netlink message.
+    /// Returns the rule as a netlink message.
     pub(crate) fn message(&self) -> RuleMessage {
         let mut rule = RuleMessage::default();
         rule.header.family = self.family.number();
@@ -147,7 +149,8 @@ impl Netlink {
         self.handle().rule().del(rule).execute().await.map_err(Error::netlink("deleting a policy rule"))
     }
 
-    /// All bits that some policy rule tests in a mask. Rules that compare the whole mark say nothing about single bits.
+    /// Returns all bits that some policy rule tests in a mask. Rules that compare the whole mark are ignored, as they
+    /// name no single bits.
     pub(crate) async fn masks_in_use(&self) -> Result<u32, Error> {
         let mut masks = 0;
         for family in Family::BOTH {
@@ -161,7 +164,7 @@ impl Netlink {
         Ok(masks)
     }
 
-    /// Whether the kernel has policy rules for the family. A kernel may be built without those for IPv6
+    /// Returns whether the kernel has policy rules for the family. A kernel may be built without those for IPv6
     /// (CONFIG_IPV6_MULTIPLE_TABLES).
     pub(crate) async fn has_rules(&self, family: Family) -> bool {
         self.rules(family).await.is_ok_and(|rules| !rules.is_empty())
@@ -173,7 +176,7 @@ impl Netlink {
     }
 }
 
-/// The policy rules of dead instances, which are those whose table is empty.
+/// Returns the policy rules of dead instances, which are those whose table is empty.
 pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
     let mut found = Vec::new();
     for family in Family::BOTH {
@@ -189,7 +192,7 @@ pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
     Ok(found)
 }
 
-/// What a rule of ours does, for the user.
+/// Describes a rule for the user.
 fn words(family: Family, rule: &RuleMessage) -> String {
     let (mut of, mut from, mut fate) = ("of this host".to_owned(), String::new(), "rejected".to_owned());
     for attribute in &rule.attributes {

@@ -1,14 +1,14 @@
-//! The sockets through which replies go to programs. Replies come from the address to which the program has sent, which
-//! is not this host's.
+//! The sockets by which replies go to programs. A reply comes from the address to which the program has sent, which is
+//! not this host's.
 //!
 //! A reply socket is bound to that address. It has the capture bit, which routes all packets that are not for this host
-//! to our own table, and the bypass bit, which keeps our programs from changing the mark; only root can change it. A
-//! socket for a machine behind a LAN interface has the bypass bit alone, and is bound to that interface, which again
-//! only root can change. docs/security.md says what a holder of the socket can still do.
+//! to shuttle's own table, and the bypass bit, which keeps shuttle's programs from changing the mark. Only root can
+//! change the mark. A socket for a machine behind a LAN interface has the bypass bit only, and is bound to that
+//! interface, which only root can change either. docs/security.md says what a holder of the socket can still do.
 //!
-//! If a program holds the same port on all addresses, the bind fails; and a reply socket for a nameserver of this host
-//! would take the nameserver's port. In both cases the replies go through this process, by a raw socket: it has no
-//! port, but must not be handed out.
+//! If a program holds the same port on all addresses, the bind fails. A reply socket for a nameserver of this host
+//! would take the nameserver's port. In both cases the replies go through this process, by a raw socket, which has no
+//! port but must not be handed out.
 
 use std::{
     io,
@@ -27,11 +27,11 @@ use super::slot::{BYPASS_BIT, Slot};
 use crate::capture::replies::{RelayHeader, relay_target};
 use crate::sys::capture::checksum_at;
 
-/// Bytes of a UDP header: ports, length, checksum.
+/// The bytes of a UDP header: ports, length, checksum.
 const UDP_HEADER: usize = 8;
 /// The offset of the checksum in the header.
 const CHECKSUM: u8 = 6;
-/// Each relay has a thread.
+/// The most relays. Each has a thread.
 const MAX_RELAYS: usize = 256;
 
 /// What a reply socket can reach.
@@ -48,8 +48,8 @@ pub(crate) fn reply_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io:
     let socket = Socket::new(Domain::for_address(source), Type::DGRAM, Some(Protocol::UDP))?;
     // A client may close such a socket and ask for another.
     socket.set_reuse_address(true)?;
-    // The lookup program assigns datagrams to this address to our listener. This setting is for the moment when the
-    // program is gone.
+    // The lookup program assigns datagrams for this address to shuttle's listener. The small buffer is for the moment
+    // when the program has gone.
     socket.set_recv_buffer_size(0)?;
     bind(&socket, slot, source, reach)?;
     Ok(socket)
@@ -77,7 +77,7 @@ pub(crate) struct Relays(Arc<AtomicUsize>);
 
 impl Relays {
     /// Starts a relay from `source`. Returns the near end, for
-    /// [`Outlet::Relay`](crate::capture::replies::Outlet::Relay); the relay ends when it is closed.
+    /// [`Outlet::Relay`](crate::capture::replies::Outlet::Relay). The relay ends when the near end is closed.
     pub(crate) fn start(&self, slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<OwnedFd> {
         if self.0.load(Ordering::Relaxed) >= MAX_RELAYS {
             return Err(io::Error::other("too many relays of replies"));
@@ -101,15 +101,15 @@ impl Relays {
     }
 }
 
-/// Makes a raw socket for sending only: its filter drops everything that it would receive.
-pub(crate) fn sender(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
+/// Makes a raw socket that only sends: its filter drops everything that it would receive.
+pub(crate) fn send_only_socket(domain: Domain, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.attach_filter(&[SockFilter::new(libc::BPF_RET as u16, 0, 0, 0)])?;
     Ok(socket)
 }
 
 fn raw_socket(slot: Slot, source: SocketAddr, reach: &Reach) -> io::Result<Socket> {
-    let socket = sender(Domain::for_address(source), Protocol::UDP)?;
+    let socket = send_only_socket(Domain::for_address(source), Protocol::UDP)?;
     if source.is_ipv6() {
         checksum_at(&socket, CHECKSUM)?;
     }
@@ -139,13 +139,13 @@ fn relay(far: &Socket, raw: &Socket, source: SocketAddr) {
     }
 }
 
-/// The address for binding a raw socket: without a port, with the link of a link-local address.
+/// Returns the address for binding a raw socket: without a port, with the link of a link-local address.
 pub(crate) fn without_port(mut address: SocketAddr) -> SocketAddr {
     address.set_port(0);
     address
 }
 
-/// Whether both have the same family, a port and an address.
+/// Returns whether both have the same family, and each has a port and an address.
 pub(crate) fn is_pair(source: SocketAddr, destination: SocketAddr) -> bool {
     let whole = |address: SocketAddr| address.port() != 0 && !address.ip().is_unspecified();
     let family = |address: IpAddr| address.is_ipv4();

@@ -1,4 +1,4 @@
-//! The TUN device that holds the routes. They end with the device, and the device with this process.
+//! The TUN device that holds the routes. The routes disappear with the device, and the device with this process.
 
 use std::{fs, io, os::fd::OwnedFd};
 
@@ -16,7 +16,8 @@ pub(crate) enum Error {
     Netlink(#[from] netlink::Error),
 }
 
-/// A TUN device. Nothing is ever sent through it: `local` routes through it deliver to this host.
+/// A TUN device. No packet is ever sent through it. `local` routes through it deliver to this host, and a packet filter
+/// captures or refuses what fallback routes would send through it.
 #[derive(Debug)]
 pub(crate) struct Tun {
     pub(crate) index: u32,
@@ -35,8 +36,8 @@ impl Tun {
     }
 }
 
-/// Disables the link-local address, and enables IPv6 even if new devices have it off by default. Errors are ignored:
-/// without the first there is only noise, and a failure of the second shows when the address is added.
+/// Disables the link-local address, and enables IPv6 even if new devices have it off by default. Errors are ignored: a
+/// failure of the first only causes noise, and a failure of the second shows when the address is added.
 fn quiet_ipv6(name: &str) {
     for (file, value) in [("addr_gen_mode", "1"), ("disable_ipv6", "0"), ("accept_ra", "0")] {
         if let Err(error) = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{file}"), value) {

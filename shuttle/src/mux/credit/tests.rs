@@ -10,11 +10,11 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// What a far side does with a stream.
+/// What happens to a stream.
 #[derive(Clone, Debug)]
 enum Step {
     Open,
-    /// Which stream, what share of its credit its reader takes, how long after the last step.
+    /// The stream, the share of its credit that its reader takes, and the milliseconds since the last step.
     Consume(usize, f64, u64),
     End(usize),
 }
@@ -28,8 +28,8 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever the streams do, no limit falls, none keeps its sender waiting for ever, all together stay within the
-    /// budget and a floor each, and everything comes back.
+    /// Whatever the streams do, no limit falls, no sender waits for ever, all streams together stay within the budget
+    /// and a floor each, and the whole budget is returned.
     #[test]
     fn credit_is_bounded_and_never_lost(steps in prop::collection::vec(any_step(), 1..600)) {
         let (mut budget, mut now, mut streams) = (Budget::default(), Instant::now(), Vec::new());
@@ -57,7 +57,7 @@ proptest! {
         prop_assert_eq!(budget.granted, 0);
     }
 
-    /// A reader that has not shown that it reads never has more than 6 MiB outstanding, however fast it seems.
+    /// A reader that has not consumed much never has more than 6 MiB outstanding, however fast it seems.
     #[test]
     fn the_unproven_are_held_short(pieces in prop::collection::vec((1u64..8 * MIB, 0u64..3), 1..100)) {
         let (mut budget, mut now) = (Budget::default(), Instant::now());
@@ -77,16 +77,16 @@ fn many_new_streams_begin_with_the_floor() {
     let windows: Vec<_> = (0..10_000).map(|_| ReceiveWindow::new(&mut budget, Instant::now())).collect();
     assert_eq!(windows[0].limit(), MIB);
     assert!(windows[500].limit() < FLOOR + 1024);
-    assert!(budget.granted <= FOR_NEW);
+    assert!(budget.granted <= NEW_BUDGET);
 }
 
-/// A sender with no end of bytes over a path with no queue, and a reader that takes all at once.
+/// A sender with unlimited bytes on a path without a queue, and a reader that takes everything at once.
 struct Path {
     mbits: u64,
     round_trip: Duration,
-    /// Whether the sender knows the path's rate; else it begins with little and doubles.
+    /// The sender knows the path's rate; else it begins slowly and doubles.
     warm: bool,
-    /// Whether the far side is told more than the floor only after a round trip, as a client is.
+    /// The sender has only the floor until a round trip has passed, as a client has.
     upwards: bool,
 }
 
@@ -95,7 +95,8 @@ impl Path {
         self.mbits * 125 * self.round_trip.as_millis() as u64
     }
 
-    /// What arrives in `time`, and the most that was outstanding; `credit` false takes the limits away.
+    /// Returns the bytes that arrive in `time`, and the maximum of outstanding credit. Without `credit` there are no
+    /// limits.
     fn run(&self, budget: &mut Budget, time: Duration, credit: bool) -> (u64, u64) {
         let (start, trip, step) = (Instant::now(), self.round_trip / 2, self.round_trip / 100);
         let (mut window, mut now) = (ReceiveWindow::new(budget, start), start);
@@ -135,7 +136,7 @@ impl Path {
     }
 }
 
-/// Beside the same path without credit, over thirty round trips, the start included; and the window that it takes.
+/// Compares a stream with the same path without credit, over thirty round trips from the start, and checks its window.
 #[test]
 fn a_lone_stream_is_hardly_held_up_and_its_window_fits_the_path() {
     for (mbits, round_trip, cold, warm, most) in [
@@ -159,7 +160,7 @@ fn a_lone_stream_is_hardly_held_up_and_its_window_fits_the_path() {
     }
 }
 
-/// Streams that have stopped with the longest windows they could get don't leave too little for one that is at work.
+/// Stopped streams with the longest possible windows leave enough for an active one.
 #[test]
 fn stopped_readers_leave_enough_for_others() {
     for (mbits, round_trip, stopped, least) in [(200, 50, 20, 0.9), (1000, 20, 6, 0.9), (1000, 100, 2, 0.85)]
@@ -176,7 +177,7 @@ fn stopped_readers_leave_enough_for_others() {
     }
 }
 
-/// The window of a reader that has long taken all that the path brings.
+/// Returns the window of a reader that has long taken everything that the path delivers.
 fn grown(path: &Path, budget: &mut Budget) -> ReceiveWindow {
     let (mut now, mut received) = (Instant::now(), 0);
     let mut window = ReceiveWindow::new(budget, now);

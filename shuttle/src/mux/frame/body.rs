@@ -1,16 +1,16 @@
-//! Bodies: addresses and whole datagrams to bytes, and fields from bytes.
+//! Bodies: encodes addresses and whole datagrams, and parses fields.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::header::{FrameError, HEADER, Kind, MAX_DATAGRAM, TARGET_LENGTHS, fill_header};
 use super::{AssociationId, Peer, Target};
 
-/// A whole DATAGRAM frame.
+/// Encodes a whole DATAGRAM frame.
 pub(in crate::mux) fn encode_datagram(association: AssociationId, peer: Peer, payload: &[u8]) -> Vec<u8> {
     encode_whole(Kind::Datagram, association, Target::Address(peer.0), payload)
 }
 
-/// A whole QUERY frame.
+/// Encodes a whole QUERY frame.
 pub(in crate::mux) fn encode_query(association: AssociationId, target: Target, payload: &[u8]) -> Vec<u8> {
     encode_whole(Kind::Query, association, target, payload)
 }
@@ -25,12 +25,12 @@ fn encode_whole(kind: Kind, association: AssociationId, target: Target, payload:
     out
 }
 
-/// The peer of a DATAGRAM and how many bytes of its body that takes.
+/// Parses the peer of a DATAGRAM. Returns it, and its length in the body.
 pub(in crate::mux) fn decode_peer(body: &[u8]) -> Result<(Peer, usize), FrameError> {
     before_payload(Kind::Datagram, body, |rest| rest.address().map(Peer))
 }
 
-/// The target of a QUERY and how many bytes of its body that takes.
+/// Parses the target of a QUERY. Returns it, and its length in the body.
 pub(in crate::mux) fn decode_query(body: &[u8]) -> Result<(Target, usize), FrameError> {
     before_payload(Kind::Query, body, |rest| rest.target())
 }
@@ -49,7 +49,7 @@ fn before_payload<T>(
     Ok((found, body.len() - payload))
 }
 
-/// The family that stands for the agent's resolver, and has neither address nor port.
+/// The family number that means the agent's resolver. Neither address nor port follows it.
 const RESOLVER: u8 = 0;
 
 pub(super) fn encode_target(target: Target, out: &mut Vec<u8>) {
@@ -73,7 +73,7 @@ pub(super) fn encode_address(address: SocketAddr, out: &mut Vec<u8>) {
     out.extend(address.port().to_be_bytes());
 }
 
-/// A body being read from its front.
+/// A body that is parsed from its front.
 pub(super) struct Body<'a> {
     pub(super) kind: Kind,
     pub(super) rest: &'a [u8],

@@ -1,22 +1,23 @@
-//! The types of frame and their headers, the bounds of every length, and what can be wrong with a frame.
+//! The types of frame and their headers, the bounds of every length, and the errors in frames.
 
 use std::ops::RangeInclusive;
 
 use super::{StreamId, VERSION};
 
-/// Bytes of the header.
+/// The length of the header, bytes.
 pub(in crate::mux) const HEADER: usize = 8;
-/// Bytes of a DATA frame before its payload: the header and the offset.
+/// The bytes of a DATA frame before its payload: the header and the offset.
 pub const DATA_HEADER: usize = HEADER + 8;
-/// The longest payload of one DATA frame.
+/// The maximum payload of one DATA frame, bytes.
 pub(in crate::mux) const MAX_DATA: usize = 256 * 1024;
-/// The longest payload of a datagram: what IPv6 can carry without jumbograms (RFC 8200), which is more than IPv4 can.
+/// The maximum payload of a datagram, bytes: what IPv6 can carry without jumbograms (RFC 8200), which is more than IPv4
+/// can.
 pub(in crate::mux) const MAX_DATAGRAM: usize = 65_535 - 8;
-/// Bytes of a DATAGRAM's body before its payload: family, address, port.
+/// The bytes of a DATAGRAM's body before its payload: family, address, port.
 const PEER_LENGTHS: RangeInclusive<usize> = 1 + 4 + 2..=1 + 16 + 2;
-/// Bytes of a QUERY's body before its payload: as of a DATAGRAM, or a family of 0 alone.
+/// The bytes of a QUERY's body before its payload: as of a DATAGRAM, or a family of 0 alone.
 pub(super) const TARGET_LENGTHS: RangeInclusive<usize> = 1..=*PEER_LENGTHS.end();
-/// The longest body of a frame other than DATA, DATAGRAM and QUERY.
+/// The maximum body of a frame other than DATA, DATAGRAM and QUERY, bytes.
 pub(in crate::mux) const MAX_CONTROL_BODY: usize = 1024;
 
 /// The types of frame, by their number on the wire.
@@ -35,13 +36,13 @@ pub enum Kind {
     Goaway = 0x05,
     /// Where further lanes join.
     Door = 0x06,
-    /// The sender's lanes hold it back.
+    /// The sender's lanes limit its throughput.
     Narrow = 0x07,
-    /// A lane is over, and how many bytes of it have arrived.
+    /// A lane is lost, and how many of its bytes have arrived.
     Lost = 0x08,
     /// A new stream and its target.
     Open = 0x10,
-    /// The target has answered.
+    /// The target has accepted.
     Opened = 0x11,
     /// Bytes of a stream at an offset.
     Data = 0x12,
@@ -55,7 +56,7 @@ pub enum Kind {
     Datagram = 0x20,
     /// An association ends.
     Close = 0x21,
-    /// A DNS message that is the association's only one, or the answer to it.
+    /// A DNS query, which is all that its association sends, or the answer to it.
     Query = 0x22,
     /// A datagram has not reached its peer.
     Unreachable = 0x80,
@@ -86,12 +87,13 @@ impl Kind {
         })
     }
 
-    /// Whether a frame that a lost lane had not brought is sent again by another. HELLO, ACK, PING and PONG concern
-    /// their lane alone. Datagrams, queries and what is said of them would come late, or twice.
+    /// Returns whether a frame of this type is sent again on another lane if a lost lane did not deliver it. HELLO,
+    /// ACK, PING and PONG concern their own lane. DATAGRAM, QUERY and UNREACHABLE would arrive late or twice.
     pub(in crate::mux) fn outlives_its_lane(self) -> bool {
         match self {
             Self::Hello | Self::Ack | Self::Ping | Self::Pong => false,
-            // At once, not when the far side has said what it has: it may not say so before it has this.
+            // LOST is sent again too, but at once (see `Lanes::lose`): the far side may not send its own LOST before it
+            // has this one.
             Self::Lost => false,
             Self::Datagram | Self::Query | Self::Unreachable => false,
             Self::Goaway | Self::Door | Self::Narrow | Self::Close => true,
@@ -99,14 +101,14 @@ impl Kind {
         }
     }
 
-    /// Whether frames of this type, by its number, carry a program's bytes: DATA, DATAGRAM, QUERY.
+    /// Returns whether frames of this type, given by its number, carry a program's bytes: DATA, DATAGRAM, QUERY.
     pub(in crate::mux) fn carries_payload(number: u8) -> bool {
         const PAYLOAD: [u8; 3] = [Kind::Data as u8, Kind::Datagram as u8, Kind::Query as u8];
         PAYLOAD.contains(&number)
     }
 }
 
-/// A type of this number or above may be skipped by who doesn't know it.
+/// Receivers skip frames of unknown types from this number on.
 const FIRST_OPTIONAL: u8 = 0x80;
 
 /// A parsed header.
@@ -116,12 +118,12 @@ pub(in crate::mux) struct Header {
     pub(in crate::mux) kind: Option<Kind>,
     /// Length of the body, bytes.
     pub(in crate::mux) length: usize,
-    /// The stream, association, or for HELLO, ACK and LOST the lane; else 0.
+    /// The stream or association; for HELLO, ACK and LOST the lane; else 0.
     pub(in crate::mux) id: u32,
 }
 
 impl Header {
-    /// Parses and bounds a header, so that nothing is allocated for a body that is too long.
+    /// Parses a header and checks its length, so that nothing is allocated for a body that is too long.
     pub(in crate::mux) fn parse(bytes: [u8; HEADER]) -> Result<Self, FrameError> {
         let [number, l0, l1, l2, i0, i1, i2, i3] = bytes;
         let length = u32::from_be_bytes([0, l0, l1, l2]) as usize;
@@ -142,7 +144,7 @@ impl Header {
     }
 }
 
-/// Writes the header and offset of a DATA frame whose payload of `length` bytes follows.
+/// Writes the header and offset of a DATA frame, whose payload of `length` bytes follows.
 pub(in crate::mux) fn encode_data_header(
     out: &mut [u8; DATA_HEADER],
     stream: StreamId,
@@ -163,13 +165,13 @@ pub(super) fn fill_header(frame: &mut [u8], kind: Kind, id: u32) {
     frame[4..HEADER].copy_from_slice(&id.to_be_bytes());
 }
 
-/// Why a lane's bytes can't be understood. Each ends the session.
+/// Why a lane's bytes can't be decoded. Each error ends the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// A type that this version doesn't have and must not skip.
+    /// A type that this version doesn't know and must not skip.
     #[error("the far side sent a frame of unknown type {0:#04x}")]
     UnknownKind(u8),
-    /// A body longer than its type allows, or a DATA frame without room for its offset.
+    /// A body longer than its type allows, or too short for the fields before its payload.
     #[error("the far side sent a frame of type {kind:#04x} with {length} bytes")]
     Length {
         /// The type's number.

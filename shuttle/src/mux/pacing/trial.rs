@@ -2,54 +2,55 @@
 
 use std::time::{Duration, Instant};
 
-/// A trial fails when it has brought less than this share of the rate, after so many shortest round trips that count:
-/// soon where it shows at once, and else when chance has evened out. A path that loses packets by itself brings half of
-/// its rate, one whose queue had spilt over somewhat more than before.
+/// A trial fails when it has brought less than this share of the earlier rate after this many minimum round trips that
+/// count. The first bound catches what shows at once; the second applies when chance has evened out. A path that loses
+/// packets by itself brings half of its rate. A path whose queue had overflowed brings somewhat more than before.
 const MIN_SHARES: [(u32, f64); 2] = [(2, 0.6), (LENGTH, 0.93)];
-/// It ends after so many that count …
+/// The round trips after which a trial ends, if they count.
 const LENGTH: u32 = 5;
-/// … and after so many in all, with nothing shown: there was too little to send.
-const PATIENCE: u32 = 20;
-/// Round trips count for no less than this, so that a machine's own pauses don't decide.
+/// The round trips after which a trial ends undecided: there was too little to send.
+const MAX_LENGTH: u32 = 20;
+/// The minimum length of a round trip here, so that the machine's own pauses don't decide.
 const MIN_ROUND_TRIP: Duration = Duration::from_millis(10);
 
-/// Less is in flight for bursts than was believed to be needed.
+/// A trial with less in flight for bursts than the mean burst asks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trial {
-    /// The mean burst that was believed in, bytes.
-    pub(super) believed: f64,
-    /// The mean rate before, bytes a second.
+    /// The mean burst before the trial, bytes.
+    pub(super) mean_burst: f64,
+    /// The mean rate before the trial, bytes a second.
     rate: f64,
     round_trip: Duration,
     ends: Instant,
-    /// When what it brings begins to count: once a round trip has passed in which there was enough to send.
+    /// When delivered bytes begin to count: after a round trip in which there was enough to send.
     begins: Instant,
-    /// What had been delivered then.
+    /// The bytes delivered until then; `None` before.
     delivered: Option<u64>,
 }
 
 /// How a trial ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// As much is to be in flight as was believed; also where nothing says otherwise.
+    /// The mean burst before the trial is needed, or nothing shows that it isn't.
     Needed,
     /// The path is as fast with less.
-    Needless,
+    Unneeded,
 }
 
 impl Trial {
-    pub(super) fn new(believed: f64, rate: f64, round_trip: Duration, now: Instant) -> Self {
+    pub(super) fn new(mean_burst: f64, rate: f64, round_trip: Duration, now: Instant) -> Self {
         let round_trip = round_trip.max(MIN_ROUND_TRIP);
-        let (ends, begins) = (now + PATIENCE * round_trip, now + round_trip);
-        Self { believed, rate, round_trip, ends, begins, delivered: None }
+        let (ends, begins) = (now + MAX_LENGTH * round_trip, now + round_trip);
+        Self { mean_burst, rate, round_trip, ends, begins, delivered: None }
     }
 
-    /// So many bytes have been `delivered` in all. While there was nothing more to send (`starved`), nothing is shown.
-    pub(super) fn judge(&mut self, delivered: u64, starved: bool, now: Instant) -> Option<Verdict> {
+    /// Returns the verdict, if there is one, after a total of `delivered` bytes. Time in which there was nothing more
+    /// to send (`app_limited`) doesn't count.
+    pub(super) fn judge(&mut self, delivered: u64, app_limited: bool, now: Instant) -> Option<Verdict> {
         if now >= self.ends {
             return Some(Verdict::Needed);
         }
-        if starved {
+        if app_limited {
             (self.begins, self.delivered) = (now + self.round_trip, None);
         }
         if now < self.begins {
@@ -65,7 +66,7 @@ impl Trial {
         if MIN_SHARES.iter().any(fails) {
             return Some(Verdict::Needed);
         }
-        (took >= LENGTH * self.round_trip).then_some(Verdict::Needless)
+        (took >= LENGTH * self.round_trip).then_some(Verdict::Unneeded)
     }
 }
 
@@ -73,18 +74,18 @@ impl Trial {
 mod tests {
     use super::*;
 
-    /// Acknowledgements every millisecond bring a share of the rate of before; the trial has no more to send from one
-    /// to another time. Times are in ms, the round trip is 50 ms.
+    /// Acknowledgements every millisecond bring a share of the earlier rate. The trial has nothing more to send during
+    /// an interval. Times are in ms, the round trip is 50 ms.
     #[test]
     fn a_trial_tells_by_what_it_brings() {
         const RATE: f64 = 1e6;
         for (share, starved, expected, after) in [
-            (1.0, 0..0, Verdict::Needless, 301),
-            (0.95, 0..0, Verdict::Needless, 301),
+            (1.0, 0..0, Verdict::Unneeded, 301),
+            (0.95, 0..0, Verdict::Unneeded, 301),
             (0.9, 0..0, Verdict::Needed, 301),
             (0.5, 0..0, Verdict::Needed, 151),
-            // What is missing for want of bytes to send says nothing.
-            (1.0, 200..300, Verdict::Needless, 600),
+            // Bytes that are missing because there was nothing to send show nothing.
+            (1.0, 200..300, Verdict::Unneeded, 600),
             (0.5, 0..400, Verdict::Needed, 550),
             (1.0, 0..2000, Verdict::Needed, 1000),
         ] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::path::Wire;
 use super::world::World;
 
-/// A wire by the figures that people know it by.
+/// A wire, by its usual figures.
 #[derive(Clone, Copy)]
 pub(super) struct Line {
     mbits: f64,
@@ -31,10 +31,10 @@ impl Display for Line {
 impl Line {
     pub(super) fn wire(self) -> Wire {
         let (rate, delay) = (self.mbits * 1e6 / 8.0, ms(self.round_trip_ms / 2.0));
-        Wire { rate, delay, loss: self.loss, seed: 0, queue: Duration::MAX, standing: Duration::MAX }
+        Wire { rate, delay, loss: self.loss, seed: 0, queue: Duration::MAX, tcp_queue: Duration::MAX }
     }
 
-    /// How long the wire takes to send so many KiB.
+    /// Returns how long the wire takes to send `kib` KiB.
     fn sends(self, kib: f64) -> Duration {
         ms(kib * 1024.0 * 8.0 / (self.mbits * 1e3))
     }
@@ -71,7 +71,7 @@ pub(super) fn ms(ms: f64) -> Duration {
     Duration::from_secs_f64(ms / 1000.0)
 }
 
-/// What a case has measured, held against its bounds once all have run.
+/// The cases that missed their bounds. The test fails with all of them once all have run.
 #[derive(Default)]
 struct Findings(Vec<String>);
 
@@ -106,12 +106,12 @@ fn the_rate_is_found_and_the_queue_is_short() {
         let share =
             world.share(line.round_trips(20.0).max(line.sends(32.0 * 1024.0).clamp(ms(300.0), ms(1000.0))));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
-        // A message may find a chunk, an ACK's worth of bytes and the standing queue before it.
+        // A message may wait behind a chunk, an ACK's worth of bytes, and the standing queue.
         findings.check(line, share, 0.94, delay, ms(6.0) + line.sends(12.0));
     }
 }
 
-/// TCP holds back all that follows a lost segment until it has come again.
+/// TCP holds back everything behind a lost segment until that has been retransmitted.
 #[test]
 fn a_path_that_loses_is_kept_full() {
     let mut findings = Findings::default();
@@ -120,13 +120,13 @@ fn a_path_that_loses_is_kept_full() {
         world.run(line.round_trips(30.0));
         let share = world.share(line.round_trips(60.0));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
-        // A message waits for a hole of its own, and behind what is to last through holes.
+        // A message waits for its own loss, and behind the bytes that keep the path full during losses.
         findings.check(line, share, 0.75, delay, line.round_trips(4.0));
     }
 }
 
-/// The same where TCP paces what it sends: then little waits in the network, and what is in flight for the holes keeps
-/// the path full.
+/// The same where TCP paces its sending. Then little waits in the network, and the bytes in flight for losses keep the
+/// path full.
 #[test]
 fn a_path_that_loses_is_kept_full_under_tcp_that_paces() {
     const RUNS: u32 = 6;
@@ -134,7 +134,7 @@ fn a_path_that_loses_is_kept_full_under_tcp_that_paces() {
     for (line, least) in LOSSY.into_iter().zip([0.92, 0.88, 0.9, 0.85, 0.72, 0.85]) {
         let (mut share, mut delay) = (0.0, Duration::ZERO);
         for seed in 0..RUNS {
-            let wire = Wire { seed: seed.into(), standing: ms(5.0), ..line.wire() };
+            let wire = Wire { seed: seed.into(), tcp_queue: ms(5.0), ..line.wire() };
             let mut world = World::new(wire, 4);
             world.run(line.round_trips(30.0));
             share += world.share(line.round_trips(60.0)) / f64::from(RUNS);
@@ -144,7 +144,7 @@ fn a_path_that_loses_is_kept_full_under_tcp_that_paces() {
     }
 }
 
-/// What is in flight for bursts can be what makes them: by a queue that spills over. It doesn't stay so.
+/// The bytes in flight for bursts can cause the bursts, by a queue that overflows. That must not last.
 #[test]
 fn a_queue_that_spills_over_is_found_out() {
     let mut findings = Findings::default();
@@ -160,7 +160,7 @@ fn a_queue_that_spills_over_is_found_out() {
     }
 }
 
-/// A session that has been almost idle for long has its rate at once when there is much to send again.
+/// A session that was almost idle for long reaches its rate at once when there is much to send again.
 #[test]
 fn the_rate_outlasts_a_rest() {
     let cases = [(line(10.0, 40.0), 0.9), (line(200.0, 50.0), 0.9), (lossy(100.0, 50.0, 0.005), 0.8)];
@@ -168,7 +168,7 @@ fn the_rate_outlasts_a_rest() {
         let mut world = World::new(line.wire(), 1);
         world.run(line.round_trips(60.0));
         let bulk = world.rest();
-        // Longer than a shortest round trip counts.
+        // Longer than a minimum round trip is remembered.
         world.worst_message_delay(130, ms(100.0));
         world.resume(bulk);
         world.run(line.round_trips(2.0));
@@ -209,7 +209,7 @@ fn datagrams_do_not_wait_behind_bulk() {
     }
 }
 
-/// A flood gets the share of one stream of five, and the queue that it may make is not the others'.
+/// A flood gets the share of one stream of five. The queue that it may cause doesn't delay the others.
 #[test]
 fn a_flood_of_datagrams_leaves_bulk_its_share() {
     let mut findings = Findings::default();
@@ -219,7 +219,7 @@ fn a_flood_of_datagrams_leaves_bulk_its_share() {
             world.run(line.round_trips(30.0).max(ms(1000.0)));
             let share = world.share_beside_flood(length, ms(2000.0));
             let delay = world.worst_message_delay(10, line.round_trips(0.3));
-            // One on the wire, and one in what is kept for bursts, as each of them is.
+            // One datagram on the wire, and one in the reserve for bursts, since each datagram is a burst.
             let most = ms(12.0) + line.sends(12.0) + 2 * line.sends(length as f64 / 1024.0);
             findings.check(format!("{line}, flood of {length} bytes"), share, 0.65, delay, most);
         }
@@ -235,12 +235,12 @@ fn lanes_share_one_limit() {
         world.run(line.round_trips(30.0).max(ms(1000.0)));
         let share = world.share(ms(1000.0));
         let delay = world.worst_message_delay(20, line.round_trips(0.3));
-        // Each lane may have a packet and an ACK's worth of its own.
+        // Each lane may have a packet and an ACK's worth of bytes of its own.
         findings.check(format!("{line}, 8 lanes"), share, 0.95, delay, ms(6.0) + line.sends(36.0));
     }
 }
 
-/// So many round trips after a stream's start, the next three carry this share of the path.
+/// After N round trips of a stream, the next three carry this share of the path.
 #[test]
 fn the_rate_is_found_soon() {
     for (line, after, least) in [
@@ -271,7 +271,7 @@ fn bulk_streams_share_equally() {
     }
 }
 
-/// Jain's index of how equal the streams' shares are: 1 when all have the same.
+/// Returns Jain's fairness index of the streams' shares: 1 if all are the same.
 fn fairness(shares: &[u64]) -> f64 {
     let sum: f64 = shares.iter().map(|share| *share as f64).sum();
     let squares: f64 = shares.iter().map(|share| (*share as f64).powi(2)).sum();

@@ -1,4 +1,4 @@
-//! The mux over simulated paths. Nothing is left to chance or to the machine: a run always ends the same.
+//! The mux over simulated paths. Runs depend neither on chance nor on the machine: each always ends the same.
 
 mod cases;
 mod outage;

@@ -1,4 +1,4 @@
-//! Lanes that bring nothing, lanes that are merely slow, and no lane at all for a while.
+//! Lanes that deliver nothing, lanes that are merely slow, and times without any lane.
 
 use std::time::Duration;
 
@@ -14,10 +14,9 @@ fn a_lane_that_brings_nothing_is_found_while_others_live() {
         for lane in [LaneId(0), LaneId(2)] {
             let mut world = World::with_lanes(line(mbits, round_trip).wire(), 4, 3);
             world.run(2 * SECOND);
-            world.holes.insert(lane);
+            world.black_holes.insert(lane);
             let since = world.now;
-            // Until the lane is suspect, what is in flight there leaves no room; and the streams that it carried wait
-            // for that.
+            // Until the lane is suspect, its bytes in flight leave no room, and its streams wait for them.
             world.run(4 * SECOND);
             let late: Vec<_> = (0..4).map(|_| world.open()).collect();
             world.client.bulk.extend(&late);
@@ -32,7 +31,7 @@ fn a_lane_that_brings_nothing_is_found_while_others_live() {
             );
             assert_eq!(dead, lane);
             assert!(took < ms(19_500.0), "{lane:?} is found after {took:?}");
-            // What it held has gone by others, so that every stream goes on.
+            // Its bytes were sent again on other lanes, so every stream continues.
             let before = world.got();
             world.run(2 * SECOND);
             assert!(world.got().iter().zip(before).all(|(now, before)| *now > before));
@@ -41,13 +40,13 @@ fn a_lane_that_brings_nothing_is_found_while_others_live() {
     }
 }
 
-/// Nothing is sent but now and then: the others are asked, too.
+/// Little is sent, so the other lanes are probed too.
 #[test]
 fn a_lane_that_brings_nothing_is_found_in_a_quiet_session() {
     for lane in [LaneId(0), LaneId(1)] {
         let mut world = World::with_lanes(line(20.0, 40.0).wire(), 0, 2);
         world.run(SECOND);
-        world.holes.insert(lane);
+        world.black_holes.insert(lane);
         let since = world.now;
         world.run(60 * SECOND);
         let took = world.client.dead.iter().map(|(dead, at)| (*dead, *at - since)).collect::<Vec<_>>();
@@ -58,7 +57,7 @@ fn a_lane_that_brings_nothing_is_found_in_a_quiet_session() {
 
 #[test]
 fn a_lane_that_is_slow_is_not_dead() {
-    // A long line with a long queue; and one lane of three that takes two seconds longer each way.
+    // A long line with a long queue; and three lanes, one of which takes a second longer each way.
     for (mbits, round_trip, slow) in [(0.2, 2000.0, None), (20.0, 40.0, Some((LaneId(1), ms(1000.0))))] {
         let mut world = World::with_lanes(line(mbits, round_trip).wire(), 4, 3);
         world.slow = slow;
@@ -67,14 +66,14 @@ fn a_lane_that_is_slow_is_not_dead() {
     }
 }
 
-/// All lanes stand still together, and go on one after the other.
+/// All lanes stall together, and resume together.
 #[test]
 fn a_path_that_stands_still_costs_no_lane() {
     let mut world = World::with_lanes(line(20.0, 40.0).wire(), 4, 3);
     world.run(2 * SECOND);
-    world.stands_still = true;
+    world.is_paused = true;
     world.run(25 * SECOND);
-    world.stands_still = false;
+    world.is_paused = false;
     world.run(10 * SECOND);
     assert_eq!((&world.client.dead[..], &world.agent.dead[..]), (&[][..], &[][..]));
     assert!(world.share(SECOND) > 0.9);

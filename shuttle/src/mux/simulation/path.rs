@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::super::LaneId;
 
-/// The longest of ssh's packets (CHAN_SES_PACKET_DEFAULT in OpenSSH's channels.h).
+/// The longest ssh packet (CHAN_SES_PACKET_DEFAULT in OpenSSH's channels.h).
 const PACKET: usize = 32 * 1024;
-/// A segment on Ethernet.
+/// The length of a full segment on Ethernet, bytes.
 const MIN_SEGMENT: usize = 1448;
-/// Bytes on their way before the lane blocks: pipes, ssh's window and TCP's buffers.
+/// The maximum of unsent bytes before the path blocks: pipes, ssh's window and TCP's buffers.
 const DEPTH: u64 = 4 << 20;
 
 /// What the wire does to each segment.
@@ -19,17 +19,17 @@ pub(super) struct Wire {
     pub(super) rate: f64,
     /// One way.
     pub(super) delay: Duration,
-    /// The share of segments that are lost, and which they are.
+    /// The share of segments that are lost, and the seed that chooses them.
     pub(super) loss: f64,
     pub(super) seed: u64,
-    /// What may wait for the wire, as the time that it takes to send. What doesn't fit is lost.
+    /// The queue before the wire, as the time that it takes to send. Segments that don't fit are lost.
     pub(super) queue: Duration,
-    /// How much of that TCP itself lets stand: all that it can, or little where it paces what it sends, as BBR does
-    /// once it has found the rate.
-    pub(super) standing: Duration,
+    /// How much of the queue TCP fills: any amount, or little where it paces its sending, as BBR does once it has found
+    /// the rate.
+    pub(super) tcp_queue: Duration,
 }
 
-/// What ssh sends at once, of one lane.
+/// One ssh packet, of one lane.
 pub(super) type Packet = (LaneId, Vec<u8>);
 
 /// A segment on the wire.
@@ -40,24 +40,25 @@ struct Segment {
     arrives: Instant,
 }
 
-/// What is written goes into ssh's packets at once; a packet arrives once its last byte has, and every byte before
-/// it. TCP has up to twice what the wire holds on its way, and sends what was lost again one round trip later.
+/// Written bytes are put into ssh packets at once. A packet arrives once its last byte and every byte before it have
+/// arrived. TCP has up to twice the wire's bandwidth-delay product in flight, and retransmits a lost segment one round
+/// trip later.
 pub(super) struct Path {
     wire: Wire,
-    /// Whole packets, by their end.
+    /// Whole packets, by the offset of their end.
     packets: VecDeque<(u64, Packet)>,
-    /// Offsets: of what was written, what was sent at least once, and what has arrived in order.
+    /// Offsets: bytes written, bytes sent at least once, and bytes that have arrived in order.
     written: u64,
     sent: u64,
     arrived: u64,
-    /// What has arrived after a hole: starts and ends.
-    islands: BTreeMap<u64, u64>,
-    /// On their way there, and then on the way back of what says so.
-    flying: VecDeque<Segment>,
+    /// Pieces that have arrived beyond a gap: starts and ends.
+    beyond_gap: BTreeMap<u64, u64>,
+    /// Segments on their way there, and those whose acknowledgement or loss is on its way back.
+    in_transit: VecDeque<Segment>,
     reported: VecDeque<Segment>,
     outstanding: usize,
-    /// Lost, and to be sent again.
-    again: VecDeque<(u64, usize)>,
+    /// Lost segments to be retransmitted.
+    retransmits: VecDeque<(u64, usize)>,
     /// When the wire has sent all that it was given.
     free_at: Instant,
     random: u64,
@@ -71,11 +72,11 @@ impl Path {
             written: 0,
             sent: 0,
             arrived: 0,
-            islands: BTreeMap::new(),
-            flying: VecDeque::new(),
+            beyond_gap: BTreeMap::new(),
+            in_transit: VecDeque::new(),
             reported: VecDeque::new(),
             outstanding: 0,
-            again: VecDeque::new(),
+            retransmits: VecDeque::new(),
             free_at: now,
             random: 0x9E37_79B9 ^ wire.seed.wrapping_mul(0x1234_5678_9ABC_DEF1),
         }
@@ -89,7 +90,7 @@ impl Path {
         self.wire.rate = rate;
     }
 
-    /// Bytes that it takes before it blocks.
+    /// Returns the bytes that the path takes before it blocks.
     pub(super) fn room(&self) -> usize {
         (DEPTH - (self.written - self.sent)) as usize
     }
@@ -101,9 +102,9 @@ impl Path {
         }
     }
 
-    /// Moves time on; returns what has arrived.
+    /// Advances time. Returns the packets that have arrived.
     pub(super) fn advance(&mut self, now: Instant) -> Vec<Packet> {
-        while let Some(segment) = self.flying.pop_front_if(|segment| segment.arrives <= now) {
+        while let Some(segment) = self.in_transit.pop_front_if(|segment| segment.arrives <= now) {
             if !segment.lost {
                 self.arrive(segment.start, segment.start + segment.length as u64);
             }
@@ -113,7 +114,7 @@ impl Path {
         while let Some(segment) = self.reported.pop_front_if(|segment| segment.arrives + delay <= now) {
             self.outstanding -= segment.length;
             if segment.lost {
-                self.again.push_back((segment.start, segment.length));
+                self.retransmits.push_back((segment.start, segment.length));
             }
         }
         self.send(now);
@@ -125,34 +126,34 @@ impl Path {
     }
 
     fn arrive(&mut self, start: u64, end: u64) {
-        self.islands.insert(start, end);
-        while let Some(island) = self.islands.first_entry().filter(|island| *island.key() <= self.arrived) {
-            self.arrived = self.arrived.max(island.remove());
+        self.beyond_gap.insert(start, end);
+        while let Some(piece) = self.beyond_gap.first_entry().filter(|piece| *piece.key() <= self.arrived) {
+            self.arrived = self.arrived.max(piece.remove());
         }
     }
 
     fn send(&mut self, now: Instant) {
-        while self.outstanding < self.window() && self.waits(now) <= self.wire.standing {
-            let Some((start, length)) = self.again.pop_front().or_else(|| self.fresh()) else { break };
-            let spills = self.waits(now) > self.wire.queue;
-            if !spills {
+        while self.outstanding < self.window() && self.wait_for_wire(now) <= self.wire.tcp_queue {
+            let Some((start, length)) = self.retransmits.pop_front().or_else(|| self.fresh()) else { break };
+            let overflows = self.wait_for_wire(now) > self.wire.queue;
+            if !overflows {
                 self.free_at =
                     self.free_at.max(now) + Duration::from_secs_f64(length as f64 / self.wire.rate);
             }
             self.outstanding += length;
             let arrives = self.free_at + self.wire.delay;
-            let lost = spills || self.loses();
-            self.flying.push_back(Segment { start, length, lost, arrives });
+            let lost = overflows || self.draws_loss();
+            self.in_transit.push_back(Segment { start, length, lost, arrives });
         }
     }
 
-    /// How long a segment would wait for the wire.
-    fn waits(&self, now: Instant) -> Duration {
+    /// Returns how long a segment would wait for the wire.
+    fn wait_for_wire(&self, now: Instant) -> Duration {
         self.free_at.saturating_duration_since(now)
     }
 
     fn fresh(&mut self) -> Option<(u64, usize)> {
-        // At the least a fifth of a millisecond, so that high rates don't take for ever to simulate.
+        // At least a fifth of a millisecond, so that high rates don't take too long to simulate.
         let most = ((self.wire.rate / 5000.0) as usize).clamp(MIN_SEGMENT, PACKET);
         let length = (self.written - self.sent).min(most as u64);
         let start = self.sent;
@@ -166,7 +167,7 @@ impl Path {
     }
 
     /// Xorshift: the same segments are lost in every run.
-    fn loses(&mut self) -> bool {
+    fn draws_loss(&mut self) -> bool {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;

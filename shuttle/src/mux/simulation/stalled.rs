@@ -1,4 +1,4 @@
-//! Readers that stop, and what that costs: memory, and the others' rate.
+//! Readers that stop, and what that costs: memory, and the other streams' rate.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::world::World;
 const MIB: u64 = 1024 * 1024;
 
 impl World {
-    /// Adds a stream that is sent all it allows, whose reader stops after `reads`.
+    /// Adds a stream that sends all that it may, and whose reader stops after `reads`.
     fn stall(&mut self, reads: Duration) -> StreamId {
         let stream = self.open();
         self.client.bulk.push(stream);
@@ -24,8 +24,8 @@ impl World {
     }
 }
 
-/// However many readers stop, at once or after having been fast, each costs at most 8 MiB, and the one that goes on
-/// keeps its rate and the small message its delay.
+/// However many readers stop, at once or after having been fast, each costs at most 8 MiB. The stream that continues
+/// keeps its rate, and a small message its delay.
 #[test]
 fn readers_that_stop_cost_little_and_slow_no_other_stream() {
     for (mbits, round_trip) in [(10.0, 40.0), (200.0, 50.0), (1000.0, 1.0), (400.0, 100.0)] {

@@ -1,4 +1,4 @@
-//! Two muxes over two paths, and what their programs do.
+//! Two muxes over two paths, and the programs at both ends.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use super::super::{AssociationId, Event, LaneId, Mux, Peer, Side, StreamId, Target};
 use super::path::{Packet, Path, Wire};
 
-/// What one end's programs do.
+/// One end: a mux and its programs.
 pub(super) struct Simulated {
     pub(super) mux: Mux,
     lanes: u32,
     /// Lanes that it found dead, and when.
     pub(super) dead: Vec<(LaneId, Instant)>,
-    /// Bytes that wait for more to come before them, of a lane that is slow.
+    /// Packets of the slow lane, and when each arrives.
     late: VecDeque<(Instant, Packet)>,
     /// Streams that always have bytes to send.
     pub(super) bulk: Vec<StreamId>,
@@ -23,9 +23,9 @@ pub(super) struct Simulated {
     pub(super) stalled: HashSet<StreamId>,
     /// One small message to be sent on a stream of its own.
     message: Option<StreamId>,
-    /// Its datagrams go back to where they came from.
+    /// Sends each datagram back to its peer.
     echoes: bool,
-    /// When a datagram last came.
+    /// When a datagram last arrived.
     answered: Option<Instant>,
 }
 
@@ -133,22 +133,23 @@ pub(super) struct World {
     pub(super) up: Path,
     down: Path,
     step: Duration,
-    /// Lanes that take all, and bring nothing.
-    pub(super) holes: HashSet<LaneId>,
-    /// Nothing arrives for now, by any lane.
-    pub(super) stands_still: bool,
-    /// A lane that takes so much longer each way than the path does.
+    /// Lanes that accept everything and deliver nothing.
+    pub(super) black_holes: HashSet<LaneId>,
+    /// No lane delivers anything for now.
+    pub(super) is_paused: bool,
+    /// A lane, and its extra delay each way.
     pub(super) slow: Option<(LaneId, Duration)>,
 }
 
 impl World {
-    /// A client with so many `flows`, which begin two round trips after the session.
+    /// Makes a client with `flows` bulk streams, which begin two round trips after the session. A path that holds more
+    /// than 1 MiB gets eight lanes.
     pub(super) fn new(wire: Wire, flows: usize) -> Self {
         let windows = wire.rate * 2.0 * wire.delay.as_secs_f64() / (1 << 20) as f64;
         Self::with_lanes(wire, flows, if windows > 1.0 { 8 } else { 1 })
     }
 
-    /// The same, with so many lanes, which join at once.
+    /// Makes the same with `lanes` lanes, which all join at once.
     pub(super) fn with_lanes(wire: Wire, flows: usize, lanes: u32) -> Self {
         let now = Instant::now();
         let path = || Path::new(wire, now);
@@ -162,8 +163,8 @@ impl World {
             up: path(),
             down: path(),
             step,
-            holes: HashSet::new(),
-            stands_still: false,
+            black_holes: HashSet::new(),
+            is_paused: false,
             slow: None,
         };
         world.run(2 * round_trip + Duration::from_millis(20));
@@ -186,7 +187,7 @@ impl World {
         stream
     }
 
-    /// The bulk streams have nothing more to send, until [`Self::resume`].
+    /// Stops the bulk streams until [`Self::resume`].
     pub(super) fn rest(&mut self) -> Vec<StreamId> {
         std::mem::take(&mut self.client.bulk)
     }
@@ -205,7 +206,7 @@ impl World {
         }
     }
 
-    /// Both ends have a further lane.
+    /// Adds a lane at both ends.
     pub(super) fn join(&mut self, lane: LaneId) {
         for end in [&mut self.client, &mut self.agent] {
             end.mux.join(lane, self.now).unwrap();
@@ -213,7 +214,7 @@ impl World {
         }
     }
 
-    /// All lanes are lost with what they carry, and nobody moves for `time`, but for what is due.
+    /// Loses all lanes and what they carry. Then advances time from deadline to deadline for `time`.
     pub(super) fn black_out(&mut self, time: Duration) {
         for end in [&mut self.client, &mut self.agent] {
             (0..end.lanes).for_each(|lane| assert!(end.mux.lose(LaneId(lane), self.now)));
@@ -234,12 +235,12 @@ impl World {
 
     fn step(&mut self) {
         self.now += self.step;
-        let arrived = match self.stands_still {
+        let arrived = match self.is_paused {
             true => [Vec::new(), Vec::new()],
             false => [self.up.advance(self.now), self.down.advance(self.now)],
         };
         for (end, pieces) in [&mut self.agent, &mut self.client].into_iter().zip(arrived) {
-            for piece in pieces.into_iter().filter(|(lane, _)| !self.holes.contains(lane)) {
+            for piece in pieces.into_iter().filter(|(lane, _)| !self.black_holes.contains(lane)) {
                 match self.slow {
                     Some((lane, by)) if lane == piece.0 => end.late.push_back((self.now + by, piece)),
                     Some(_) | None => end.receive(piece, self.now),
@@ -253,7 +254,7 @@ impl World {
         self.agent.transmit(&mut self.down, self.now);
     }
 
-    /// Bytes that each bulk stream has brought.
+    /// Returns the bytes that each bulk stream has delivered.
     pub(super) fn got(&self) -> Vec<u64> {
         self.client.bulk.iter().map(|stream| self.agent.got.get(stream).copied().unwrap_or(0)).collect()
     }
@@ -262,14 +263,14 @@ impl World {
         self.agent.got.values().sum()
     }
 
-    /// The share of the path's rate that the bulk streams get during `time`.
+    /// Returns the share of the path's rate that the streams get during `time`.
     pub(super) fn share(&mut self, time: Duration) -> f64 {
         let before = self.total();
         self.run(time);
         (self.total() - before) as f64 / (self.up.wire().rate * time.as_secs_f64())
     }
 
-    /// How long a small message takes to arrive, beyond the path's own delay.
+    /// Returns how long a small message takes to arrive, beyond the path's own delay.
     fn message_delay(&mut self) -> Duration {
         let sent = self.now;
         let stream = self.open();
@@ -281,7 +282,7 @@ impl World {
         (self.now - sent).saturating_sub(self.up.wire().delay)
     }
 
-    /// How long a datagram and its echo take on a path of two ways; `None`: longer than a second.
+    /// Returns how long a datagram and its echo take; `None` if longer than a second.
     fn echo(&mut self, association: AssociationId, length: usize) -> Option<Duration> {
         let sent = self.now;
         self.client.answered = None;
@@ -293,7 +294,7 @@ impl World {
         self.client.answered.map(|at| at - sent)
     }
 
-    /// The middle one of the times that echoes of so many bytes take, of `count` after pauses.
+    /// Returns the median time of `count` echoes of `length` bytes, with a pause before each.
     pub(super) fn median_echo(&mut self, count: usize, length: usize, pause: Duration) -> Duration {
         let association = self.client.mux.associate();
         let mut times: Vec<Duration> = Vec::new();
@@ -305,8 +306,8 @@ impl World {
         times[count / 2]
     }
 
-    /// Has a new association send `length` bytes for `time`, at the path's whole rate, and gives the share of the path
-    /// that the bulk streams get meanwhile.
+    /// Sends datagrams of `length` bytes on a new association for `time`, at the path's whole rate. Returns the share
+    /// of the path that the bulk streams get meanwhile.
     pub(super) fn share_beside_flood(&mut self, length: usize, time: Duration) -> f64 {
         let association = self.client.mux.associate();
         let peer = Peer(SocketAddr::from(([10, 0, 0, 1], 9)));

@@ -1,4 +1,4 @@
-//! Datagrams arrive whole or not at all, soon or not at all, and never twice.
+//! Datagrams arrive whole, soon and once, or not at all.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn datagrams_go_both_ways_with_their_peers() {
     ];
     for (association, peer, bytes) in &sent {
         pair.client.mux.datagram(*association, *peer, bytes, pair.now);
-        // In pieces as lanes have them, some of which hold a frame's parts only.
+        // The pieces end anywhere, also within a frame.
         while pair.exchange(30_001) {}
     }
     assert!(pair.agent.datagrams == sent, "{} arrived", pair.agent.datagrams.len());
@@ -44,7 +44,7 @@ fn queries_go_to_whom_they_are_for() {
         while pair.exchange(30_001) {}
     }
     assert!(pair.agent.queries == sent, "{} arrived", pair.agent.queries.len());
-    // One that is over gets no answer.
+    // A query that has ended gets no answer.
     pair.client.mux.dissociate(sent[0].0);
     for (association, ..) in &sent {
         pair.agent.mux.query(*association, Target::Resolver, b"answer", pair.now);
@@ -57,7 +57,8 @@ fn queries_go_to_whom_they_are_for() {
 #[test]
 fn what_cannot_go_soon_is_dropped() {
     const LONGEST: usize = 65_507;
-    // How many of which length are queued, after how many milliseconds the lane takes them, and how many go.
+    // The number and length of the datagrams queued, the milliseconds after which the lane takes them, and the number
+    // sent.
     let rows: [(usize, usize, u64, usize); 6] = [
         (10, 100, 0, 10),
         (10, 100, 199, 10),
@@ -68,7 +69,7 @@ fn what_cannot_go_soon_is_dropped() {
     ];
     for (count, length, wait, arrive) in rows {
         let mut pair = Pair::new(vec![]);
-        // The window is learnt, or so much would not be in flight at once.
+        // The rate must be known first, or the limit would not allow as much in flight.
         let bulk = pair.client.mux.open(target(), pair.now);
         pair.client.program(bulk, vec![0; 20_000_000]);
         pair.settle();
@@ -108,7 +109,7 @@ fn an_association_ends_at_both_ends() {
     pair.client.mux.datagram(association, peer(1), b"a", pair.now);
     pair.exchange(usize::MAX);
     pair.client.mux.dissociate(association);
-    // What crosses its end is not for the client's programs, and the agent is told again.
+    // A datagram that crosses the CLOSE is not for the client's programs, and the agent is told again.
     pair.agent.mux.datagram(association, peer(1), b"b", pair.now);
     pair.exchange(usize::MAX);
     pair.exchange(usize::MAX);
@@ -136,7 +137,7 @@ fn the_client_hears_of_unreachable_peers_and_the_agent_is_bounded() {
     }
     while pair.exchange(usize::MAX) {}
     assert!(pair.client.unreachable.len() < 100, "{}", pair.client.unreachable.len());
-    // An agent sends to nobody by association, and needs not hear.
+    // An agent ignores UNREACHABLE.
     pair.client.mux.unreachable(association, peer(1), Reason::Refused);
     while pair.exchange(usize::MAX) {}
     assert_eq!(pair.agent.unreachable, []);
@@ -173,7 +174,7 @@ fn a_lost_lane_takes_its_datagrams_and_queries_along() {
     };
     carry(&mut pair.client, &mut pair.agent);
     carry(&mut pair.agent, &mut pair.client);
-    // The first lane takes nothing, so they go by the other.
+    // The first lane takes nothing, so the datagrams are sent on the other.
     pair.client.mux.writable(LaneId::FIRST, false);
     let (association, asks) = (pair.client.mux.associate(), pair.client.mux.associate());
     pair.client.mux.datagram(association, peer(1), b"lost", now);

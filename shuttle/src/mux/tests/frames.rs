@@ -1,4 +1,4 @@
-//! Frames come back as they were sent.
+//! Decoded frames equal the encoded ones.
 
 use super::super::decode::{Decoder, Item};
 use super::*;
@@ -104,7 +104,7 @@ fn note(found: &mut Vec<Found>, item: Item<'_>) {
 }
 
 proptest! {
-    /// Frames come back as they were, however the lane's bytes are cut.
+    /// Decoded frames equal the encoded ones, however the lane's bytes are cut.
     #[test]
     fn any_split_gives_the_same_frames(
         frames in prop::collection::vec(any_found(), 1..20),
@@ -127,7 +127,7 @@ proptest! {
         prop_assert_eq!(found, frames);
     }
 
-    /// No bytes, whatever they are, make the decoder panic or hold on to more than one frame.
+    /// Arbitrary bytes never make the decoder panic or hold more than one frame.
     #[test]
     fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
         let mut decoder = Decoder::default();

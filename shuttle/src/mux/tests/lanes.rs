@@ -2,17 +2,17 @@
 
 use super::*;
 
-/// What is on its way on each lane, oldest first. `None`: it takes all, and nothing arrives.
+/// The bytes on their way on each lane, oldest first. `None`: the lane accepts everything and delivers nothing.
 pub(super) type Transit = BTreeMap<LaneId, Option<Vec<u8>>>;
 
 /// Two ends joined by several lanes.
-pub(super) struct Lanes {
+pub(super) struct LanePair {
     pub(super) pair: Pair,
     up: Transit,
     down: Transit,
 }
 
-impl Lanes {
+impl LanePair {
     pub(super) fn new(replies: Vec<Vec<u8>>, count: u32) -> Self {
         let mut lanes = Self { pair: Pair::new(replies), up: Transit::new(), down: Transit::new() };
         lanes.connect(LaneId::FIRST);
@@ -39,12 +39,12 @@ impl Lanes {
         self.connect(lane);
     }
 
-    /// Lets each end write, and each lane deliver up to `room` bytes each way.
+    /// Lets each end write, and each lane deliver up to `room` bytes each way. Returns whether any bytes arrived.
     pub(super) fn exchange(&mut self, room: usize) -> bool {
         self.exchange_on(room, |_| true)
     }
 
-    /// The same, where some lanes deliver and others don't.
+    /// Does the same, but only some lanes deliver.
     pub(super) fn exchange_on(&mut self, room: usize, delivers: impl Fn(LaneId) -> bool) -> bool {
         let Pair { client, agent, replies, now } = &mut self.pair;
         send(client, &mut self.up, *now);
@@ -64,7 +64,7 @@ impl Lanes {
         moved
     }
 
-    /// A lane ends, with all that is on its way; one end may not see that.
+    /// Ends a lane, with all that is on its way. One end may not notice.
     pub(super) fn cut(&mut self, lane: LaneId, client_sees: bool, agent_sees: bool) {
         let Pair { client, agent, now, .. } = &mut self.pair;
         for (end, transit, sees) in [(client, &mut self.up, client_sees), (agent, &mut self.down, agent_sees)]
@@ -83,12 +83,12 @@ impl Lanes {
         for turn in 0.. {
             assert!(turn < 20_001, "the lanes never come to rest");
             let rests = is_at_rest(&self.pair.client.mux) && is_at_rest(&self.pair.agent.mux);
-            // An end may let some turns pass before it goes on.
+            // An end may pause for some turns.
             still = if self.exchange(usize::MAX) { 0 } else { still + 1 };
             if still > 100 && rests {
                 return;
             }
-            // Until a lane that is cut is found dead.
+            // Until a lane that was cut is found dead.
             if still > 20 && !rests {
                 self.pair.now += Duration::from_millis(20);
             }
@@ -96,7 +96,7 @@ impl Lanes {
     }
 }
 
-/// Everything is acknowledged, and settled of the lanes that are lost.
+/// Returns whether everything is acknowledged, and all lost lanes are settled.
 fn is_at_rest(mux: &Mux) -> bool {
     mux.lanes.iter().all(|(_, lane)| lane.out.in_flight() == 0) && mux.lanes.lost_count() == 0
 }
@@ -126,7 +126,7 @@ fn send(end: &mut End, transit: &mut Transit, now: Instant) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Every byte arrives once and in order, whichever lane overtakes which, and whichever is lost.
+    /// Every byte arrives once and in order, in whichever order the lanes deliver, and whichever lanes are lost.
     #[test]
     fn lanes_carry_streams_whole(
         lengths in prop::collection::vec((0usize..900_000, 0usize..900_000), 1..6),
@@ -134,7 +134,7 @@ proptest! {
     ) {
         let replies: Vec<Vec<u8>> =
             lengths.iter().enumerate().map(|(index, (_, down))| pattern(index as u8, *down)).collect();
-        let mut lanes = Lanes::new(replies.clone(), 4);
+        let mut lanes = LanePair::new(replies.clone(), 4);
         let mut requests = BTreeMap::new();
         for (index, (up, _)) in lengths.iter().enumerate() {
             let bytes = pattern(100 + index as u8, *up);
@@ -161,7 +161,7 @@ proptest! {
 
 #[test]
 fn bulk_goes_by_all_lanes_and_acknowledgements_are_never_in_the_way() {
-    let mut lanes = Lanes::new(vec![vec![7; 30_000_000]], 4);
+    let mut lanes = LanePair::new(vec![vec![7; 30_000_000]], 4);
     let stream = lanes.pair.client.mux.open(target(), lanes.pair.now);
     lanes.pair.client.program(stream, Vec::new());
     let before: Vec<u64> = lanes.pair.agent.mux.lanes.iter().map(|(_, lane)| lane.out.written()).collect();

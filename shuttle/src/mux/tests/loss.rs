@@ -1,22 +1,22 @@
-//! Lanes that are lost, one or all, seen by one end or both: nothing is lost with them or comes twice, nothing is left.
+//! Lost lanes, one or all, noticed by one end or both: no frame is lost or duplicated, and no state remains.
 
-use super::lanes::Lanes;
+use super::lanes::LanePair;
 use super::*;
 
 /// What happens to a session.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A stream is opened, which sends so many bytes and is sent as many of another number.
+    /// A stream is opened that sends this many bytes, and is sent a reply of another length.
     Open(usize),
-    /// A stream is reset, by the client or the agent.
+    /// A stream is reset, by the client or (`true`) the agent.
     Reset(usize, bool),
-    /// The lanes whose bit is set deliver up to so many bytes each.
+    /// The lanes whose bit is set deliver up to this many bytes each.
     Deliver(usize, u8),
-    /// A lane ends, and one end or both see it.
+    /// A lane ends, and the client, the agent or both notice.
     Cut(usize, bool, bool),
     /// A lane joins.
     Join,
-    /// Time passes.
+    /// This many milliseconds pass.
     Wait(u64),
 }
 
@@ -33,9 +33,9 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 /// A session whose lanes come and go.
 struct Session {
-    lanes: Lanes,
-    /// Those that work, and the number of the next.
-    there: Vec<LaneId>,
+    lanes: LanePair,
+    /// The lanes that work, and the number of the next.
+    live: Vec<LaneId>,
     next: u32,
     requests: BTreeMap<StreamId, Vec<u8>>,
     reset: Vec<StreamId>,
@@ -43,12 +43,12 @@ struct Session {
 
 impl Session {
     fn new(replies: Vec<Vec<u8>>) -> Self {
-        let mut lanes = Lanes::new(replies, 2);
+        let mut lanes = LanePair::new(replies, 2);
         for end in [&mut lanes.pair.client, &mut lanes.pair.agent] {
             end.mux.wait_for_lanes(Duration::from_secs(24 * 3600));
         }
-        let (there, requests) = (vec![LaneId(0), LaneId(1)], BTreeMap::new());
-        Self { lanes, there, next: 2, requests, reset: Vec::new() }
+        let (live, requests) = (vec![LaneId(0), LaneId(1)], BTreeMap::new());
+        Self { lanes, live, next: 2, requests, reset: Vec::new() }
     }
 
     fn step(&mut self, step: Step) {
@@ -73,13 +73,13 @@ impl Session {
             Step::Deliver(room, lanes) => {
                 self.lanes.exchange_on(room, |lane| lanes >> (lane.0 % 8) & 1 == 1);
             }
-            Step::Cut(which, client_sees, agent_sees) if !self.there.is_empty() => {
-                let lane = self.there.swap_remove(which % self.there.len());
-                // Where nobody is left to tell, both see it in the end.
-                let last = self.there.is_empty();
+            Step::Cut(which, client_sees, agent_sees) if !self.live.is_empty() => {
+                let lane = self.live.swap_remove(which % self.live.len());
+                // If no lane is left to carry LOST, both ends notice in the end.
+                let last = self.live.is_empty();
                 self.lanes.cut(lane, client_sees || last, agent_sees || last);
             }
-            Step::Join if self.there.len() < 4 => self.join(),
+            Step::Join if self.live.len() < 4 => self.join(),
             Step::Cut(..) | Step::Join => {}
             Step::Wait(ms) => self.lanes.pair.now += Duration::from_millis(ms),
         }
@@ -87,7 +87,7 @@ impl Session {
 
     fn join(&mut self) {
         self.lanes.join(LaneId(self.next));
-        self.there.push(LaneId(self.next));
+        self.live.push(LaneId(self.next));
         self.next += 1;
     }
 }
@@ -95,8 +95,8 @@ impl Session {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Whatever comes to whichever lane: each stream is opened once, and its bytes and ends arrive once and in order; a
-    /// stream that is reset ends at both ends; and nothing is kept of either, nor of the lanes.
+    /// Whatever happens to whichever lane, each stream is opened once, and its bytes and ends arrive once and in order.
+    /// A stream that is reset ends at both ends. No state of streams or lanes remains.
     #[test]
     fn no_lane_is_missed(steps in prop::collection::vec(any_step(), 1..120)) {
         let replies: Vec<_> = (0..7).map(|index| pattern(index, 40_000 * usize::from(index))).collect();
@@ -126,15 +126,15 @@ proptest! {
     }
 }
 
-/// The second lane brings what follows an OPEN while the first still holds that.
+/// The second lane delivers while the first one still holds an OPEN.
 #[test]
 fn nothing_overtakes_an_open() {
     for reset in [false, true] {
-        let mut lanes = Lanes::new(vec![vec![]], 2);
+        let mut lanes = LanePair::new(vec![vec![]], 2);
         let stream = lanes.pair.client.mux.open(target(), lanes.pair.now);
         lanes.pair.client.program(stream, b"hello".to_vec());
         lanes.exchange_on(usize::MAX, |lane| lane == LaneId(1));
-        // Whichever it went by fills up, and stays so: it is still the one for the rest.
+        // Whichever lane took the OPEN takes the rest too, even if it is full.
         if reset {
             lanes.pair.client.mux.reset(stream, Reason::Broken);
         }
@@ -149,10 +149,10 @@ fn nothing_overtakes_an_open() {
     }
 }
 
-/// A stream whose lane takes nothing is passed by others.
+/// Other streams pass a stream whose lane takes nothing.
 #[test]
 fn a_stream_that_waits_for_its_lane_holds_up_no_other() {
-    let mut lanes = Lanes::new(vec![vec![]], 2);
+    let mut lanes = LanePair::new(vec![vec![]], 2);
     let (now, client) = (lanes.pair.now, &mut lanes.pair.client);
     let waits = client.mux.open(target(), now);
     let by = client.mux.streams[&waits].lane;
@@ -187,14 +187,14 @@ fn a_session_ends_with_its_last_lane_unless_it_is_to_wait() {
     }
 }
 
-/// A far side that answers, opens, and sends, and never acknowledges anything.
+/// A far side that answers, opens and sends, but never acknowledges.
 #[test]
 fn a_far_side_that_never_acknowledges_ends_the_session() {
     let hello = Frame::Hello { lane: 0, hello: Hello { version: VERSION, initial_credit: 1 << 40 } };
     let open = |number: u32| Frame::Open { stream: StreamId(number), target: target(), credit: 0 };
     let datagram =
         |number: u32| Found::Datagram(AssociationId(number), Peer("10.0.0.1:1".parse().unwrap()), vec![]);
-    // What it says in each round, to which end; and what that end does by itself.
+    // What it sends in each round, and to which side.
     type Says = Box<dyn Fn(u32) -> Vec<Found>>;
     let cases: [(&str, Side, Says); 5] = [
         (
@@ -248,7 +248,7 @@ fn a_far_side_that_never_acknowledges_ends_the_session() {
     }
 }
 
-/// Nothing is opened any more long before that.
+/// Streams are refused long before the limit.
 #[test]
 fn streams_are_refused_before_the_session_ends() {
     let mut pair = Pair::new(vec![]);

@@ -7,11 +7,11 @@ pub(super) struct Agent {
     program: &'static [u8],
     gzip: &'static [u8],
     xz: &'static [u8],
-    /// Length, SHA-256 and CRC of the unpacked program.
+    /// The length, SHA-256 and CRC of the unpacked program.
     sums: &'static str,
 }
 
-/// The agents: one, for the machine that this program was built for.
+/// The embedded agents. There is one, for the machine that this program was built for.
 pub(super) const AGENTS: &[Agent] = &[Agent {
     #[cfg(target_arch = "x86_64")]
     machine: "Linux x86_64",
@@ -35,7 +35,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The form with this name in the script.
+    /// Returns the form with this name in the script.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         [Self::Xz, Self::Gzip, Self::Raw].into_iter().find(|form| form.name() == name)
     }
@@ -50,12 +50,12 @@ impl Form {
 }
 
 impl Agent {
-    /// The agent for this machine.
+    /// Returns the agent for this machine.
     pub(super) fn of(machine: &str) -> Option<&'static Self> {
         AGENTS.iter().find(|agent| agent.machine == machine)
     }
 
-    /// The bytes to send.
+    /// Returns the bytes to send.
     pub(super) fn bytes(&self, form: Form) -> &'static [u8] {
         match form {
             Form::Xz => self.xz,
@@ -64,7 +64,7 @@ impl Agent {
         }
     }
 
-    /// The line that is sent before the bytes.
+    /// Returns the line that is sent before the bytes.
     pub(super) fn header(&self, form: Form) -> String {
         format!("{} {} {}\n", form.name(), self.bytes(form).len(), self.sums)
     }

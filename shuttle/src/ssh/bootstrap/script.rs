@@ -1,11 +1,11 @@
 //! The script for the remote /bin/sh.
 
-/// The script. It uses POSIX utilities, and mktemp, head -c, xz, gzip and sha256sum if they are there.
+/// The script. It uses POSIX utilities, and mktemp, head -c, xz, gzip and sha256sum if they exist.
 ///
-/// The script passes through the account's login shell, whichever that is, inside single quotes. So it is one line
-/// without single quotes, `!` or a newline. It accepts a directory only after it has run a program there.
+/// The script passes through the account's login shell, whichever that is, in single quotes. So it is one line without
+/// single quotes, `!` or a newline. It accepts a directory only after it has run a program there.
 ///
-/// Nothing is read after a tool has failed: on a full disk some versions of head read on to the end, which the client
+/// Nothing may read after a tool has failed. On a full disk some versions of head read on to the end, which the client
 /// would not send, and both would wait for ever. So the script tests head first, and uses dd only if `head -c` is not
 /// supported. For the same reason it writes the upload to a file first, and unpacks it from there.
 pub(super) const SCRIPT: &str = concat!(

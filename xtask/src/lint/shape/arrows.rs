@@ -9,7 +9,7 @@ use super::tree::Tree;
 /// The start of the paragraph that precedes the block.
 const INTRODUCTION: &str = "Imports point one way";
 const ARROW: &str = " → ";
-/// Stands for no import from this workspace.
+/// The word for no import from this workspace.
 const NOTHING: &str = "nothing";
 
 /// Another crate of the workspace. No module can have this name.
@@ -23,8 +23,8 @@ const AGENT: &str = "agent";
 pub(super) struct Arrows(Vec<(String, BTreeSet<String>)>);
 
 impl Arrows {
-    /// Reads the first indented block after the introduction. A line is `NAMES → NAMES` or `NAMES → nothing`, names
-    /// with commas between them; an arrow leads to a module of a later line or to shuttle-common.
+    /// Reads the first indented block after the introduction. A line is `NAMES → NAMES` or `NAMES → nothing`, with
+    /// commas between the names. An arrow leads to a module of a later line or to shuttle-common.
     pub(super) fn parse(page: &str) -> Result<Self> {
         let is_code = |line: &&str| line.starts_with("    ");
         let lines = page.lines().skip_while(|line| !line.starts_with(INTRODUCTION));

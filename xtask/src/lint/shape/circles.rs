@@ -1,5 +1,5 @@
-//! Finds import cycles between files of different folders: neither folder can be read, tested or replaced without the
-//! other.
+//! Finds import cycles between files of different folders. In such a cycle neither folder can be read, tested or
+//! replaced without the other.
 //!
 //! A file imports the file that defines what its code names, through any number of re-exports. So a `mod.rs` that only
 //! re-exports imports nothing, and neither does a `use` of a module by itself: only what is named through it counts.
@@ -17,7 +17,7 @@ use super::tree::Tree;
 /// any other pair is a complaint, and so is a pair of these without a cycle. This list should become empty.
 pub(super) const KNOWN: &[(&str, &str)] = &[];
 
-/// The place where a file first names something of another: the line, and the path as written.
+/// The place where a file first names something of another file: the line, and the path as written.
 type Edge = (usize, String);
 
 struct Graph<'a> {
@@ -25,7 +25,7 @@ struct Graph<'a> {
     folders: HashMap<&'a Path, PathBuf>,
 }
 
-/// A complaint for each pair of folders with a cycle, with a shortest one.
+/// Returns a complaint for each pair of folders with a cycle, with a shortest cycle.
 pub(super) fn check(tree: &Tree, known: &[(&str, &str)]) -> Vec<String> {
     let graph = Graph::of(tree);
     let root = &graph.folders[tree.modules[Tree::ROOT].file.as_path()];
@@ -81,7 +81,7 @@ impl<'a> Graph<'a> {
         Self { edges, folders }
     }
 
-    /// A shortest cycle for each pair of folders. Its first file is also its last.
+    /// Returns a shortest cycle for each pair of folders. Its first file is also its last.
     fn circles(&self) -> BTreeMap<(&Path, &Path), Vec<&'a Path>> {
         let mut circles = BTreeMap::<_, Vec<_>>::new();
         let edges = self.edges.iter().flat_map(|(from, targets)| targets.keys().map(move |to| (*from, *to)));
@@ -97,7 +97,7 @@ impl<'a> Graph<'a> {
         circles
     }
 
-    /// A shortest path, including both ends.
+    /// Returns a shortest path, including both ends.
     fn path(&self, from: &'a Path, to: &'a Path) -> Option<Vec<&'a Path>> {
         let mut before = HashMap::from([(from, from)]);
         let mut queue = VecDeque::from([from]);
@@ -121,7 +121,7 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// The folder of the module in a file.
+/// Returns the folder of the module in a file.
 fn folder(tree: &Tree, id: usize) -> PathBuf {
     let module = &tree.modules[id];
     let has_files_below = module.children.values().any(|child| tree.modules[*child].file != module.file);
@@ -138,7 +138,7 @@ mod tests {
     use super::super::tree;
     use super::*;
 
-    /// Two folders: `a` with the files mod.rs and x.rs, and `b` with mod.rs and y.rs.
+    /// Makes two folders: `a` with the files mod.rs and x.rs, and `b` with mod.rs and y.rs.
     fn folders(a: &str, x: &str, b: &str, y: &str) -> Tree {
         tree(&[("lib.rs", "mod a; mod b;"), ("a/mod.rs", a), ("a/x.rs", x), ("b.rs", b), ("b/y.rs", y)])
     }

@@ -1,4 +1,4 @@
-//! Checks that the code has the shape that ARCHITECTURE.md describes. It reads the sources only; nothing is compiled.
+//! Checks that the code has the shape that ARCHITECTURE.md describes. It only reads the sources, and compiles nothing.
 
 mod arrows;
 mod circles;

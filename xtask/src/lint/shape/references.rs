@@ -8,7 +8,7 @@ use syn::{Attribute, Item, ItemMod, ItemUse, Macro, Meta, Path, UseTree, VisRest
 
 /// A path in the code, as written.
 pub(super) struct Reference {
-    /// Without generic arguments.
+    /// The path without generic arguments.
     pub(super) path: Vec<String>,
     pub(super) line: usize,
 }
@@ -16,13 +16,13 @@ pub(super) struct Reference {
 /// One path of a `use` item, as if it were an item of its own.
 pub(super) struct Import {
     pub(super) reference: Reference,
-    /// Its name in the module; `None` for a glob.
+    /// The name in the module. `None` for a glob.
     pub(super) name: Option<String>,
-    /// Whether others may import it from here.
+    /// Whether other modules may import it from here.
     pub(super) is_reexport: bool,
 }
 
-/// Collects from one module, without its children. A `use` item in a function counts as the module's.
+/// What one module contains, without its children. A `use` item in a function counts as the module's.
 #[derive(Default)]
 pub(super) struct References {
     pub(super) items: HashSet<String>,
@@ -64,7 +64,7 @@ impl References {
         self.imports.push(Import { reference: Reference { path, line }, name, is_reexport });
     }
 
-    /// The argument of a macro has no syntax tree: every chain of names in it counts as a path.
+    /// Scans the argument of a macro, which has no syntax tree: every chain of names in it counts as a path.
     fn scan(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let (mut colons, mut at) = (0, Span::call_site());
@@ -103,7 +103,7 @@ impl References {
 impl<'ast> Visit<'ast> for References {
     fn visit_item_mod(&mut self, _: &'ast ItemMod) {}
 
-    /// `pub(in crate::client)` imports nothing.
+    /// Skips `pub(in crate::client)`, which imports nothing.
     fn visit_vis_restricted(&mut self, _: &'ast VisRestricted) {}
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
@@ -136,7 +136,7 @@ impl<'ast> Visit<'ast> for References {
     }
 }
 
-/// The name that an item adds to its module. Child modules are found in another way.
+/// Returns the name that an item adds to its module. Child modules are found in another way.
 fn defined(item: &Item) -> Option<&Ident> {
     match item {
         Item::Const(item) => Some(&item.ident),

@@ -6,18 +6,19 @@ use super::tree::{ModuleId, Tree};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Named {
     Module(ModuleId),
-    /// An item that this module defines, or something below it, such as a variant.
+    /// An item that this module defines, or something below the item, such as a variant.
     ItemOf(ModuleId),
 }
 
 impl Tree {
-    /// `None` for names outside this crate's modules: other crates, the prelude, local variables. A path into a module
-    /// that doesn't define the item, as when a macro makes it, names an item of that module.
+    /// Returns what a path names, or `None` for names outside this crate's modules: other crates, the prelude, local
+    /// variables. A path into a module that doesn't define the item, as when a macro makes it, names an item of that
+    /// module.
     pub(super) fn resolve(&self, from: ModuleId, path: &[String]) -> Option<Named> {
         self.walk(from, path, &mut Vec::new())
     }
 
-    /// The path from the crate's root down, if it starts with `crate`, `super` or `self`.
+    /// Returns the path from the crate's root down, if it starts with `crate`, `super` or `self`.
     pub(super) fn absolute(&self, from: ModuleId, path: &[String]) -> Option<Vec<String>> {
         let (start, rest) = self.start(from, path)?;
         Some([&self.modules[start].path, rest].concat())
@@ -38,7 +39,8 @@ impl Tree {
         Some((module, rest))
     }
 
-    /// `busy` are the names that are being looked up: a `use` of another crate's item can look like a use of itself.
+    /// Follows a path. `busy` are the names that are being looked up: a `use` of another crate's item can look like a
+    /// use of itself.
     fn walk<'a>(
         &'a self,
         from: ModuleId,
@@ -61,7 +63,8 @@ impl Tree {
         })
     }
 
-    /// Looks `name` up in `module`. A module and an item may have the same name; only a module has something below it.
+    /// Looks `name` up in `module`. A module and an item may have the same name, but only a module has something below
+    /// it.
     fn look_up<'a>(
         &'a self,
         module: ModuleId,

@@ -12,14 +12,14 @@ use super::references::{Import, Reference, References};
 /// The index of a module in its [`Tree`].
 pub(super) type ModuleId = usize;
 
-/// A crate's modules; the first is its root.
+/// A crate's modules, of which the first is its root.
 pub(super) struct Tree {
     pub(super) modules: Vec<Module>,
 }
 
 /// A module, in a file of its own or inline. Code of tests is included.
 pub(super) struct Module {
-    /// Names from the crate's root down; empty for the root.
+    /// The names from the crate's root down. Empty for the root.
     pub(super) path: Vec<String>,
     pub(super) file: PathBuf,
     pub(super) parent: Option<ModuleId>,
@@ -44,7 +44,7 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Adds the module in `file`; the files of its children are in `folder`.
+    /// Adds the module in `file`. The files of its children are in `folder`.
     fn add_file(
         &mut self,
         path: Vec<String>,
@@ -103,7 +103,7 @@ impl Tree {
         Ok(id)
     }
 
-    /// The top-level modules, by name.
+    /// Returns the top-level modules, by name.
     pub(super) fn top(&self) -> impl Iterator<Item = (&str, &Module)> {
         self.modules[Self::ROOT].children.iter().map(|(name, id)| (name.as_str(), &self.modules[*id]))
     }

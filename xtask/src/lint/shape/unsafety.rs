@@ -26,7 +26,7 @@ pub(super) fn check(sources: &Sources) -> Result<Vec<String>> {
     Ok(complaints)
 }
 
-/// Comments and strings are not searched, as they are no tokens of their own.
+/// Finds words in tokens. Comments and strings are not searched, as they are no tokens of their own.
 fn find(tokens: TokenStream, found: &mut impl FnMut(&str, usize)) {
     for token in tokens {
         match token {

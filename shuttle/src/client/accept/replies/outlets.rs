@@ -1,5 +1,5 @@
-//! The cache of outlets. It alone owns them: what sends by one holds a weak reference, and finds it gone once the cache
-//! has evicted it. So the number of descriptors has a bound, whatever conversations there are.
+//! The cache of outlets. It alone owns them. Senders hold weak references, which are gone once the cache has evicted
+//! the outlet. So the number of descriptors has a bound, whatever conversations there are.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -10,27 +10,27 @@ use std::time::{Duration, Instant};
 
 use crate::capture::replies::{Outlet, OutletKind};
 
-/// How many outlets there may be, and for how long one is kept that nothing is sent by.
+/// How many outlets there may be, and for how long an unused one is kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Sockets bound to a peer: a descriptor each.
+    /// The number of sockets bound to a peer. Each costs a descriptor.
     pub(super) direct: usize,
-    /// Relays: a descriptor each, and a thread of the helper.
+    /// The number of relays. Each costs a descriptor, and a thread of the helper.
     pub(super) relays: usize,
     /// After this long unused, an outlet is closed.
     pub(super) idle: Duration,
 }
 
 impl Default for Limits {
-    /// `direct` is the bound of flows. `relays` is below the helper's own bound of 256, since a relay's thread ends a
-    /// little after the relay is closed.
+    /// Returns the limits. `direct` equals the bound on flows. `relays` is below the helper's own bound of 256, since a
+    /// relay's thread ends a little after the relay is closed.
     fn default() -> Self {
         Self { direct: 4096, relays: 192, idle: Duration::from_secs(60) }
     }
 }
 
-/// What an outlet is good for: replies from this peer to programs of this host. All programs of this machine count as
-/// one host where they are seen by shuttle's own source address; other hosts are behind a LAN interface.
+/// Identifies an outlet: replies from this peer to programs of this host. All programs of this machine that are seen by
+/// shuttle's own source address count as one host. Other hosts are behind a LAN interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct OutletKey {
     pub(super) peer: SocketAddr,
@@ -56,7 +56,7 @@ impl CachedOutlet {
 pub(super) struct Outlets {
     open: HashMap<OutletKey, Rc<CachedOutlet>>,
     limits: Limits,
-    /// When the outlet that is idle for longest may have to be closed; not later than that.
+    /// The earliest time at which an outlet may have to be closed as idle.
     deadline: Option<Instant>,
 }
 
@@ -65,15 +65,15 @@ impl Outlets {
         Self { open: HashMap::new(), limits, deadline: None }
     }
 
-    /// An outlet that is about to be used.
+    /// Returns an outlet, and marks it as used now.
     pub(super) fn get(&self, key: OutletKey, now: Instant) -> Option<Rc<CachedOutlet>> {
         let outlet = self.open.get(&key)?;
         outlet.used.set(now);
         Some(outlet.clone())
     }
 
-    /// Adds an outlet, and returns the one to use: the cached one if there is one already, as when two conversations
-    /// asked at once. At the limit of its kind, the least recently used one is closed.
+    /// Adds an outlet, and returns the one to use. That is the cached one if there is one already, as when two
+    /// conversations asked at once. At the limit of its kind, the least recently used outlet is closed.
     pub(super) fn insert(&mut self, key: OutletKey, outlet: Outlet, now: Instant) -> Rc<CachedOutlet> {
         if let Some(cached) = self.get(key, now) {
             return cached;
@@ -83,7 +83,7 @@ impl Outlets {
             OutletKind::Direct => self.limits.direct,
             OutletKind::Relay => self.limits.relays,
         };
-        // A pass over all of them costs less than having the helper make one.
+        // A pass over all outlets costs less than having the helper make one.
         let same_kind = self.open.iter().filter(|(_, cached)| cached.outlet.kind() == kind);
         if same_kind.clone().count() >= limit {
             let oldest = same_kind.min_by_key(|(_, cached)| cached.used.get()).map(|(key, _)| *key);
@@ -95,7 +95,7 @@ impl Outlets {
         cached
     }
 
-    /// When [`Self::close_idle`] may have something to do.
+    /// Returns when [`Self::close_idle`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

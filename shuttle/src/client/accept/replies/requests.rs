@@ -10,8 +10,8 @@ use crate::capture::replies::{ReplyChannel, ReplyRequest};
 /// The most requests that wait for the helper.
 const MAX_REQUESTS: usize = 1024;
 
-/// Starts the thread. It makes the requests that are sent to it, one at a time, and hands the helper's responses to
-/// `resolve`. It ends when the sender is dropped.
+/// Starts the thread. It sends the requests that it receives to the helper, one at a time, and passes the helper's
+/// responses to `resolve`. It ends when the sender is dropped.
 pub(in crate::client) fn spawn(
     channel: ReplyChannel,
     resolve: impl Fn(Resolution) + Send + 'static,

@@ -9,11 +9,11 @@ use crate::capture::DatagramArrival;
 use crate::capture::datagrams::Datagrams;
 use crate::capture::replies::Outlet;
 
-/// A program and a peer, by number. Programs are sockets of this host; peers are sockets that outlets send from.
+/// A program and a peer, by number. Programs are sockets of this host. Peers are sockets that outlets send from.
 type Who = (usize, usize);
 
 const A: Who = (0, 0);
-/// Another program, same peer: an outlet of A's is good for it.
+/// Another program with the same peer: an outlet of A's serves it too.
 const B: Who = (1, 0);
 const C: Who = (0, 1);
 const D: Who = (0, 2);
@@ -23,7 +23,7 @@ const D: Who = (0, 2);
 enum Response {
     Direct,
     Relay,
-    /// As asked, without an outlet.
+    /// The path without an outlet, as requested.
     Cached,
     Refused,
 }
@@ -33,12 +33,12 @@ enum Step {
     Flow(Who, &'static str),
     /// An answer to a query: nothing is kept of it afterwards.
     Query(Who, &'static str),
-    /// What the helper has been asked since, and whether for an outlet.
+    /// The requests that the helper has received since, and whether each wants an outlet.
     Asked(&'static [(Who, bool)]),
     Respond(Who, Response),
     /// What a program has received since.
     Received(usize, &'static [&'static str]),
-    /// The outlets that are open.
+    /// The number of open outlets.
     Open(usize),
     Seconds(u64),
 }
@@ -91,7 +91,7 @@ impl World {
         let (resolved, path) =
             self.replies.resolve((PathRequest { source, peer, wants_outlet }, result), self.now);
         assert_eq!(resolved, conversation);
-        // As with a flow; a query has none.
+        // As for a flow; a query keeps no path.
         self.paths.entry(who).and_modify(|kept| *kept = path);
     }
 
@@ -128,7 +128,7 @@ fn socket(address: &str) -> UdpSocket {
     socket
 }
 
-/// What has arrived; on loopback that is all that was sent.
+/// Returns what has arrived. On loopback that is everything that was sent.
 fn received(socket: &UdpSocket) -> Vec<String> {
     let mut buffer = [0; 64];
     let datagrams =
@@ -140,7 +140,7 @@ fn received(socket: &UdpSocket) -> Vec<String> {
 fn replies_get_to_their_programs() {
     use Response::*;
     use Step::*;
-    /// What it is about, the limits of direct outlets and of relays, and the steps.
+    /// A description, the limits of direct outlets and of relays, and the steps.
     type Case = (&'static str, (usize, usize), &'static [Step]);
     let cases: &[Case] = &[
         (
@@ -390,7 +390,7 @@ fn replies_with_a_token_leave_by_the_listener() {
 fn programs_are_notified_by_the_helper() {
     let world = World::new(9, 9, 1);
     let conversation @ (Source(source), Peer(peer)) = world.conversation(A);
-    // The second is lost.
+    // The second one is lost.
     for what in [Unreachable::Port, Unreachable::Host] {
         world.replies.notify(conversation, what);
     }

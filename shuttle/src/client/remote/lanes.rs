@@ -9,23 +9,23 @@ use crate::link::Pipes;
 use crate::mux::{Door, LaneId};
 use crate::ssh::{self, Lane, LaneConnection, LaneCount, LaneError, Process};
 
-/// The most lanes that are opened without `--lanes`: OpenSSH's server allows ten sessions a connection (MaxSessions in
-/// sshd_config(5)).
+/// The most lanes that are opened without `--lanes`. OpenSSH's server allows ten sessions per connection (MaxSessions
+/// in sshd_config(5)).
 const MAX_AUTOMATIC: usize = 8;
 
 /// How many lanes and connections there should be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
-    pub(super) lanes: LaneCount,
-    /// ssh connections, with a lane each at the least.
-    pub(super) connections: u8,
+pub(in crate::client) struct Wanted {
+    pub(in crate::client) lanes: LaneCount,
+    /// The number of ssh connections, each with at least one lane.
+    pub(in crate::client) connections: u8,
 }
 
-/// The lanes beside the first one: those being opened, and the ssh processes of those that are.
-pub(super) struct Opener {
-    /// The lane that the session began with is there.
+/// The lanes beside the first one: those being opened, and the ssh processes of the open ones.
+pub(in crate::client) struct Opener {
+    /// Whether the lane that the session began with still exists.
     has_first: bool,
-    /// `None` once there is no use in asking for more.
+    /// `None` once no more lanes can be opened, and for a local agent.
     lanes: Option<Arc<ssh::LaneSpawner>>,
     wanted: Wanted,
     door: Option<Door>,
@@ -35,7 +35,7 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    pub(super) fn new(lanes: Option<ssh::LaneSpawner>, wanted: Wanted) -> Self {
+    pub(in crate::client) fn new(lanes: Option<ssh::LaneSpawner>, wanted: Wanted) -> Self {
         Self {
             has_first: true,
             lanes: lanes.map(Arc::new),
@@ -47,8 +47,8 @@ impl Opener {
         }
     }
 
-    /// The agent takes further lanes: opens those that were asked for.
-    pub(super) fn found_door(&mut self, door: Door) {
+    /// Opens the lanes that were asked for, as the agent accepts further lanes at this door.
+    pub(in crate::client) fn found_door(&mut self, door: Door) {
         self.door = Some(door);
         self.open(LaneConnection::Separate, self.wanted.connections.saturating_sub(1).into());
         if let LaneCount::Exactly(count) = self.wanted.lanes {
@@ -56,8 +56,9 @@ impl Opener {
         }
     }
 
-    /// The lanes limit the session: opens half of the most lanes, or the rest of them.
-    pub(super) fn is_narrow(&mut self) {
+    /// Opens lanes, since those that exist limit the session: up to half of [`MAX_AUTOMATIC`], then up to all of it.
+    /// Does nothing if `--lanes` gave their number.
+    pub(in crate::client) fn is_narrow(&mut self) {
         let there = usize::from(self.has_first) + self.processes.len() + self.opening.len();
         if self.wanted.lanes == LaneCount::Auto && self.opening.is_empty() {
             let step = if there < MAX_AUTOMATIC / 2 { MAX_AUTOMATIC / 2 } else { MAX_AUTOMATIC };
@@ -65,8 +66,8 @@ impl Opener {
         }
     }
 
-    /// A lane has ended: ends its ssh too, unless it is the first one's, whose connection other lanes may share.
-    pub(super) fn lost(&mut self, lane: LaneId) {
+    /// Ends the ssh of a lane that has ended, unless it is the first one's, whose connection other lanes may share.
+    pub(in crate::client) fn lost(&mut self, lane: LaneId) {
         tracing::info!("lane {} has ended; the others carry on", lane.0);
         self.has_first &= lane != LaneId::FIRST;
         self.processes.remove(&lane);
@@ -87,9 +88,9 @@ impl Opener {
         }
     }
 
-    /// The next lane that the agent has taken. Never ready while none is being opened; dropping the future loses
-    /// nothing.
-    pub(super) async fn opened(&mut self) -> (LaneId, Pipes) {
+    /// Returns the next lane that the agent has accepted. Never ready while none is being opened. Dropping the future
+    /// loses nothing.
+    pub(in crate::client) async fn opened(&mut self) -> (LaneId, Pipes) {
         loop {
             match self.opening.join_next().await {
                 Some(Ok((lane, Ok(opened)))) => {
