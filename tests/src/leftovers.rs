@@ -1,12 +1,14 @@
 //! Finds what a tunnel left behind, by comparing two snapshots. A list of things to look for could be incomplete.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::host::Host;
 use crate::lab::Lab;
@@ -54,6 +56,19 @@ impl Lab {
             }
             sleep(Duration::from_millis(50));
         }
+    }
+
+    /// The facts that these nftables tables would be on the client, without handles.
+    pub fn table_facts(&self, tables: &str) -> Result<BTreeSet<String>> {
+        let list = "nft -f - && nft --stateless list ruleset";
+        let mut command = self.client.command("unshare");
+        command.args(["-n", "sh", "-c", list]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("run unshare")?;
+        child.stdin.take().context("a pipe")?.write_all(tables.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "nft: {}\n{tables}", output.status);
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(nft_facts(&text).map(|fact| format!("client nft: {fact}")).collect())
     }
 }
 

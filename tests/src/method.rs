@@ -36,15 +36,14 @@ pub struct Row {
     pub fate_if_killed: &'static [&'static str],
     /// What a killed helper may leave: the beginnings of the lines, and the tag of each.
     pub inert: &'static [(&'static str, &'static str)],
+    /// The nftables table that such a helper leaves. `--dry-run` has its text.
+    pub guard: Option<&'static str>,
 }
 
 /// The cgroup in which the client and its ssh were.
 const CGROUP: (&str, &str) = ("client cgroup", "/shuttle.");
 /// Policy rules for a mark that no packet has any more. The protocol is shuttle's.
 const RULES: [(&str, &str); 2] = [("client rule: ", "proto 219"), ("client rule6: ", "proto 219")];
-
-/// The table that holds back the packets of connections that were captured.
-const GUARD: (&str, &str) = ("client nft: table inet shuttle_0_guard", "");
 
 impl Method {
     /// Returns what differs for this method.
@@ -63,6 +62,7 @@ impl Method {
                 // lost.
                 fate_if_killed: &["reset", "timeout"],
                 inert: &[CGROUP, RULES[0], RULES[1]],
+                guard: None,
             },
             Method::Rewrite => Row {
                 args: &["--method=ebpf", "--ebpf-steering=rewrite"],
@@ -76,6 +76,7 @@ impl Method {
                 link_local: Err("queries to link-local nameservers are not captured"),
                 fate_if_killed: &["reset"],
                 inert: &[CGROUP],
+                guard: None,
             },
             Method::Nft => Row {
                 args: &["--method=nft"],
@@ -90,7 +91,8 @@ impl Method {
                 hears_refusals: true,
                 link_local: Ok(()),
                 fate_if_killed: &["reset"],
-                inert: &[CGROUP, RULES[0], RULES[1], GUARD],
+                inert: &[CGROUP, RULES[0], RULES[1]],
+                guard: Some("shuttle_0_guard"),
             },
         }
     }

@@ -246,7 +246,7 @@ impl Capture {
     pub(super) async fn changed(&mut self) {
         tokio::select! {
             () = self.watch.changed() => {}
-            () = self.method.watch() => {}
+            () = self.method.watch(&self.parts) => {}
         }
     }
 

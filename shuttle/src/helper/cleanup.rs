@@ -14,10 +14,9 @@ pub struct Report(pub Vec<String>);
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("nothing to clean up");
+            writeln!(f, "nothing to clean up")?;
         }
-        let lines: Vec<_> = self.0.iter().map(|what| format!("removed: {what}")).collect();
-        f.write_str(&lines.join("\n"))
+        self.0.iter().try_for_each(|what| writeln!(f, "removed: {what}"))
     }
 }
 
@@ -49,4 +48,21 @@ pub fn run() -> Result<Report, Error> {
 
 async fn remove() -> Result<Vec<String>, Failure> {
     Ok(undo::leftovers(&Netlink::open()?).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Report;
+
+    #[test]
+    fn each_line_ends() {
+        let cases: [(&[&str], &str); 2] = [
+            (&[], "nothing to clean up\n"),
+            (&["policy rule", "cgroup"], "removed: policy rule\nremoved: cgroup\n"),
+        ];
+        for (removed, want) in cases {
+            let report = Report(removed.iter().map(|what| (*what).to_owned()).collect());
+            assert_eq!(report.to_string(), want);
+        }
+    }
 }

@@ -57,7 +57,7 @@ async fn render(
     parts.narrow(families, note);
     let note = parts.enforce(entries);
     let note = if note.is_empty() { note } else { format!("# {note}\n") };
-    let slot = Claim::foresee(&parts.netlink, parts.families).await?;
+    let slot = Claim::foresee(&parts.netlink, parts.families, &candidate.taken()?).await?;
     let steps = candidate.render(mechanism, parts.facts(slot));
     Ok(format!("# by {candidate}\n{remarks}{note}{BYPASS}{steps}"))
 }

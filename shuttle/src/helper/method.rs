@@ -14,6 +14,7 @@ use super::{
     parts::{
         Facts, Parts,
         answer::{Sender, SenderError},
+        slot::Slot,
     },
 };
 use crate::{
@@ -110,6 +111,14 @@ impl Candidate {
         match self {
             Self::Ebpf(_) => Vec::new(),
             Self::Nft => nft::filtered_bridges(parts),
+        }
+    }
+
+    /// Returns the slots that it can't use, because of what others have.
+    pub(super) fn taken(self) -> Result<Vec<Slot>, Failure> {
+        match self {
+            Self::Ebpf(_) => Ok(Vec::new()),
+            Self::Nft => Ok(nft::taken()?),
         }
     }
 
@@ -228,11 +237,10 @@ impl Method {
     }
 
     /// Watches what was set up. Never returns; may be dropped and called again.
-    pub(super) async fn watch(&mut self) {
+    pub(super) async fn watch(&mut self, parts: &Parts) {
         match self {
             Self::Ebpf(ebpf) => ebpf.watch().await,
-            // The kernel lets nobody else change its table.
-            Self::Nft(_) => std::future::pending().await,
+            Self::Nft(nft) => nft.watch(parts).await,
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
     for entry in ledger.into_reverse() {
         let words = words(&entry);
         match one(entry, netlink).await {
-            Ok(()) => {}
+            Ok(_) => {}
             // The step had failed, or somebody else has removed the object.
             Err(error) if error.is_absent() => tracing::debug!(%error, words, "already removed"),
             Err(error) => {
@@ -31,10 +31,8 @@ pub(super) async fn all(ledger: Ledger, netlink: &Netlink) {
 pub(super) async fn leftovers(netlink: &Netlink) -> Result<Vec<String>, Error> {
     // Routes come first: without them an instance counts as dead.
     let mut removed = each(link_local::leftovers(netlink).await?, netlink).await?;
-    // Tables come next. They are found by the slots of the rules.
-    let (rules, slots) = policy_rules::leftovers(netlink).await?;
-    removed.extend(each(nft::leftovers(&slots)?, netlink).await?);
-    removed.extend(each(rules, netlink).await?);
+    removed.extend(each(nft::leftovers(netlink).await?, netlink).await?);
+    removed.extend(each(policy_rules::leftovers(netlink).await?, netlink).await?);
     removed.extend(each(hook::leftovers(netlink).await?, netlink).await?);
     Ok(removed)
 }
@@ -43,24 +41,24 @@ async fn each(entries: Vec<Entry>, netlink: &Netlink) -> Result<Vec<String>, Err
     let mut removed = Vec::new();
     for entry in entries {
         let words = words(&entry);
-        one(entry, netlink).await?;
-        removed.push(words);
+        if one(entry, netlink).await? {
+            removed.push(words);
+        }
     }
     Ok(removed)
 }
 
-async fn one(entry: Entry, netlink: &Netlink) -> Result<(), Error> {
+/// Returns whether there was something to remove.
+async fn one(entry: Entry, netlink: &Netlink) -> Result<bool, Error> {
     match entry {
-        Entry::Tun(device) => {
-            drop(device);
-            Ok(())
-        }
-        Entry::Rule { rule, .. } => netlink.delete_rule(rule).await,
-        Entry::Route { route, .. } => netlink.delete_route(route).await,
-        Entry::Table(name) => Ok(nft::delete(&name).map(drop)?),
-        Entry::Qdisc(lan) => hook::delete_unused(netlink, lan.index).await,
-        Entry::Filter { lan, slot } => hook::delete_filter(netlink, &lan, slot).await,
+        Entry::Tun(device) => drop(device),
+        Entry::Rule { rule, .. } => netlink.delete_rule(rule).await?,
+        Entry::Route { route, .. } => netlink.delete_route(route).await?,
+        Entry::Table(name) => return Ok(nft::delete(&name)?),
+        Entry::Qdisc(lan) => return hook::delete_unused(netlink, lan.index).await,
+        Entry::Filter { lan, slot } => return hook::delete_filter(netlink, &lan, slot).await,
     }
+    Ok(true)
 }
 
 fn words(entry: &Entry) -> String {

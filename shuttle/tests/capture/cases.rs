@@ -20,7 +20,7 @@ use crate::{
     cgroup::our_cgroups,
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite, router, swaps, udp,
+    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite, router, swaps, tables, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
@@ -51,6 +51,9 @@ pub(crate) const ALL: &[Case] = &[
     ("termination_leaves_nothing", EVERY, lifetime::termination_leaves_nothing),
     ("killed_helper", ROUTING, lifetime::killed_helper),
     ("two_instances", EVERY, lifetime::two_instances),
+    ("tables_without_rules", NFT, tables::without_rules),
+    ("foreign_tables", NFT, tables::foreign),
+    ("flushed_tables", NFT, tables::flushed),
     ("new_addresses_are_ours", EVERY, new_addresses_are_ours),
     ("replaced_rules", EVERY, replaced_rules),
     ("forwarded_while_rules_change", ROUTING, router::while_rules_change),
@@ -63,6 +66,9 @@ pub(crate) const ALL: &[Case] = &[
     ("dry_run", EVERY, dry_run),
     ("one_step", EVERY, lifetime::one_step),
     ("failing_steps", EVERY, lifetime::each_failing_step_leaves_nothing),
+    ("one_step_of_all", EVERY, lifetime::one_step_of_all),
+    ("failing_steps_of_all", EVERY, lifetime::each_failing_step_of_all_leaves_nothing),
+    ("deadly_steps", EVERY, lifetime::a_death_at_each_step_leaves_what_is_found),
     ("udp_steering", EVERY, udp::steering),
     ("udp_of_the_link", EVERY, udp::what_is_for_the_link_stays),
     ("udp_one_socket", EVERY, udp::one_socket),

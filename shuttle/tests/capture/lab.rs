@@ -127,8 +127,14 @@ fn echo(mut stream: TcpStream) {
 
 /// Runs `ip` with these arguments in this thread's namespace.
 pub(crate) fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split(' ')).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments}: {errors}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -140,9 +146,14 @@ fn run_ip(arguments: &str) {
 pub(crate) fn network_state() -> String {
     let parts =
         ["rule", "-6 rule", "route show table all", "-6 route show table all", "-br link", "-br address"];
-    let tables = Command::new("nft").args(["list", "ruleset"]).output().expect("nft is installed");
-    assert!(tables.status.success(), "{}", String::from_utf8_lossy(&tables.stderr));
-    parts.map(ip).concat() + &String::from_utf8_lossy(&tables.stdout)
+    // The second lists nothing while v0 has no clsact qdisc.
+    let traffic_control = ["qdisc", "filter show dev v0 ingress"].map(|arguments| run("tc", arguments));
+    [parts.map(ip).concat(), traffic_control.concat(), nft("list ruleset")].concat()
+}
+
+/// Runs `nft` with these arguments in this thread's namespace.
+pub(crate) fn nft(arguments: &str) -> String {
+    run("nft", arguments)
 }
 
 pub(crate) fn address(text: &str) -> SocketAddr {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Write},
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
     process::Command,
     thread,
     time::Duration,
@@ -13,11 +14,11 @@ use nix::{
 };
 use shuttle::{
     capture::{
-        BypassOptions,
+        BypassChoice, BypassKind, BypassOptions, IngressHook, Mechanism,
         handle::{Captured, Handle},
     },
     helper::cleanup,
-    policy::Plan,
+    policy::{Lans, Plan},
 };
 use shuttle_common::rule::Verdict;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,10 +26,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     Method,
     app::{How, ask, connect},
-    cases::{assert_eventually, capture, everything, rule, start},
-    cgroup::our_cgroups,
+    cases::{assert_eventually, everything, rule, start},
+    cgroup::{cgroup_of, our_cgroups},
     lab::{World, address, ip, network_state, proxy, serve},
-    method,
+    method, resolvers,
 };
 
 pub(crate) fn drop_leaves_nothing() {
@@ -98,8 +99,11 @@ pub(crate) fn killed_helper() {
         assert!(!leaks, "{:?}", String::from_utf8_lossy(&packet[..length]));
     }
     let report = cleanup::run().expect("clean up").to_string();
-    for family in ["V4", "V6"] {
-        assert!(report.contains(&format!("removed: {family} policy rule for mark 0x10000000")), "{report}");
+    for family in ["IPv4", "IPv6"] {
+        let line = format!(
+            "removed: {family} policy rule: packets with the mark 0x10000000 are routed by table 2190000\n"
+        );
+        assert!(report.contains(&line), "{report}");
     }
     let guard = report.contains("removed: nftables table shuttle_0_guard");
     assert_eq!(guard, method() == Method::Nft, "{report}");
@@ -133,16 +137,34 @@ pub(crate) fn two_instances() {
 
 /// Tests that each step of the set-up fails in turn, and in the last run none.
 pub(crate) fn each_failing_step_leaves_nothing() {
+    each_step("one_step", FAIL, 6);
+}
+
+/// Tests the same for a plan with everything in it.
+pub(crate) fn each_failing_step_of_all_leaves_nothing() {
+    each_step("one_step_of_all", FAIL, 12);
+}
+
+/// Tests that the cleanup finds what a helper leaves that dies at any step.
+pub(crate) fn a_death_at_each_step_leaves_what_is_found() {
+    each_step("one_step_of_all", DIE, 12);
+}
+
+/// The faults that can be injected into a step.
+const FAIL: &str = "SHUTTLE_FAIL_AT_STEP";
+const DIE: &str = "SHUTTLE_DIE_AT_STEP";
+
+fn each_step(case: &str, fault: &str, least: u32) {
     let this = std::env::current_exe().expect("own path");
-    let case = format!("one_step{}", method().row().1);
+    let case = format!("{case}{}", method().row().1);
     for step in 1..100 {
         let mut run = Command::new(&this);
-        run.args(["--case", &case]).env("SHUTTLE_FAIL_AT_STEP", step.to_string());
+        run.args(["--case", &case]).env(fault, step.to_string());
         let output = run.output().expect("run a case");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "step {step}: {said}{}", String::from_utf8_lossy(&output.stderr));
         if said.contains(CAPTURED) {
-            assert!(step > 6, "it has {step} steps only");
+            assert!(step > least, "it has {step} steps only");
             return;
         }
     }
@@ -154,21 +176,66 @@ const CAPTURED: &str = "it has captured";
 /// Captures, unless a fault is injected, and leaves nothing in either case.
 pub(crate) fn one_step() {
     let _world = World::new();
-    let before = (network_state(), our_cgroups());
+    one_step_of(&everything(), method().mechanism(), None);
+}
+
+/// Does the same for a plan with a LAN interface, a nameserver on a link and a bypass.
+pub(crate) fn one_step_of_all() {
+    let (_world, link) = resolvers::link();
+    let nameserver = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x53), 53, 0, link);
+    let lans = match method() {
+        Method::Lookup | Method::Nft => Lans::Named(vec!["v0".into()]),
+        Method::Rewrite => Lans::None,
+    };
+    let mut mechanism = method().mechanism();
+    // A tcx link can't outlive its process.
+    if method() == Method::Lookup {
+        mechanism.ebpf.ingress = IngressHook::Clsact;
+    }
+    let bypass = match method() {
+        Method::Lookup | Method::Rewrite => BypassKind::Mark,
+        Method::Nft => BypassKind::Cgroup,
+    };
+    let plan = Plan { lans, nameservers: vec![SocketAddr::from(nameserver).into()], ..everything() };
+    one_step_of(&plan, mechanism, Some(BypassChoice::Only(bypass)));
+}
+
+fn one_step_of(plan: &Plan, mechanism: Mechanism, bypass: Option<BypassChoice>) {
+    let before = (network_state(), our_cgroups(), cgroup_of("self"));
     let mut handle = Handle::spawn().expect("a helper");
-    match capture(&mut handle, &everything()) {
+    if let Some(choice) = bypass {
+        let options = BypassOptions { choice, ..BypassOptions::default() };
+        handle.enclose(options).and_then(|()| handle.settle()).expect("a bypass");
+    }
+    match handle.prepare(plan, mechanism).and_then(|()| handle.capture()) {
         Ok(captured) => {
-            assert_eq!(ask_captured(captured), "proxy 10.99.0.1:7");
+            // With a bypass, this process is in it.
+            let want = if bypass.is_some() { "world" } else { "proxy 10.99.0.1:7" };
+            assert_eq!(ask_captured(captured), want);
             println!("{CAPTURED}");
+        }
+        Err(_) if std::env::var_os(DIE).is_some() => {
+            drop(handle);
+            assert_eventually("its device is gone", || !ip("-br link").contains("shuttle0"));
+            cleanup::run().expect("clean up");
+            assert_eq!(without_empty_clsact(&network_state()), before.0);
+            return;
         }
         Err(error) => {
             assert!(error.to_string().contains("a fault was injected"), "{error}");
-            assert_eq!((network_state(), our_cgroups()), before, "before the helper ends");
+            assert_eq!(network_state(), before.0, "before the helper ends");
         }
     }
     drop(handle);
-    assert_eq!((network_state(), our_cgroups()), before);
+    assert_eq!((network_state(), our_cgroups(), cgroup_of("self")), before);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "world");
+}
+
+/// Removes the line of an empty clsact qdisc, which looks like anybody else's.
+fn without_empty_clsact(state: &str) -> String {
+    let is_empty = !state.contains("shuttle_router");
+    let lines = state.lines().filter(|line| !is_empty || !line.starts_with("qdisc clsact "));
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 fn ask_captured(captured: Captured) -> String {

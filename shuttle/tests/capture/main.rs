@@ -16,6 +16,7 @@ mod resolvers;
 mod rewrite;
 mod router;
 mod swaps;
+mod tables;
 mod udp;
 
 use std::{

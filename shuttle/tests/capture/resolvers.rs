@@ -143,7 +143,7 @@ const LINKED: &str = "fe80::53";
 const NOBODY: &str = "fe80::55";
 
 /// Makes a world in which nameservers are on the link. Also returns the link's index here.
-fn link() -> (World, u32) {
+pub(crate) fn link() -> (World, u32) {
     let world = World::new();
     add_to_link();
     world.run(|| {
@@ -271,7 +271,10 @@ pub(crate) fn on_a_link_of_a_killed_helper() {
         assert_eq!(ask(how, server), "world", "{how:?}");
     }
     let report = cleanup::run().expect("clean up").to_string();
-    for what in ["route to a link-local nameserver in table 2190000", "V6 policy rule for mark 0x10000000"] {
+    for what in [
+        "route to a link-local nameserver in table 2190000",
+        "IPv6 policy rule: packets with the mark 0x10000000",
+    ] {
         assert!(report.contains(&format!("removed: {what}")), "{report}");
     }
     assert_eq!(network_state(), before);

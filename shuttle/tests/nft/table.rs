@@ -1,9 +1,13 @@
 //! The table as a whole: what it contains in the kernel, and when it is removed.
 
-use std::time::Duration;
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use nix::sys::resource::{UsageWho, getrusage};
-use shuttle::helper::nft::{self, Error, Owner, Setup, Table, render, render_guard, render_lookup};
+use shuttle::helper::nft::{self, Error, Listed, Owner, Setup, Table, render, render_guard, render_lookup};
 use shuttle_common::{
     compile::{Entries, compile},
     rule::Rule,
@@ -110,6 +114,84 @@ fn a_table_without_owner_stays_until_it_is_deleted() {
     assert!(nft::delete("shuttle_0").expect("deleted"));
     assert!(!nft::delete("shuttle_0").expect("nothing to delete"));
     assert_eq!(listing(), "");
+}
+
+#[test]
+fn a_table_of_others_is_left_alone() {
+    enter();
+    run("nft", &["add", "table", "inet", "shuttle_0"], "");
+    let before = listing();
+    match Table::add_as(render(&setup(), &entries(&[])), Owner::Nobody) {
+        Err(Error::Refused { source, object, table, needs, .. }) => {
+            assert_eq!((source.raw_os_error(), &object[..]), (Some(libc::EEXIST), "the whole"));
+            assert_eq!(table, "shuttle_0");
+            assert!(needs.contains("no other program has a table of this name"), "{needs}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!nft::delete("shuttle_0").expect("nothing of ours"));
+    assert_eq!(listing(), before);
+}
+
+#[test]
+fn tables_are_listed() {
+    enter();
+    assert_eq!(nft::list().expect("none"), []);
+    let _owned = Table::add(render(&setup(), &entries(&[]))).expect("a table");
+    let _unowned = Table::add_as(render_guard(&setup()), Owner::Nobody).expect("a table");
+    run("nft", &["add", "table", "inet", "other"], "");
+    run("nft", &["add", "table", "ip", "shuttle_1"], "");
+    let listed = |name: &str, owner, ours| Listed { name: name.into(), owner, ours };
+    let want = [
+        listed("shuttle_0", Owner::Socket, true),
+        listed("shuttle_0_guard", Owner::Nobody, true),
+        listed("other", Owner::Nobody, false),
+    ];
+    assert_eq!(nft::list().expect("tables"), want);
+}
+
+/// Many more than a message of the kernel's holds.
+#[test]
+fn thousands_of_tables_are_listed() {
+    enter();
+    let tables: String = (0..3_000).map(|number| format!("add table inet other_{number}\n")).collect();
+    run("nft", &["-f", "-"], &tables);
+    assert_eq!(nft::list().expect("tables").len(), 3_000);
+}
+
+/// What the code says to the log.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("nobody panics").extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A table that somebody else has removed is no leftover, and can be put back.
+#[test]
+fn a_table_without_owner_may_be_removed_by_others() {
+    enter();
+    let ruleset = || render_guard(&setup());
+    let mut table = Table::add_as(ruleset(), Owner::Nobody).expect("a table");
+    let before = listing();
+    assert!(!table.put_back(ruleset).expect("it is there"));
+    run("nft", &["flush", "ruleset"], "");
+    assert_eq!(listing(), "");
+    assert!(table.put_back(ruleset).expect("put back"));
+    assert_eq!(listing(), before);
+    run("nft", &["flush", "ruleset"], "");
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, || drop(table));
+    assert_eq!(String::from_utf8_lossy(&log.0.lock().expect("nobody panics")), "");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! However a tunnel ends, nothing is captured afterwards and nothing remains.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::thread::sleep;
@@ -151,7 +152,20 @@ const REMOVALS: [(&str, Removal); 2] = [
     }),
 ];
 
+/// The table that a killed helper leaves.
+fn guard(method: Method) -> Result<BTreeSet<String>> {
+    let Some(guard) = method.row().guard else { return Ok(BTreeSet::new()) };
+    let lab = Lab::with(Options::default())?;
+    let args = [RUN.args, method.row().args, &["--dry-run"]].concat();
+    let output = Shuttle::command(&lab, Run::bare(&args))?.output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let start = text.find(&format!("table inet {guard} {{")).with_context(|| format!("no guard: {text}"))?;
+    let end = text[start..].find("\n}\n").context("its end")?;
+    lab.table_facts(&text[start..start + end + 3])
+}
+
 fn a_killed_helper_leaves_only_what_is_inert_and_is_removed(method: Method) -> Result<()> {
+    let guard = guard(method)?;
     for (how, code, end) in KILLED {
         for (by, remove) in REMOVALS {
             let (lab, mut shuttle) = tunnel(method)?;
@@ -162,11 +176,17 @@ fn a_killed_helper_leaves_only_what_is_inert_and_is_removed(method: Method) -> R
                 expect(&lab, target, &[], Outcome::Direct).context(how)?;
             }
             let left = lab.wait_clean(Duration::from_secs(2))?;
-            let inert = |fact: &String| {
+            let (tables, others): (Vec<_>, Vec<_>) =
+                left.iter().partition(|fact| fact.starts_with("client nft: "));
+            let inert = |fact: &&String| {
                 let kinds = method.row().inert.iter().chain([&SOCKET]);
                 kinds.into_iter().any(|(kind, tag)| fact.starts_with(kind) && fact.contains(tag))
             };
-            ensure!(left.iter().all(inert), "{how}: more is left than what is inert: {left:#?}");
+            ensure!(others.iter().all(inert), "{how}: more is left than what is inert: {left:#?}");
+            // Without the connections that it remembers.
+            let text = tables.iter().filter(|fact| !fact.contains(" . 10.78.") && !fact.contains(" . fd78:"));
+            let text: BTreeSet<_> = text.filter_map(|fact| fact.split(" # handle ").next()).collect();
+            ensure!(text == guard.iter().map(String::as_str).collect(), "{how}: {text:#?} not {guard:#?}");
             remove(&lab, RUN.by(method)).with_context(|| format!("{how}, {by}"))?;
             nothing_stays(&lab).with_context(|| format!("{how}, {by}"))?;
         }

@@ -13,9 +13,10 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle as Pa
 
 use crate::capture::IngressHook;
 use crate::helper::parts::{
+    claim::is_claimed,
     lan::Lan,
     ledger::{Entry, Ledger},
-    netlink::{Error, Family, Netlink},
+    netlink::{Error, Netlink},
     slot::{SLOTS, Slot},
 };
 
@@ -54,16 +55,22 @@ pub(super) async fn attach(
             Err(error) => tracing::debug!(%error, interface, "no tcx: trying clsact"),
         }
     }
-    match qdisc_add_clsact(interface) {
-        Ok(()) => ledger.record(Entry::Qdisc(lan.clone()))?,
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
-            // The instance that ends last removes the qdisc.
-            if is_shared(netlink, lan.index, slot).await? {
-                ledger.record(Entry::Qdisc(lan.clone()))?;
-            }
-        }
-        Err(error) => return Err(ProgramError::from(error).into()),
+    let there = with_clsact(netlink).await?.contains(&lan.index);
+    // The instance that ends last removes the qdisc.
+    if !there || is_shared(netlink, lan.index, slot).await? {
+        ledger.record(Entry::Qdisc(lan.clone()))?;
     }
+    if !there {
+        match qdisc_add_clsact(interface) {
+            Ok(()) => {}
+            // Somebody else has made it since.
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
+                ledger.take_back();
+            }
+            Err(error) => return Err(ProgramError::from(error).into()),
+        }
+    }
+    ledger.record(Entry::Filter { lan: lan.clone(), slot })?;
     let options = NlOptions { priority: priority(slot), handle: HANDLE, classid: None };
     program.attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::Netlink(options))?;
     Ok(ledger.step()?)
@@ -85,28 +92,39 @@ pub(in crate::helper) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>
     for index in with_clsact(netlink).await? {
         for filter in filters(netlink, index, Parent::MIN_INGRESS).await? {
             let Some(slot) = slot_of(&filter) else { continue };
-            if !is_alive(netlink, slot).await? {
+            if !is_claimed(netlink, slot).await? {
                 let lan = Lan { index, name: netlink.name_of(index).await?, bridge: false };
-                found.push(Entry::Filter { lan, slot });
+                found.extend([Entry::Filter { lan: lan.clone(), slot }, Entry::Qdisc(lan)]);
             }
         }
     }
     Ok(found)
 }
 
-/// Deletes the filter of a dead instance, and the qdisc if no filter is left in it.
-pub(in crate::helper) async fn delete_filter(netlink: &Netlink, lan: &Lan, slot: Slot) -> Result<(), Error> {
+/// Deletes the filter of a slot. Returns whether there was one.
+pub(in crate::helper) async fn delete_filter(
+    netlink: &Netlink,
+    lan: &Lan,
+    slot: Slot,
+) -> Result<bool, Error> {
+    let all = filters(netlink, lan.index, Parent::MIN_INGRESS).await?;
+    if !all.iter().any(|filter| slot_of(filter) == Some(slot)) {
+        return Ok(false);
+    }
     let link = SchedClassifierLink::attached(&lan.name, TcAttachType::Ingress, priority(slot), HANDLE, None);
     // Dropping it detaches it.
     drop(link.map_err(Error::system(format!("looking for the interface {}", lan.name)))?);
-    delete_unused(netlink, lan.index).await
+    Ok(true)
 }
 
-/// Deletes the clsact qdisc of an interface if no filter is in it.
-pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> Result<(), Error> {
+/// Deletes the clsact qdisc of an interface if it exists and has no filter. Returns whether it did so.
+pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> Result<bool, Error> {
+    if !with_clsact(netlink).await?.contains(&index) {
+        return Ok(false);
+    }
     for direction in [Parent::MIN_INGRESS, Parent::MIN_EGRESS] {
         if !filters(netlink, index, direction).await?.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
     }
     let mut request = netlink.handle().qdisc().del(index.cast_signed());
@@ -114,7 +132,8 @@ pub(in crate::helper) async fn delete_unused(netlink: &Netlink, index: u32) -> R
     message.header.handle = Parent { major: 0xffff, minor: 0 };
     message.header.parent = Parent::CLSACT;
     message.attributes.push(TcAttribute::Kind(CLSACT.to_owned()));
-    request.execute().await.map_err(Error::netlink("deleting a clsact qdisc"))
+    request.execute().await.map_err(Error::netlink("deleting a clsact qdisc"))?;
+    Ok(true)
 }
 
 /// Returns the interfaces with a clsact qdisc.
@@ -152,13 +171,4 @@ fn kind(message: &TcMessage) -> Option<&str> {
         TcAttribute::Kind(kind) => Some(&kind[..]),
         _ => None,
     })
-}
-
-async fn is_alive(netlink: &Netlink, slot: Slot) -> Result<bool, Error> {
-    for family in Family::BOTH {
-        if !netlink.routes(family, slot.table()).await?.is_empty() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

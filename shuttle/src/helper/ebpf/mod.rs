@@ -106,7 +106,7 @@ impl Ebpf {
     ) -> Result<(Self, Listeners), Error> {
         let (listeners, families, note) = listeners::open(parts.families, LOOKUP)?;
         parts.narrow(families, note);
-        let claim = Claim::take(&parts.netlink, families, &mut parts.ledger).await?;
+        let claim = Claim::take(&parts.netlink, families, &[], &mut parts.ledger).await?;
         let settings = Settings::new(claim.slot, families, claim.tun, listeners::any(&listeners));
         let mut programs = Programs::load(loader, &settings, options.log)?;
         programs.set_listeners(&listeners)?;
@@ -125,13 +125,13 @@ impl Ebpf {
 
     /// Starts capturing the traffic of the programs in one cgroup.
     pub(super) async fn start_in(&mut self, cgroup: &Cgroup, parts: &mut Parts) -> Result<(), Error> {
-        self.look_at_own(parts).await?;
         if let State::Lookup { slot, .. } = &self.steering {
             let routes: Vec<_> = parts.link_local.entries(*slot).collect();
             for route in routes {
                 parts.ledger.record(route)?;
             }
         }
+        self.look_at_own(parts).await?;
         let (last, first): (Vec<_>, Vec<_>) =
             self.setup.attachments.iter().cloned().partition(Attachment::is_at_cgroup);
         for rule in &self.setup.rules {

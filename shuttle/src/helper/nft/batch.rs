@@ -83,7 +83,7 @@ impl<'a> Batch<'a> {
             Owner::Socket => OWNED,
             Owner::Nobody => 0,
         };
-        let needs = "CONFIG_NF_TABLES_INET, and no other shuttle that has this table: try `shuttle cleanup`";
+        let needs = "CONFIG_NF_TABLES_INET, and that no other program has a table of this name";
         self.add(MessageKind::NewTable, "the whole".into(), needs, |message| {
             message.u32(2, flags);
         });
@@ -144,6 +144,7 @@ impl<'a> Batch<'a> {
             MessageKind::NewElements => ("filling", CREATE),
             MessageKind::NewTable | MessageKind::NewChain | MessageKind::NewSet => ("adding", CREATE | NEW),
             MessageKind::GetTable
+            | MessageKind::GetChain
             | MessageKind::DelTable
             | MessageKind::DelChain
             | MessageKind::DelRule

@@ -43,6 +43,14 @@ pub enum Error {
         /// What the part needs.
         needs: &'static str,
     },
+    /// The kernel doesn't answer whether a table exists.
+    #[error("looking for the nftables table {table}: {source} (needs root and CONFIG_NF_TABLES)")]
+    Unanswered {
+        /// The table.
+        table: String,
+        /// The cause.
+        source: io::Error,
+    },
     /// The kernel didn't confirm that it has applied the ruleset.
     #[error(
         "the kernel has not confirmed the change of the nftables table {0}: run `shuttle cleanup`, then start again"
@@ -68,6 +76,9 @@ impl From<Error> for Failure {
         let (operation, source, needs) = match error {
             Error::Rules(error) => return Self::Rules(error.to_string()),
             Error::Unconfirmed(_) => return Self::system("changing nftables", &error),
+            Error::Unanswered { table, source } => {
+                return Self::system(format!("looking for the nftables table {table}"), &source);
+            }
             Error::Namespace(source) => return Self::system("making a network namespace", &source),
             Error::Socket { operation, source } => (
                 format!("{operation} for nf_tables"),
@@ -86,6 +97,6 @@ impl From<Error> for Failure {
 /// The undoing of tables shares its errors with that of routes and rules.
 impl From<Error> for netlink::Error {
     fn from(error: Error) -> Self {
-        netlink::Error::system("removing an nftables table")(io::Error::other(error.to_string()))
+        netlink::Error::system("removing nftables tables")(io::Error::other(error.to_string()))
     }
 }

@@ -8,9 +8,10 @@
 //! packet, and without connections it does nothing. The next start removes it.
 
 use super::{
+    names::guard_name,
     render::{
         AFTER_MANGLE, FIRST, LAST, Setup, all, base, captured_here, chain, exempt, goto, none,
-        of_connections, some,
+        of_connections, some, tagged,
     },
     ruleset::{Expr, Family, Flows, Hook, Protocol, Ruleset, Set},
 };
@@ -52,10 +53,5 @@ pub fn render_guard(setup: &Setup) -> Ruleset {
         chains.push(base("lan", Hook::Prerouting, AFTER_MANGLE + 1, lans));
     }
     let sets = Family::BOTH.map(|family| Set::Flows(Flows::Captured(family))).into();
-    Ruleset { table: guard_name(&setup.table), sets, chains, lookup: None }
-}
-
-/// Returns the name of a table's guard.
-pub(super) fn guard_name(table: &str) -> String {
-    format!("{table}_guard")
+    tagged(guard_name(&setup.table), sets, chains)
 }

@@ -27,6 +27,7 @@ pub(super) enum MessageKind {
     GetTable = 1,
     DelTable = 2,
     NewChain = 3,
+    GetChain = 4,
     DelChain = 5,
     NewRule = 6,
     DelRule = 8,
@@ -142,49 +143,86 @@ fn put_at(buffer: &mut [u8], at: usize, value: &[u8]) {
     buffer.iter_mut().skip(at).zip(value).for_each(|(to, from)| *to = *from);
 }
 
-/// Returns the request for a table, with the number `sequence`.
-pub(super) fn question(name: &str, sequence: u32) -> Vec<u8> {
+/// Returns the request for all tables, with the number `sequence`.
+pub(super) fn all_tables(sequence: u32) -> Vec<u8> {
+    /// NLM_F_DUMP.
+    const DUMP: u16 = 0x300;
+    question(MessageKind::GetTable, DUMP, sequence, |_| ())
+}
+
+/// Returns the request for a chain, with the number `sequence`.
+pub(super) fn one_chain(table: &str, chain: &str, sequence: u32) -> Vec<u8> {
+    question(MessageKind::GetChain, 0, sequence, |message| {
+        message.text(1, table).text(3, chain);
+    })
+}
+
+fn question(kind: MessageKind, flags: u16, sequence: u32, fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
     let mut messages = Messages { bytes: Vec::new(), next: sequence, last: 0 };
-    messages.frame(SUBSYSTEM << 8 | MessageKind::GetTable as u16, 0, [INET, 0], 0, |message| {
-        message.text(1, name);
-    });
+    messages.frame(SUBSYSTEM << 8 | kind as u16, flags, [INET, 0], 0, fill);
     messages.bytes
 }
 
-/// Returns the flags of the table in the kernel's answer.
-pub(super) fn table_flags(datagram: &[u8]) -> Option<u32> {
-    /// NFTA_TABLE_FLAGS.
-    const FLAGS: u16 = 2;
-    let kind = datagram.get(4..)?.first_chunk()?;
-    let mut attributes = datagram.get(HEADER + 4..)?;
-    if u16::from_ne_bytes(*kind) != SUBSYSTEM << 8 | MessageKind::NewTable as u16 {
-        return None;
-    }
-    while let Some([l0, l1, k0, k1]) = attributes.first_chunk() {
-        if u16::from_ne_bytes([*k0, *k1]) == FLAGS {
-            return attributes.get(4..)?.first_chunk().map(|flags| u32::from_be_bytes(*flags));
-        }
-        let length = usize::from(u16::from_ne_bytes([*l0, *l1])).next_multiple_of(4).max(4);
-        attributes = attributes.get(length..)?;
-    }
-    None
+/// A message of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// The error code for the message with this number: 0 if the kernel has applied it.
+    Answer { sequence: u32, code: i32 },
+    /// A table exists.
+    Table { name: String, flags: u32 },
+    /// A chain exists.
+    Chain,
+    /// All are listed.
+    Done,
+    /// Any other message.
+    Other,
 }
 
-/// Returns the kernel's answers as sequence numbers and error codes. The code is 0 for a message that the kernel has
-/// applied.
-pub(super) fn answers(mut datagram: &[u8]) -> Vec<(u32, i32)> {
-    /// NLMSG_ERROR of linux/netlink.h.
-    const ERROR: u16 = 2;
-    let mut found = Vec::new();
+/// Returns the messages of a datagram.
+pub(super) fn said(mut datagram: &[u8]) -> Vec<Said> {
+    let mut all = Vec::new();
     while let Some(header) = datagram.first_chunk::<HEADER>() {
         let [l0, l1, l2, l3, t0, t1, _, _, s0, s1, s2, s3, ..] = *header;
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        if u16::from_ne_bytes([t0, t1]) == ERROR
-            && let Some(code) = datagram.get(HEADER..).and_then(<[u8]>::first_chunk::<4>)
-        {
-            found.push((u32::from_ne_bytes([s0, s1, s2, s3]), i32::from_ne_bytes(*code)));
-        }
-        datagram = datagram.get(length.next_multiple_of(4).max(HEADER)..).unwrap_or_default();
+        let (kind, sequence) = (u16::from_ne_bytes([t0, t1]), u32::from_ne_bytes([s0, s1, s2, s3]));
+        let end = length.clamp(HEADER, datagram.len());
+        all.push(message(kind, sequence, datagram.get(HEADER..end).unwrap_or_default()));
+        datagram = datagram.get(end.next_multiple_of(4)..).unwrap_or_default();
     }
-    found
+    all
+}
+
+fn message(kind: u16, sequence: u32, body: &[u8]) -> Said {
+    /// NLMSG_ERROR and NLMSG_DONE of linux/netlink.h.
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    const TABLE: u16 = SUBSYSTEM << 8 | MessageKind::NewTable as u16;
+    const CHAIN: u16 = SUBSYSTEM << 8 | MessageKind::NewChain as u16;
+    // After struct nfgenmsg.
+    let attributes = body.get(4..).unwrap_or_default();
+    match (kind, body.first_chunk()) {
+        (ERROR, Some(code)) => Said::Answer { sequence, code: i32::from_ne_bytes(*code) },
+        (DONE, _) => Said::Done,
+        (TABLE, _) => table(attributes),
+        (CHAIN, _) => Said::Chain,
+        _ => Said::Other,
+    }
+}
+
+fn table(mut attributes: &[u8]) -> Said {
+    /// NFTA_TABLE_NAME and NFTA_TABLE_FLAGS.
+    const NAME: u16 = 1;
+    const FLAGS: u16 = 2;
+    let (mut name, mut flags) = (String::new(), 0);
+    while let Some([l0, l1, k0, k1]) = attributes.first_chunk() {
+        let end = usize::from(u16::from_ne_bytes([*l0, *l1])).clamp(4, attributes.len());
+        let value = attributes.get(4..end).unwrap_or_default();
+        match u16::from_ne_bytes([*k0, *k1]) {
+            NAME => name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            FLAGS => flags = value.first_chunk().map_or(0, |flags| u32::from_be_bytes(*flags)),
+            _ => {}
+        }
+        attributes = attributes.get(end.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Said::Table { name, flags }
 }

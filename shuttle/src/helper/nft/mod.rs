@@ -11,6 +11,7 @@ mod error;
 mod guard;
 mod intervals;
 mod message;
+mod names;
 mod proof;
 mod render;
 pub mod ruleset;
@@ -20,29 +21,33 @@ mod text;
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
+
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 pub use batch::Owner;
 pub use check::{ExprKind, Missing, Part, check};
 pub use error::Error;
 pub use guard::render_guard;
 pub use render::{Listeners, Setup, render, render_lookup};
-pub use ruleset::Cgroup;
-pub use table::{Table, delete, stays};
+pub use ruleset::{Cgroup, Ruleset};
+pub use table::{Listed, Table, delete, list};
 
-use self::guard::guard_name;
+use self::names::name;
+pub(super) use self::names::{leftovers, taken};
 use super::parts::{
     Facts, Parts,
     answer::Sender,
     claim::{self, Claim, DEVICE},
     fallback::Fallback,
     lan::Lan,
-    ledger::Entry,
+    ledger::{Entry, Ledger},
     link_local::LinkLocal,
     listeners,
     netlink::{self, Family},
     policy_rules::PolicyRule,
-    slot::{BYPASS_BIT, FORWARDED_BIT, SLOTS, Slot},
+    slot::{BYPASS_BIT, FORWARDED_BIT, SLOTS},
     tun,
 };
 use crate::capture::{self, Arrival, DatagramArrival, Failure, MethodName, StreamArrival};
@@ -60,6 +65,8 @@ pub(super) struct Nft {
     /// The table that captures, once started. It is dropped first.
     table: Option<Table>,
     guard: Option<Table>,
+    /// When to check whether the tables exist. `None` once one could not be restored.
+    looks: Option<Interval>,
 }
 
 impl Nft {
@@ -67,7 +74,8 @@ impl Nft {
     pub(super) async fn prepare(parts: &mut Parts) -> Result<(Self, capture::Listeners), Failure> {
         let (listeners, families, note) = listeners::open(parts.families, ARRIVAL)?;
         parts.narrow(families, note);
-        let claim = Claim::take(&parts.netlink, families, &mut parts.ledger).await.map_err(no_claim)?;
+        let claim = Claim::take(&parts.netlink, families, &taken()?, &mut parts.ledger).await;
+        let claim = claim.map_err(no_claim)?;
         listeners::suit_packet_filter(&listeners, claim.slot)?;
         let tun = parts.netlink.name_of(claim.tun).await?;
         let at = |listener: &capture::Listener| -> Result<Listeners, Failure> {
@@ -82,10 +90,13 @@ impl Nft {
             Err(missing) => no_namespace_or(missing)?,
         }
         if let Some(cgroup) = &setup.exempt {
-            proof::matches(cgroup, &setup.table)?;
+            proof::matches(cgroup, &setup.table, &mut parts.ledger)?;
         }
         parts.ledger.step()?;
-        Ok((Self { claim, setup, fallback: Fallback::new(claim), table: None, guard: None }, listeners))
+        let mut looks = interval(Duration::from_secs(1));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let fallback = Fallback::new(claim);
+        Ok((Self { claim, setup, fallback, table: None, guard: None, looks: Some(looks) }, listeners))
     }
 
     /// Starts capturing connections and datagrams. The table is added last, in one transaction.
@@ -101,10 +112,9 @@ impl Nft {
         }
         self.fallback.add_routes(&parts.netlink, &mut parts.ledger).await?;
         self.fallback.extend(&parts.netlink, &parts.entries).await?;
-        parts.ledger.record(Entry::Table(guard_name(&self.setup.table)))?;
-        self.guard = Some(Table::add_as(render_guard(&self.setup), Owner::Nobody)?);
-        parts.ledger.record(Entry::Table(self.setup.table.clone()))?;
-        self.table = Some(Table::add(render(&self.setup, &parts.entries))?);
+        let unowned = |ruleset| Table::add_as(ruleset, Owner::Nobody);
+        self.guard = Some(add(&mut parts.ledger, render_guard(&self.setup), unowned)?);
+        self.table = Some(add(&mut parts.ledger, render(&self.setup, &parts.entries), Table::add)?);
         Ok(())
     }
 
@@ -132,6 +142,35 @@ impl Nft {
             parts.link_local.add_routes(&parts.netlink, self.claim.slot).await;
         }
         Ok(())
+    }
+
+    /// Restores tables that somebody else has removed. `nft flush ruleset` removes those without an owner. Never
+    /// returns; may be dropped and called again.
+    ///
+    /// It checks each second. The kernel's notices would arrive at once, but also one for each element of our maps.
+    pub(super) async fn watch(&mut self, parts: &Parts) {
+        while let Some(looks) = &mut self.looks {
+            looks.tick().await;
+            if let Err(error) = self.put_back(parts) {
+                tracing::warn!(%error, "nftables tables that somebody else removes are no longer restored");
+                self.looks = None;
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn put_back(&mut self, parts: &Parts) -> Result<(), Error> {
+        let Self { setup, table, guard, .. } = self;
+        let put_back = |table: &mut Option<Table>, ruleset: &dyn Fn() -> Ruleset| -> Result<(), Error> {
+            if let Some(table) = table
+                && table.put_back(ruleset)?
+            {
+                tracing::warn!("somebody has removed the nftables table {}; it is restored", table.name());
+            }
+            Ok(())
+        };
+        put_back(guard, &|| render_guard(setup))?;
+        put_back(table, &|| render(setup, &parts.entries))
     }
 
     /// Returns one line for the user.
@@ -185,21 +224,18 @@ pub(super) fn filtered_bridges(parts: &Parts) -> Vec<capture::Missing> {
     bridges.map(missing).collect()
 }
 
-/// Returns the tables that dead instances with these slots left.
-pub(super) fn leftovers(slots: &[Slot]) -> Result<Vec<Entry>, Error> {
-    let mut found = Vec::new();
-    for slot in slots {
-        for name in [name(*slot), guard_name(&name(*slot))] {
-            if stays(&name)? {
-                found.push(Entry::Table(name));
-            }
-        }
+/// Records a table, and adds it. If the kernel refuses it, an existing table with that name is not this instance's.
+fn add(
+    ledger: &mut Ledger,
+    ruleset: Ruleset,
+    add: impl FnOnce(Ruleset) -> Result<Table, Error>,
+) -> Result<Table, Failure> {
+    ledger.record(Entry::Table(ruleset.table.clone()))?;
+    let added = add(ruleset);
+    if let Err(Error::Refused { .. }) = &added {
+        ledger.take_back();
     }
-    Ok(found)
-}
-
-fn name(slot: Slot) -> String {
-    format!("shuttle_{}", slot.number())
+    Ok(added?)
 }
 
 /// Returns the setup without listeners.

@@ -6,18 +6,19 @@ use std::{
 };
 
 use super::{
-    Table,
-    render::{LAST, base},
-    ruleset::{Cgroup, Expr, Family, Hook, Protocol, Ruleset},
+    Table, add,
+    names::proof_name,
+    render::{LAST, base, tagged},
+    ruleset::{Cgroup, Expr, Family, Hook, Protocol},
 };
 use crate::{
     capture::{BypassKind, Failure, MethodName, Missing},
-    helper::bypass,
+    helper::{bypass, parts::ledger::Ledger},
 };
 
 /// Adds a table that drops what sockets of the cgroup send to one port, and then sends a datagram there from within the
 /// cgroup. Meanwhile this process is in the cgroup.
-pub(super) fn matches(cgroup: &Cgroup, table: &str) -> Result<(), Failure> {
+pub(super) fn matches(cgroup: &Cgroup, table: &str, ledger: &mut Ledger) -> Result<(), Failure> {
     let failed = |error| Failure::system("sending a datagram to this host", &error);
     let target = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
     let to = target.local_addr().map_err(failed)?;
@@ -30,8 +31,7 @@ pub(super) fn matches(cgroup: &Cgroup, table: &str) -> Result<(), Failure> {
         Expr::Drop,
     ];
     let chains = vec![base("output", Hook::Output, LAST, [drop])];
-    let _table =
-        Table::add(Ruleset { table: format!("{table}_proof"), sets: Vec::new(), chains, lookup: None })?;
+    let _table = add(ledger, tagged(proof_name(table), Vec::new(), chains), Table::add)?;
     let send = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(b"proof", to);
     let unproved = |because: String| {
         let missing = vec![Missing::Bypass { method: MethodName::Nft, kind: BypassKind::Cgroup, because }];

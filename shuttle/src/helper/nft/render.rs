@@ -24,6 +24,9 @@ use super::{
 };
 use crate::policy::Nameserver;
 
+/// A chain without rules, by which we know our tables. The comment of a table, which the kernel keeps from Linux 5.10
+/// on, would do as well.
+pub(super) const TAG: &str = "made_by_shuttle";
 /// The chain that marks a packet as captured.
 pub(super) const CAPTURED: &str = "captured";
 /// The chain that looks the destination up.
@@ -99,7 +102,7 @@ pub fn render(setup: &Setup, entries: &Entries) -> Ruleset {
     let opening = Family::BOTH.map(Flows::Opening).into_iter().filter(|_| !setup.lans.is_empty());
     let flows = Family::BOTH.map(Flows::Captured).into_iter().chain(opening);
     let sets = nameservers.into_iter().chain(flows.map(Set::Flows)).collect();
-    Ruleset { table: setup.table.clone(), sets, chains, lookup: Some(render_lookup(setup, entries, 0)) }
+    Ruleset { lookup: Some(render_lookup(setup, entries, 0)), ..tagged(setup.table.clone(), sets, chains) }
 }
 
 /// Returns the part that a change of the rules replaces. Each generation differs from the one before.
@@ -317,6 +320,12 @@ fn listeners(setup: &Setup, family: Family) -> Option<Listeners> {
         Family::V4 => setup.v4,
         Family::V6 => setup.v6,
     }
+}
+
+/// A table of ours, without a lookup.
+pub(super) fn tagged(table: String, sets: Vec<Set>, mut chains: Vec<Chain>) -> Ruleset {
+    chains.insert(0, chain(TAG, []));
+    Ruleset { table, sets, chains, lookup: None }
 }
 
 pub(super) fn chain(name: &str, rules: impl IntoIterator<Item = Rule>) -> Chain {

@@ -1,6 +1,9 @@
 //! The table in the kernel, and the socket that owns it.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use nix::{
     errno::Errno,
@@ -14,7 +17,8 @@ use nix::{
 use super::{
     batch::{Batch, OWNED, Owner, Step},
     error::Error,
-    message::{answers, question, table_flags},
+    message::{Said, all_tables, one_chain, said},
+    render::TAG,
     ruleset::{Lookup, Ruleset},
 };
 use crate::sys::capture::wait_for_programs;
@@ -81,6 +85,23 @@ impl Table {
         }
     }
 
+    /// Restores a table without an owner if somebody else has removed it. Returns whether that was so.
+    pub fn put_back(&mut self, ruleset: impl FnOnce() -> Ruleset) -> Result<bool, Error> {
+        // Nobody else can remove what has an owner.
+        if self.owner == Owner::Socket || self.socket.is_ours(&self.name)? {
+            return Ok(false);
+        }
+        let ruleset = ruleset();
+        self.socket.transact(&self.name, |batch| batch.add_ruleset(&ruleset, self.owner))?;
+        self.lookup = ruleset.lookup.map(Lookup::without_elements);
+        Ok(true)
+    }
+
+    /// Returns the table's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Returns the number of the next lookup.
     pub fn next_generation(&self) -> u32 {
         self.lookup.as_ref().map_or(0, |lookup| lookup.generation.wrapping_add(1))
@@ -95,25 +116,34 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         // If the table has an owner, closing the socket would remove it as well, but not before this returns.
-        if let Err(error) = self.socket.transact(&self.name, |batch| batch.delete_table()) {
+        if let Err(error) = self.socket.delete_ours(&self.name) {
             tracing::warn!(%error, "an nftables table remains; `shuttle cleanup` removes it");
         }
     }
 }
 
-/// Removes a table that a dead instance left. Returns whether it existed.
+/// Removes a table of ours. Returns whether it existed. Another program's table with that name is kept.
 pub fn delete(name: &str) -> Result<bool, Error> {
-    match Nfnetlink::open()?.transact(name, |batch| batch.delete_table()) {
-        Ok(()) => Ok(true),
-        Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
+    Nfnetlink::open()?.delete_ours(name)
 }
 
-/// Returns whether a table exists that stays without its maker. Returns `false` if there is no nf_tables to ask.
-pub fn stays(name: &str) -> Result<bool, Error> {
-    let Ok(mut socket) = Nfnetlink::open() else { return Ok(false) };
-    Ok(socket.flags_of(name)?.is_some_and(|flags| flags & OWNED == 0))
+/// A table of the family `inet` in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Who removes it.
+    pub owner: Owner,
+    /// Whether an instance of shuttle has made it.
+    pub ours: bool,
+}
+
+/// Returns the tables in this thread's network namespace, and none if there is no nf_tables to ask.
+pub fn list() -> Result<Vec<Listed>, Error> {
+    match Nfnetlink::open() {
+        Ok(mut socket) => socket.list(),
+        Err(_) => Ok(Vec::new()),
+    }
 }
 
 /// A socket to the kernel's nf_tables.
@@ -153,37 +183,75 @@ impl Nfnetlink {
         self.read_answers(first, table, &steps)
     }
 
-    /// Returns the flags of a table, if it exists.
-    fn flags_of(&mut self, name: &str) -> Result<Option<u32>, Error> {
-        self.sequence = self.sequence.wrapping_add(1);
-        send(self.socket.as_raw_fd(), &question(name, self.sequence), MsgFlags::empty())
-            .map_err(Error::socket("sending"))?;
-        let mut buffer = vec![0; 4096];
-        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)
-            .map_err(Error::socket("reading the answer"))?;
-        Ok(table_flags(buffer.get(..length).unwrap_or_default()))
+    /// Removes a table if it has our tag. Returns whether it existed.
+    fn delete_ours(&mut self, name: &str) -> Result<bool, Error> {
+        if !self.is_ours(name)? {
+            return Ok(false);
+        }
+        match self.transact(name, |batch| batch.delete_table()) {
+            Ok(()) => Ok(true),
+            Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Reads what the kernel answered before `send` returned: the messages that it refused, or that it applied the last
-    /// one.
-    fn read_answers(&self, first: u32, table: &str, steps: &[Step]) -> Result<(), Error> {
+    fn list(&mut self) -> Result<Vec<Listed>, Error> {
+        let tables = self.ask(all_tables)?.into_iter().filter_map(|said| match said {
+            Said::Table { name, flags } => Some((name, flags)),
+            Said::Answer { .. } | Said::Chain | Said::Done | Said::Other => None,
+        });
+        let listed = |(name, flags): (String, u32)| -> Result<Listed, Error> {
+            let owner = if flags & OWNED == 0 { Owner::Nobody } else { Owner::Socket };
+            Ok(Listed { ours: self.is_ours(&name)?, name, owner })
+        };
+        tables.map(listed).collect()
+    }
+
+    /// Returns whether a table exists and has our tag.
+    fn is_ours(&mut self, name: &str) -> Result<bool, Error> {
+        let answers = self.ask(|sequence| one_chain(name, TAG, sequence))?;
+        if let [Said::Answer { code, .. }] = answers[..]
+            && code != -libc::ENOENT
+        {
+            let source = io::Error::from_raw_os_error(code.wrapping_neg());
+            return Err(Error::Unanswered { table: name.to_owned(), source });
+        }
+        Ok(answers.contains(&Said::Chain))
+    }
+
+    /// Sends a request, and reads the answers.
+    fn ask(&mut self, question: impl FnOnce(u32) -> Vec<u8>) -> Result<Vec<Said>, Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        send(self.socket.as_raw_fd(), &question(self.sequence), MsgFlags::empty())
+            .map_err(Error::socket("sending"))?;
+        self.read()
+    }
+
+    /// Reads what the kernel answered before `send` returned, and the rest of a list.
+    fn read(&self) -> Result<Vec<Said>, Error> {
         let mut buffer = vec![0; 1 << 17];
-        let (mut refused, mut confirmed) = (None, false);
+        let mut all = Vec::new();
         loop {
-            let received = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(received) => received,
-                Err(Errno::EAGAIN) => break,
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(received) => all.extend(said(buffer.get(..received).unwrap_or_default())),
+                Err(Errno::EAGAIN) => return Ok(all),
                 // If the refusals overflow the buffer, the first one is still there.
-                Err(Errno::EINTR | Errno::ENOBUFS) => continue,
+                Err(Errno::EINTR | Errno::ENOBUFS) => {}
                 Err(errno) => return Err(Error::socket("reading the answer")(errno)),
-            };
-            for (sequence, code) in answers(buffer.get(..received).unwrap_or_default()) {
-                let index = sequence.wrapping_sub(first) as usize;
-                if code == 0 {
-                    confirmed |= index + 1 == steps.len();
-                } else if let (None, Some(step)) = (&refused, steps.get(index)) {
-                    refused = Some(Error::refused(table, step, code));
-                }
+            }
+        }
+    }
+
+    /// Reads which messages the kernel refused, or that it applied the last one.
+    fn read_answers(&self, first: u32, table: &str, steps: &[Step]) -> Result<(), Error> {
+        let (mut refused, mut confirmed) = (None, false);
+        for said in self.read()? {
+            let Said::Answer { sequence, code } = said else { continue };
+            let index = sequence.wrapping_sub(first) as usize;
+            if code == 0 {
+                confirmed |= index + 1 == steps.len();
+            } else if let (None, Some(step)) = (&refused, steps.get(index)) {
+                refused = Some(Error::refused(table, step, code));
             }
         }
         match refused {

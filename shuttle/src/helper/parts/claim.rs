@@ -37,16 +37,17 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Claims the first free slot, and adds its addresses and routes.
+    /// Claims the first free slot that is not among those that are taken, and adds its addresses and routes.
     pub(crate) async fn take(
         netlink: &Netlink,
         families: Families,
+        taken: &[Slot],
         ledger: &mut Ledger,
     ) -> Result<Self, Error> {
         let tun = Tun::open(netlink).await?;
         let index = tun.index;
         ledger.record(Entry::Tun(tun))?;
-        for slot in free(netlink).await? {
+        for slot in free(netlink, taken).await? {
             if add_routes(netlink, index, slot, families).await? {
                 return Ok(Self { slot, tun: index, families });
             }
@@ -60,8 +61,12 @@ impl Claim {
     }
 
     /// Returns the slot that would be claimed now.
-    pub(crate) async fn foresee(netlink: &Netlink, families: Families) -> Result<Slot, Error> {
-        for slot in free(netlink).await? {
+    pub(crate) async fn foresee(
+        netlink: &Netlink,
+        families: Families,
+        taken: &[Slot],
+    ) -> Result<Slot, Error> {
+        for slot in free(netlink, taken).await? {
             let mut taken = false;
             for family in Family::of(families) {
                 taken |= !netlink.routes(family, slot.table()).await?.is_empty();
@@ -74,10 +79,20 @@ impl Claim {
     }
 }
 
-/// Returns the slots whose bit no policy rule tests.
-async fn free(netlink: &Netlink) -> Result<impl Iterator<Item = Slot>, netlink::Error> {
+/// Returns whether a living instance has the slot.
+pub(crate) async fn is_claimed(netlink: &Netlink, slot: Slot) -> Result<bool, netlink::Error> {
+    for family in Family::BOTH {
+        if !netlink.routes(family, slot.table()).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Returns the slots that are not taken and whose bit no policy rule tests.
+async fn free(netlink: &Netlink, taken: &[Slot]) -> Result<impl Iterator<Item = Slot>, netlink::Error> {
     let masks = netlink.masks_in_use().await?;
-    Ok(SLOTS.into_iter().filter(move |slot| masks & slot.bit() == 0))
+    Ok(SLOTS.into_iter().filter(move |slot| masks & slot.bit() == 0 && !taken.contains(slot)))
 }
 
 /// Adds the slot's addresses and routes. Returns `false` if its table belongs to another instance.

@@ -3,6 +3,9 @@
 //! An entry is recorded before its step is made, so that a step that fails half way is undone too. Undoing what does
 //! not exist does no harm. The same entries describe leftovers of dead instances. [`undo`](crate::helper::undo) undoes
 //! entries.
+//!
+//! A helper that is killed after it has made a clsact qdisc and before its filter leaves a qdisc that looks like
+//! anybody else's. The qdisc stays. Without a filter it does nothing, and the next start adds its filter there.
 
 use rtnetlink::packet_route::{route::RouteMessage, rule::RuleMessage};
 
@@ -31,7 +34,7 @@ pub(crate) enum Entry {
     Table(String),
     /// The clsact qdisc of an interface. Undoing keeps it if somebody else has a filter in it.
     Qdisc(Lan),
-    /// Our filter in a clsact qdisc, left by a dead instance: it outlives its process.
+    /// Our filter in a clsact qdisc: it outlives its process.
     Filter {
         /// The interface.
         lan: Lan,
@@ -60,6 +63,11 @@ impl Ledger {
         self.step()
     }
 
+    /// Removes the last entry, because its step was refused: the object that exists is another's.
+    pub(crate) fn take_back(&mut self) {
+        self.entries.pop();
+    }
+
     /// Counts a step that needs no entry, since its effect ends with its descriptors.
     pub(crate) fn step(&mut self) -> Result<(), netlink::Error> {
         self.steps.next()
@@ -71,8 +79,8 @@ impl Ledger {
     }
 }
 
-/// A counter of steps. In a debug build, the step with the number in `SHUTTLE_FAIL_AT_STEP` fails, so that tests can
-/// make each step fail.
+/// A counter of steps, at each of which tests inject a fault. In a debug build, the step with the number in
+/// `SHUTTLE_FAIL_AT_STEP` fails, and the step with the number in `SHUTTLE_DIE_AT_STEP` aborts the process.
 #[derive(Debug, Default)]
 struct Steps {
     made: u32,
@@ -81,7 +89,10 @@ struct Steps {
 impl Steps {
     fn next(&mut self) -> Result<(), netlink::Error> {
         self.made += 1;
-        if cfg!(debug_assertions) && injected() == Some(self.made) {
+        if cfg!(debug_assertions) && injected("SHUTTLE_DIE_AT_STEP") == Some(self.made) {
+            std::process::abort();
+        }
+        if cfg!(debug_assertions) && injected("SHUTTLE_FAIL_AT_STEP") == Some(self.made) {
             let fault = std::io::Error::other("a fault was injected");
             return Err(netlink::Error::system(format!("step {}", self.made))(fault));
         }
@@ -89,6 +100,6 @@ impl Steps {
     }
 }
 
-fn injected() -> Option<u32> {
-    std::env::var("SHUTTLE_FAIL_AT_STEP").ok()?.parse().ok()
+fn injected(fault: &str) -> Option<u32> {
+    std::env::var(fault).ok()?.parse().ok()
 }

@@ -82,6 +82,14 @@ impl Family {
         })
     }
 
+    /// Returns the family's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
     /// Returns the option of `ip` for the family.
     pub(crate) fn flag(self) -> &'static str {
         match self {

@@ -176,29 +176,37 @@ impl Netlink {
     }
 }
 
-/// Returns the policy rules of dead instances, which are those whose table is empty, and the slots of these instances.
-pub(crate) async fn leftovers(netlink: &Netlink) -> Result<(Vec<Entry>, Vec<Slot>), Error> {
-    let (mut found, mut slots) = (Vec::new(), Vec::new());
+/// Returns the policy rules of dead instances, which are those whose table is empty.
+pub(crate) async fn leftovers(netlink: &Netlink) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
     for family in Family::BOTH {
         for rule in netlink.rules(family).await? {
             let Some(slot) = slot_of(&rule) else { continue };
             if !netlink.routes(family, slot.table()).await?.is_empty() {
                 continue;
             }
-            let by = match (rule.header.src_len, fallback_of(&rule)) {
-                (0, None) => "mark",
-                (_, None) => "source of mark",
-                (_, Some(_)) => "destinations without a route, of mark",
-            };
-            let words =
-                format!("{family:?} policy rule for {by} {:#x}, {:?}", slot.bit(), rule.header.action);
+            let words = words(family, &rule);
             found.push(Entry::Rule { rule, words });
-            if !slots.contains(&slot) {
-                slots.push(slot);
-            }
         }
     }
-    Ok((found, slots))
+    Ok(found)
+}
+
+/// Describes a rule for the user.
+fn words(family: Family, rule: &RuleMessage) -> String {
+    let (mut of, mut from, mut fate) = ("of this host".to_owned(), String::new(), "rejected".to_owned());
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::FwMark(mark) => of = format!("with the mark {mark:#x}"),
+            RuleAttribute::Source(source) => of = format!("from {source}"),
+            RuleAttribute::Iifname(name) if name != LOOPBACK_NAME => from = format!(" by {name}"),
+            RuleAttribute::Table(table) if rule.header.action == RuleAction::ToTable => {
+                fate = format!("routed by table {table}");
+            }
+            _ => {}
+        }
+    }
+    format!("{} policy rule: packets {of}{from} are {fate}", family.name())
 }
 
 fn slot_of(rule: &RuleMessage) -> Option<Slot> {
@@ -222,6 +230,27 @@ fn fallback_of(rule: &RuleMessage) -> Option<Slot> {
 mod tests {
     use super::*;
     use crate::helper::parts::slot::SLOTS;
+
+    #[test]
+    fn rules_are_described() {
+        let [slot, ..] = SLOTS;
+        let described = |family| {
+            let forwarded = PolicyRule::forwarded(family, slot, "br0");
+            let rules = PolicyRule::of_slot(family, slot).into_iter();
+            let rules = rules.chain([forwarded, PolicyRule::fallback(family, slot)]);
+            rules.map(|rule| words(family, &rule.message())).collect::<Vec<_>>()
+        };
+        let want = [
+            "IPv6 policy rule: packets with the mark 0x10000000 are rejected",
+            "IPv6 policy rule: packets from fd73:6875:7474:6c65::1 are rejected",
+            "IPv6 policy rule: packets with the mark 0x10000000 are routed by table 2190000",
+            "IPv6 policy rule: packets from fd73:6875:7474:6c65::1 are routed by table 2190000",
+            "IPv6 policy rule: packets with the mark 0x90000000 by br0 are routed by table 2190000",
+            "IPv6 policy rule: packets of this host are routed by table 2190100",
+        ];
+        assert_eq!(described(Family::V6), want);
+        assert!(described(Family::V4).iter().all(|words| words.starts_with("IPv4 policy rule: ")));
+    }
 
     #[test]
     fn rules_print_as_ip_takes_them() {
