@@ -15,7 +15,8 @@ use shuttle_tests::wire::{self, Kind};
 use shuttle_tests::{Host, Lab, Load, Method, Options, Role, Run, Shuttle, addr, by_each_method};
 
 use crate::{
-    END, TARGET, TARGET6, connect, in_a_tunnel, nothing_stays, refuses, wait_until, without_bridge_filter,
+    END, MISTAKE, TARGET, TARGET6, connect, in_a_tunnel, nothing_stays, refuses, wait_until,
+    without_bridge_filter,
 };
 
 by_each_method! {
@@ -76,7 +77,7 @@ fn is_refused(lab: &Lab, run: Run) -> Result<bool> {
     let forwards = run.args.iter().any(|option| ["--lan", "-l"].contains(option));
     let refusal = run.method.and_then(|method| method.row().forwarded.err());
     let Some(words) = refusal.filter(|_| forwards) else { return Ok(false) };
-    refuses(lab, run, words)?;
+    refuses(lab, run, MISTAKE, words)?;
     Ok(true)
 }
 
