@@ -18,7 +18,7 @@ use crate::{
     app::{How, ask, connect},
     bypass, kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite,
+    lifetime, method, neighbours, notices, packet_filter, requests, resolvers, rewrite,
     rewrite::our_cgroups,
     router, swaps, udp,
 };
@@ -60,6 +60,9 @@ pub(crate) const ALL: &[Case] = &[
     ("without_capturing_ipv6", EVERY, without_capturing_ipv6),
     ("errors_are_named", EVERY, errors_are_named),
     ("dry_run", EVERY, dry_run),
+    ("requests_start_no_program", EVERY, requests::start_no_program),
+    ("requests_filter", LOOKUP, requests::a_program_would_end_the_helper),
+    ("requests_for_a_scope", EVERY, requests::for_a_scope_are_refused),
     ("one_step", EVERY, lifetime::one_step),
     ("failing_steps", EVERY, lifetime::each_failing_step_leaves_nothing),
     ("udp_steering", EVERY, udp::steering),
