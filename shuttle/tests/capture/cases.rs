@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -56,6 +57,7 @@ pub(crate) const ALL: &[Case] = &[
     ("many_rules", EVERY, many_rules),
     ("none_goes_the_wrong_way", EVERY, swaps::none_goes_the_wrong_way),
     ("logging_programs", EVERY, logging_programs),
+    ("one_logged", EVERY, one_logged),
     ("without_ipv6", EVERY, without_ipv6),
     ("without_capturing_ipv6", EVERY, without_capturing_ipv6),
     ("errors_are_named", EVERY, errors_are_named),
@@ -299,7 +301,24 @@ fn many_rules() {
     assert!(started < Duration::from_secs(10), "{started:?}");
 }
 
+/// What the helper prints with the option for it: each decision about a connection, if the method has programs, else
+/// nothing.
 fn logging_programs() {
+    let this = std::env::current_exe().expect("own path");
+    let case = format!("one_logged{}", method().row().1);
+    let output = Command::new(this).args(["--case", &case]).output().expect("run a case");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let decisions: &[&str] = match method() {
+        Method::Lookup => &["ebpf: connect: mark 0 -> 10000000, error 0", "ebpf: lookup: to listener 0"],
+        Method::Rewrite => &["ebpf: connect: rewritten, port 7"],
+        Method::Nft => &[],
+    };
+    assert_eq!(said.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>(), decisions);
+}
+
+/// Captures a connection with the option to log.
+fn one_logged() {
     let _world = World::new();
     let mut handle = Handle::spawn().expect("a helper");
     let mut mechanism = method().mechanism();
@@ -307,6 +326,8 @@ fn logging_programs() {
     let captured = handle.prepare(&everything(), mechanism).and_then(|()| handle.capture()).expect("capture");
     serve(captured.listeners.v4.expect("IPv4 listeners").tcp, proxy);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    // The helper reads the log every 50 ms.
+    thread::sleep(Duration::from_millis(500));
 }
 
 fn without_capturing_ipv6() {
