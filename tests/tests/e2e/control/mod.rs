@@ -14,7 +14,7 @@ use shuttle_tests::{Lab, Load, Run, User};
 
 const OTHER: &str = "10.78.0.3:7004";
 const ECHO: &str = "10.78.0.2:7000";
-/// By the method that shuttle chooses.
+/// By the method that shuttle chooses. A case that depends on the method runs it by each.
 const RUN: Run = Run { method: None, ..Run::remote(&["10.78.0.0/24"]) };
 
 fn verb(lab: &Lab, user: &User, args: &[&str]) -> Result<Output> {

@@ -1,20 +1,25 @@
 //! Rules that change while the tunnel runs, and rules from files.
 
-use std::fs::{self};
+use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use shuttle_tests::traffic::probe::Outcome::{self, Captured, Direct};
-use shuttle_tests::{Lab, Options, Run, Shuttle};
+use shuttle_tests::{Lab, Method, Options, Run, Shuttle, by_each_method};
 
 use super::{OTHER, RUN, alive, hold, json, told};
-use crate::{END, TARGET, TARGET6, expect, nothing_stays, with_tunnel};
+use crate::{END, TARGET, TARGET6, connect, expect, nothing_stays, with_tunnel};
 
-#[test]
-fn rules_change_while_it_runs() -> Result<()> {
-    with_tunnel(Options::default(), RUN, |lab, _| {
+by_each_method! {
+    rules_change_while_it_runs,
+    many_prefixes_are_no_trouble,
+    many_port_ranges_are_no_trouble,
+}
+
+fn rules_change_while_it_runs(method: Method) -> Result<()> {
+    with_tunnel(Options::default(), RUN.by(method), |lab, _| {
         let mut load = hold(lab)?;
         // (verb, exit code, what it says, the ways then: the target, its other address, its IPv6 address)
         let steps: [(&[&str], i32, &str, [Outcome; 3]); 11] = [
@@ -113,31 +118,41 @@ fn subnets_come_from_files() -> Result<()> {
 }
 
 /// By file, at the start and at runtime; `cargo xtask bench --rules-only` takes more, with a release build.
-#[test]
-fn many_prefixes_are_no_trouble() -> Result<()> {
-    const COUNT: u32 = 40_000;
+fn many_prefixes_are_no_trouble(method: Method) -> Result<()> {
+    many(method, 40_000, |network, _| format!("{network}/24"))
+}
+
+/// Each subnet has a port range of its own.
+fn many_port_ranges_are_no_trouble(method: Method) -> Result<()> {
+    many(method, 30_000, |network, index| format!("{network}/24:{}-{}", 1 + index, 2 + 2 * index))
+}
+
+/// Has this many subnets excluded at the start, removed, and included.
+fn many(method: Method, count: u32, subnet: fn(Ipv4Addr, u32) -> String) -> Result<()> {
     let lab = Lab::with(Options::default())?;
     let path = lab.users.local.home.join("many");
-    let network = |index: u32| format!("{}/24\n", Ipv4Addr::from((16 << 24) + (index << 10)));
-    fs::write(&path, (0..COUNT).map(network).collect::<String>())?;
+    let network = |index: u32| Ipv4Addr::from((16 << 24) + (index << 10));
+    fs::write(&path, (0..count).map(|index| subnet(network(index), index) + "\n").collect::<String>())?;
     let file = path.to_string_lossy();
+    let args = ["10.78.0.0/24", "-X", &file];
     let started = Instant::now();
-    let mut shuttle = Shuttle::connect(&lab, Run { args: &["10.78.0.0/24", "-X", &file], ..RUN })?;
+    let mut shuttle = connect(&lab, Run { args: &args, ..RUN }.by(method))?;
     ensure!(started.elapsed() < END, "{:?}", started.elapsed());
-    let steps: [(&[&str], &str, [Outcome; 2]); 3] = [
-        (&["exclude", "10.78.0.2"], "1 include, 40001 exclude", [Direct, Captured]),
-        (&["remove", "-s", &file], "1 include, 1 exclude", [Direct, Captured]),
-        (&["include", "-s", &file, "10.78.0.2"], "40002 include, 0 exclude", [Captured, Captured]),
+    let (excluded, included) = (count + 1, count + 2);
+    let steps: [(&[&str], String, [Outcome; 2]); 3] = [
+        (&["exclude", "10.78.0.2"], format!("1 include, {excluded} exclude"), [Direct, Captured]),
+        (&["remove", "-s", &file], "1 include, 1 exclude".to_owned(), [Direct, Captured]),
+        (&["include", "-s", &file, "10.78.0.2"], format!("{included} include, 0 exclude"), [Captured; 2]),
     ];
     for (args, says, ways) in steps {
         let said = told(&lab, args, 0)?;
-        ensure!(said.contains(says), "{args:?}: no {says:?} in {said:?}");
+        ensure!(said.contains(&says), "{args:?}: no {says:?} in {said:?}");
         for (target, way) in [TARGET, OTHER].into_iter().zip(ways) {
             expect(&lab, target, &[], way).with_context(|| format!("after {args:?}"))?;
         }
     }
     let rules = json(&lab, &["rules"])?;
-    ensure!(rules.as_array().is_some_and(|all| all.len() == COUNT as usize + 2 + 9));
+    ensure!(rules.as_array().is_some_and(|all| all.len() == included as usize + 9));
     told(&lab, &["stop"], 0)?;
     shuttle.wait(END)?;
     fs::remove_file(path)?;

@@ -11,10 +11,15 @@ use serde_json::Value;
 use shuttle_tests::process::Process;
 use shuttle_tests::shuttle::{Role, exit_code, send};
 use shuttle_tests::traffic::probe::Outcome::{Captured, Direct};
-use shuttle_tests::{Identity, Lab, Load, Options, Run, Shuttle, addr};
+use shuttle_tests::{Identity, Lab, Load, Method, Options, Run, Shuttle, addr, by_each_method};
 
 use super::{ECHO, OTHER, RUN, alive, hold, json, told, told_to};
 use crate::{END, TARGET, expect, nothing_stays, with_tunnel};
+
+by_each_method! {
+    flows_of_datagrams_are_told_and_ended_too,
+    flows_keep_their_way_unless_they_are_killed,
+}
 
 #[test]
 fn a_tunnel_tells_how_it_goes() -> Result<()> {
@@ -101,9 +106,8 @@ fn a_tunnel_tells_how_it_goes() -> Result<()> {
     )
 }
 
-#[test]
-fn flows_of_datagrams_are_told_and_ended_too() -> Result<()> {
-    with_tunnel(Options::default(), RUN, |lab, _| {
+fn flows_of_datagrams_are_told_and_ended_too(method: Method) -> Result<()> {
+    with_tunnel(Options::default(), RUN.by(method), |lab, _| {
         let mut asker = Load::start(lab, &["udp-who", TARGET])?;
         let seen_as = |asker: &Vec<Option<SocketAddr>>| asker[0].map(|seen| seen.ip());
         let inner = Some(IpAddr::from(addr::SERVER_INNER));
@@ -126,9 +130,8 @@ fn flows_of_datagrams_are_told_and_ended_too() -> Result<()> {
     })
 }
 
-#[test]
-fn flows_keep_their_way_unless_they_are_killed() -> Result<()> {
-    with_tunnel(Options::default(), RUN, |lab, _| {
+fn flows_keep_their_way_unless_they_are_killed(method: Method) -> Result<()> {
+    with_tunnel(Options::default(), RUN.by(method), |lab, _| {
         let mut load = hold(lab)?;
         for (args, says, still_there) in [
             (&["exclude", "10.78.0.3", "--kill-flows"][..], "connections reset: 0", 1),
