@@ -9,6 +9,7 @@ mod endings;
 mod failures;
 mod lanes;
 mod memory;
+mod method;
 mod privilege;
 mod quic;
 mod refusals;
