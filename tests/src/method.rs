@@ -18,8 +18,8 @@ pub struct Row {
     pub args: &'static [&'static str],
     /// The method's name in the first line on standard error.
     pub called: &'static str,
-    /// The options that choose how forwarded traffic is captured, each of which is tested, or the refusal of such
-    /// traffic.
+    /// The options that choose how forwarded traffic is captured, each to be tried; or the refusal of such traffic, as
+    /// a mistake in the arguments.
     pub forwarded: Result<&'static [&'static str], &'static str>,
     /// `Ok` if a bridge's packets are captured whether or not br_netfilter is on, or the refusal while it is on.
     pub filtered_bridges: Result<(), &'static str>,
@@ -67,8 +67,7 @@ impl Method {
             Method::Rewrite => Row {
                 args: &["--method=ebpf", "--ebpf-steering=rewrite"],
                 called: "ebpf: rewrite",
-                forwarded: Err("forwarded traffic can't be captured by rewriting: leave out --lan, or use \
-                     --ebpf-steering=lookup (Linux 5.9)"),
+                forwarded: Err("--ebpf-steering=rewrite can't capture forwarded traffic"),
                 filtered_bridges: Ok(()),
                 passes_fragments: true,
                 names_firewalls: true,

@@ -29,6 +29,8 @@ pub enum Identity {
     Sudo,
     /// Root, without these variables.
     Root,
+    /// Root that may load no eBPF program: without CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN.
+    RootWithoutEbpf,
     /// `shut-local`; the helper runs through the real sudo.
     User,
     /// Root through the real sudo, called by `shut-local`.
@@ -39,7 +41,7 @@ impl Identity {
     /// Returns the user who types the command.
     fn starter(self, lab: &Lab) -> &User {
         match self {
-            Self::Sudo | Self::Root => &lab.users.root,
+            Self::Sudo | Self::Root | Self::RootWithoutEbpf => &lab.users.root,
             Self::User | Self::RealSudo => &lab.users.local,
         }
     }
@@ -146,6 +148,11 @@ impl Shuttle {
                 command
             }
             Identity::Root | Identity::User => lab.client.tool(starter, program),
+            Identity::RootWithoutEbpf => {
+                let mut command = lab.client.tool(starter, "setpriv");
+                command.args(["--bounding-set", "-bpf,-perfmon,-sys_admin", "--"]).arg(program);
+                command
+            }
             Identity::RealSudo => {
                 let mut command = lab.client.tool(starter, "sudo");
                 command.arg("--").arg(program);

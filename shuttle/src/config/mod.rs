@@ -74,6 +74,23 @@ pub enum Error {
     /// `-e` isn't a command.
     #[error(transparent)]
     Command(#[from] CommandLineError),
+    /// An option of one method, with another method.
+    #[error("{option} is an option of --method=ebpf, and --method={method} was given: leave out one of them")]
+    OptionOfEbpf {
+        /// The option.
+        option: &'static str,
+        /// The method that was given.
+        method: MethodName,
+    },
+    /// Forwarded traffic is steered by marks, which rewriting doesn't use.
+    #[error(
+        "--ebpf-steering=rewrite can't capture forwarded traffic, which {option} asks for: leave out one of them, or \
+         use --ebpf-steering=lookup (Linux 5.9)"
+    )]
+    ForwardedByRewriting {
+        /// The option that asks for it.
+        option: &'static str,
+    },
     /// A name among the subnets has no address.
     #[error("no address for {name}: {source}")]
     Name {
@@ -106,6 +123,8 @@ impl Config {
         let ssh_command = arguments.ssh_cmd.as_deref().unwrap_or(SSH_COMMAND);
         let ssh =
             arguments.remote.as_ref().map(|remote| CommandLine::new(ssh_command, remote)).transpose()?;
+        let (mechanism, lans) = (mechanism(arguments, verbosity), lans(arguments));
+        refuse_contradictions(arguments, &mechanism, &lans)?;
         let seconds = |typed: Option<u32>, default| Duration::from_secs(typed.unwrap_or(default).into());
         Ok(Self {
             name: arguments.name.clone(),
@@ -113,9 +132,9 @@ impl Config {
             prefer_cipher: !arguments.no_cipher_preference,
             lanes: arguments.lanes.unwrap_or(LANES),
             connections: arguments.connections.unwrap_or(CONNECTIONS),
-            mechanism: mechanism(arguments, verbosity),
+            mechanism,
             scope: Scope::Everyone,
-            lans: lans(arguments),
+            lans,
             sources: Sources::new(arguments),
             resolver: arguments.names.to_ns.map_or(Target::Resolver, Target::Address),
             udp_timeouts: UdpTimeouts {
@@ -145,6 +164,32 @@ fn mechanism(arguments: &Tunnel, verbosity: Verbosity) -> Mechanism {
         Some(IngressArgument::Clsact) => IngressHook::Clsact,
     };
     Mechanism { method, ebpf: EbpfOptions { steering, ingress, log: verbosity == Verbosity::Everything } }
+}
+
+/// Refuses options that contradict each other, whatever this machine can do. An option that was typed counts even if
+/// its value is the default.
+fn refuse_contradictions(arguments: &Tunnel, mechanism: &Mechanism, lans: &Lans) -> Result<(), Error> {
+    match mechanism.method {
+        MethodChoice::Auto | MethodChoice::Only(MethodName::Ebpf) => {}
+        MethodChoice::Only(method @ MethodName::Nft) => {
+            let typed = [
+                ("--ebpf-steering", arguments.ebpf_steering.is_some()),
+                ("--ebpf-ingress", arguments.ebpf_ingress.is_some()),
+            ];
+            if let Some((option, _)) = typed.into_iter().find(|(_, is_typed)| *is_typed) {
+                return Err(Error::OptionOfEbpf { option, method });
+            }
+        }
+    }
+    let option = match lans {
+        Lans::None => return Ok(()),
+        Lans::Named(_) => "--lan",
+        Lans::All => "-l",
+    };
+    match mechanism.ebpf.steering {
+        Some(Steering::Rewrite) => Err(Error::ForwardedByRewriting { option }),
+        Some(Steering::Lookup) | None => Ok(()),
+    }
 }
 
 fn lans(arguments: &Tunnel) -> Lans {
@@ -210,6 +255,43 @@ mod tests {
             Config::new(&mistake.tunnel).unwrap_err().to_string(),
             "-e ''ssh' isn't a command: its quotes don't match, or it is empty"
         );
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_both_options() {
+        let of_ebpf = |option: &str| {
+            Some(format!(
+                "{option} is an option of --method=ebpf, and --method=nft was given: leave out one of them"
+            ))
+        };
+        let forwarded = |option: &str| {
+            Some(format!(
+                "--ebpf-steering=rewrite can't capture forwarded traffic, which {option} asks for: leave out one of \
+                 them, or use --ebpf-steering=lookup (Linux 5.9)"
+            ))
+        };
+        for (typed, refusal) in [
+            ("--method=nft", None),
+            ("--method=nft --lan x0 -vvv", None),
+            ("--method=nft --ebpf-steering=rewrite", of_ebpf("--ebpf-steering")),
+            ("--method=nft --ebpf-steering=lookup", of_ebpf("--ebpf-steering")),
+            ("--method=nft --ebpf-steering=auto", of_ebpf("--ebpf-steering")),
+            ("--method=nft --ebpf-ingress=tcx", of_ebpf("--ebpf-ingress")),
+            ("--method=nft --ebpf-ingress=auto", of_ebpf("--ebpf-ingress")),
+            ("--method=nft --ebpf-steering=rewrite --lan x0", of_ebpf("--ebpf-steering")),
+            ("--method=auto --ebpf-steering=rewrite --ebpf-ingress=tcx", None),
+            ("--method=ebpf --ebpf-steering=rewrite", None),
+            ("--ebpf-steering=rewrite -l 127.0.0.1", None),
+            ("--ebpf-steering=lookup --lan x0", None),
+            ("--ebpf-steering=auto --lan x0", None),
+            ("--ebpf-steering=rewrite --lan x0", forwarded("--lan")),
+            ("--method=auto --ebpf-steering=rewrite --lan x0", forwarded("--lan")),
+            ("--method=ebpf --ebpf-steering=rewrite --lan x0 --lan x1", forwarded("--lan")),
+            ("--ebpf-steering=rewrite -l 0.0.0.0", forwarded("-l")),
+        ] {
+            let got = config(&format!("0/0 {typed}")).map(drop).map_err(|error| error.to_string());
+            assert_eq!(got.err(), refusal, "{typed}");
+        }
     }
 
     /// Compares the help texts, which are in `cli`, with the defaults, which are here.

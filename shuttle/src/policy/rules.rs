@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use shuttle_common::resolvers::PORT;
 use shuttle_common::rule::{Ports, Rule, Verdict};
 
-use super::plan::{Families, Lans, MAX_RULES, Plan, Scope, default_exclusions};
+use super::defaults::Defaults;
+use super::plan::{Families, Lans, MAX_RULES, Plan, Scope};
 use super::subnet::MaskError;
 use super::{Nameserver, Subnet};
 
@@ -25,7 +26,7 @@ pub enum Origin {
     Verb,
     /// A nameserver whose queries are captured.
     Nameserver,
-    /// [`default_exclusions`]: a rule of another origin for the same network and ports replaces it.
+    /// [`default_exclusions`](super::default_exclusions): an explicit rule for the same network and ports replaces it.
     Default,
 }
 
@@ -66,13 +67,13 @@ impl SubnetRule {
         Ok(Self { subnet, networks, verdict, origin })
     }
 
-    fn implied(rule: Rule, origin: Origin) -> Self {
+    pub(super) fn implied(rule: Rule, origin: Origin) -> Self {
         let Rule { network, verdict, .. } = rule;
         Self { subnet: Subnet::from(rule), networks: vec![network], verdict, origin }
     }
 
     /// Returns one rule for each network.
-    fn rules(&self) -> impl Iterator<Item = Rule> {
+    pub(super) fn rules(&self) -> impl Iterator<Item = Rule> {
         let (ports, verdict) = (self.subnet.ports, self.verdict);
         self.networks.iter().map(move |network| Rule { network: *network, ports, verdict })
     }
@@ -113,8 +114,16 @@ pub enum UnknownRule {
 
 /// There are more rules than the kernel's maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} subnets are more than the {MAX_RULES} that fit the kernel's maps: join some of them")]
-pub struct TooManyRules(usize);
+#[error(
+    "{explicit} subnets and {implied} rules that they imply are more than the {MAX_RULES} that fit the kernel's maps: \
+     join some of them"
+)]
+pub struct TooManyRules {
+    /// The networks that were typed or read from files.
+    explicit: usize,
+    /// The rules for nameservers and the default exclusions.
+    implied: usize,
+}
 
 impl RuleSet {
     /// Makes a rule set. `explicit` may both include and exclude the same subnet, as a command line may; then the
@@ -136,7 +145,8 @@ impl RuleSet {
     /// Returns the rules that were not typed: those for the nameservers, then the default exclusions.
     pub fn implied(&self) -> Vec<SubnetRule> {
         let queries = self.query_rules().map(|rule| SubnetRule::implied(rule, Origin::Nameserver));
-        let defaults = self.defaults().into_iter().map(|rule| SubnetRule::implied(rule, Origin::Default));
+        let defaults = Defaults::beside(&self.explicit).shown();
+        let defaults = defaults.into_iter().map(|rule| SubnetRule::implied(rule, Origin::Default));
         queries.chain(defaults).collect()
     }
 
@@ -169,15 +179,19 @@ impl RuleSet {
 
     /// Checks that all rules together are few enough to be put in force.
     pub fn fits(&self) -> Result<(), TooManyRules> {
-        let networks: usize = self.explicit.iter().map(|rule| rule.networks.len()).sum();
-        let all = networks + self.nameservers.len() + self.defaults().len();
-        if all > MAX_RULES { Err(TooManyRules(all)) } else { Ok(()) }
+        let explicit: usize = self.explicit.iter().map(|rule| rule.networks.len()).sum();
+        let all = self.rules().len();
+        if all > MAX_RULES { Err(TooManyRules { explicit, implied: all - explicit }) } else { Ok(()) }
     }
 
     /// Returns all rules, for a method.
     pub fn rules(&self) -> Vec<Rule> {
         let explicit = self.explicit.iter().flat_map(SubnetRule::rules);
-        explicit.chain(self.query_rules()).chain(self.defaults()).collect()
+        let mut rules: Vec<_> = explicit.chain(self.query_rules()).collect();
+        let captures: Vec<_> =
+            rules.iter().filter(|rule| rule.verdict == Verdict::Capture).copied().collect();
+        rules.extend(Defaults::beside(&self.explicit).rules(&captures));
+        rules
     }
 
     /// Returns the plan that puts these rules in force. It prepares both address families, as rules that are added
@@ -192,32 +206,10 @@ impl RuleSet {
         }
     }
 
-    fn query_rules(&self) -> impl Iterator<Item = Rule> {
+    pub(super) fn query_rules(&self) -> impl Iterator<Item = Rule> {
         let ports = Ports { first: PORT, last: PORT };
         let networks = self.nameservers.iter().map(|server| IpNet::from(server.address));
         networks.map(move |network| Rule { network, ports, verdict: Verdict::Capture })
-    }
-
-    /// Returns the default exclusions, repeated for every port range that is included, so that between an inclusion and
-    /// a default exclusion the prefix alone decides. An explicit rule for the same network and ports replaces a default
-    /// one.
-    fn defaults(&self) -> Vec<Rule> {
-        let mut ranges: Vec<Ports> = Vec::new();
-        let mut seen = HashSet::new();
-        let mut replaced = HashSet::new();
-        for rule in &self.explicit {
-            let ports = (rule.subnet.ports.first, rule.subnet.ports.last);
-            if rule.verdict == Verdict::Capture && seen.insert(ports) {
-                ranges.push(rule.subnet.ports);
-            }
-            replaced.extend(rule.networks.iter().map(|network| (*network, ports)));
-        }
-        let exclusions = default_exclusions();
-        let each =
-            |ports: &Ports| exclusions.iter().map(|rule| Rule { ports: *ports, ..*rule }).collect::<Vec<_>>();
-        let mut defaults: Vec<_> = ranges.iter().flat_map(each).collect();
-        defaults.retain(|rule| !replaced.contains(&(rule.network, (rule.ports.first, rule.ports.last))));
-        defaults
     }
 }
 
@@ -309,11 +301,10 @@ mod tests {
             "10.0.0.0/8:80 command line",
             "10.1.0.0/16 verb",
             "[fd00::53/128]:53 nameserver",
-            "0.0.0.0/8:80 default",
+            "0.0.0.0/8 default",
         ];
         assert_eq!(text[..4], want);
-        // The rules that are shown are those in force.
-        assert_eq!(all.iter().flat_map(SubnetRule::rules).collect::<Vec<_>>(), rules.rules());
+        assert_eq!(all.len(), 3 + 9);
         let subnet = "fd00::53".parse::<Subnet>().unwrap();
         assert_eq!(rules.remove(&[subnet]), Err(UnknownRule::Nowhere("fd00::53".into())));
         let subnet = "[fd00::53]:53".parse::<Subnet>().unwrap();
@@ -324,9 +315,16 @@ mod tests {
     fn too_many_are_refused() {
         let one = rule("0/0");
         let many = |count| RuleSet::new(vec![one.clone(); count], Vec::new());
-        let most = MAX_RULES - many(1).defaults().len();
-        assert_eq!(many(most).fits(), Ok(()));
-        assert_eq!(many(most + 1).fits(), Err(TooManyRules(MAX_RULES + 1)));
+        // IPv6 is not included.
+        let implied = 5;
+        assert_eq!(many(MAX_RULES - implied).fits(), Ok(()));
+        let explicit = MAX_RULES - implied + 1;
+        assert_eq!(many(explicit).fits(), Err(TooManyRules { explicit, implied }));
+        assert_eq!(
+            TooManyRules { explicit: 300_000, implied }.to_string(),
+            "300000 subnets and 5 rules that they imply are more than the 262144 that fit the kernel's maps: join some \
+             of them"
+        );
     }
 
     #[test]
@@ -342,6 +340,7 @@ mod tests {
             let verdict = decide(&set(typed).rules(), destination.ip(), destination.port());
             assert_eq!(verdict == Verdict::Capture, captured, "{typed} {destination}");
         }
-        assert_eq!(set("").defaults(), []);
+        assert_eq!(set("").rules(), []);
+        assert_eq!(set("").implied(), []);
     }
 }

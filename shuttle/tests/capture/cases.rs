@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +21,8 @@ use crate::{
     cgroup::our_cgroups,
     kernel_rules,
     lab::{ECHO_PORT, NAME_PORT, World, address, ip, listen, network_state, proxy, say, serve},
-    lifetime, method, neighbours, notices, packet_filter, resolvers, rewrite, router, swaps, tables, udp,
+    lifetime, method, neighbours, notices, packet_filter, requests, resolvers, rewrite, router, swaps,
+    tables, udp,
 };
 
 const LOOKUP: &[Method] = &[Method::Lookup];
@@ -60,25 +62,29 @@ pub(crate) const ALL: &[Case] = &[
     ("many_rules", EVERY, many_rules),
     ("none_goes_the_wrong_way", EVERY, swaps::none_goes_the_wrong_way),
     ("logging_programs", EVERY, logging_programs),
+    ("one_logged", EVERY, one_logged),
     ("without_ipv6", EVERY, without_ipv6),
     ("without_capturing_ipv6", EVERY, without_capturing_ipv6),
     ("errors_are_named", EVERY, errors_are_named),
     ("dry_run", EVERY, dry_run),
+    ("requests_start_no_program", EVERY, requests::start_no_program),
+    ("requests_filter", LOOKUP, requests::a_program_would_end_the_helper),
+    ("requests_for_a_scope", EVERY, requests::for_a_scope_are_refused),
     ("one_step", EVERY, lifetime::one_step),
     ("failing_steps", EVERY, lifetime::each_failing_step_leaves_nothing),
     ("one_step_of_all", EVERY, lifetime::one_step_of_all),
     ("failing_steps_of_all", EVERY, lifetime::each_failing_step_of_all_leaves_nothing),
     ("deadly_steps", EVERY, lifetime::a_death_at_each_step_leaves_what_is_found),
-    ("udp_steering", EVERY, udp::steering),
-    ("udp_of_the_link", EVERY, udp::what_is_for_the_link_stays),
-    ("udp_one_socket", EVERY, udp::one_socket),
-    ("udp_port_ranges", EVERY, udp::port_ranges),
-    ("udp_long_datagrams", EVERY, udp::long_datagrams),
-    ("udp_segmented", EVERY, udp::segmented),
-    ("udp_replies_are_confined", ROUTING, udp::replies_are_confined),
+    ("udp_steering", EVERY, udp::cases::steering),
+    ("udp_of_the_link", EVERY, udp::cases::what_is_for_the_link_stays),
+    ("udp_one_socket", EVERY, udp::cases::one_socket),
+    ("udp_port_ranges", EVERY, udp::cases::port_ranges),
+    ("udp_long_datagrams", EVERY, udp::cases::long_datagrams),
+    ("udp_segmented", EVERY, udp::cases::segmented),
+    ("udp_replies_are_confined", ROUTING, udp::cases::replies_are_confined),
     ("udp_notices_are_confined", ROUTING, notices::are_confined),
-    ("udp_killed_helper", ROUTING, udp::killed_helper),
-    ("udp_bypass", EVERY, udp::bypass),
+    ("udp_killed_helper", ROUTING, udp::cases::killed_helper),
+    ("udp_bypass", EVERY, udp::cases::bypass),
     ("resolvers_udp", EVERY, resolvers::by_udp),
     ("resolvers_tcp", EVERY, resolvers::by_tcp),
     ("resolvers_link", ROUTING, resolvers::on_a_link),
@@ -303,7 +309,24 @@ fn many_rules() {
     assert!(started < Duration::from_secs(10), "{started:?}");
 }
 
+/// What the helper prints with the option for it: each decision about a connection, if the method has programs, else
+/// nothing.
 fn logging_programs() {
+    let this = std::env::current_exe().expect("own path");
+    let case = format!("one_logged{}", method().row().1);
+    let output = Command::new(this).args(["--case", &case]).output().expect("run a case");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let decisions: &[&str] = match method() {
+        Method::Lookup => &["ebpf: connect: mark 0 -> 10000000, error 0", "ebpf: lookup: to listener 0"],
+        Method::Rewrite => &["ebpf: connect: rewritten, port 7"],
+        Method::Nft => &[],
+    };
+    assert_eq!(said.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>(), decisions);
+}
+
+/// Captures a connection with the option to log.
+fn one_logged() {
     let _world = World::new();
     let mut handle = Handle::spawn().expect("a helper");
     let mut mechanism = method().mechanism();
@@ -311,6 +334,8 @@ fn logging_programs() {
     let captured = handle.prepare(&everything(), mechanism).and_then(|()| handle.capture()).expect("capture");
     serve(captured.listeners.v4.expect("IPv4 listeners").tcp, proxy);
     assert_eq!(ask(How::Plain, address("10.99.0.1:7")), "proxy 10.99.0.1:7");
+    // The helper reads the log every 50 ms.
+    thread::sleep(Duration::from_millis(500));
 }
 
 fn without_capturing_ipv6() {

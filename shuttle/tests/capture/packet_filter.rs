@@ -8,16 +8,20 @@ use std::{
 };
 
 use nix::sys::socket::{
-    getsockopt,
+    getsockopt, setsockopt,
     sockopt::{KeepAlive, TcpKeepIdle, TcpKeepInterval},
 };
-use shuttle::policy::{Lans, Plan};
+use serde_json::Value;
+use shuttle::{
+    capture::handle::Handle,
+    policy::{Lans, Plan},
+};
 use shuttle_common::rule::Verdict;
 
 use crate::{
     Method,
     app::{How, ask, connect},
-    cases::{everything, rule, start},
+    cases::{capture, everything, rule, start},
     lab::{World, address, ip},
     lifetime::wire,
     method, udp,
@@ -148,14 +152,58 @@ pub(crate) fn removed_policy_rules() {
     drop(captured);
 }
 
-/// Tests that an accepted connection sends something each minute. The table forgets a connection that is silent for
-/// five.
+/// The table forgets a connection that is silent for five minutes. So what is accepted says something each minute,
+/// which renews its entries. No test waits for that long, and nobody else can shorten the time of an owned table; but
+/// the kernel tells how long each entry still has.
 pub(crate) fn accepted_connections_are_kept() {
+    const SILENCE: Duration = Duration::from_secs(5);
     let _world = World::new();
-    let (_handle, captured) = start(&everything());
-    for listener in captured.listeners.iter() {
-        assert!(getsockopt(&listener.tcp, KeepAlive).expect("an option"));
-        assert_eq!(getsockopt(&listener.tcp, TcpKeepIdle).expect("an option"), 60);
-        assert_eq!(getsockopt(&listener.tcp, TcpKeepInterval).expect("an option"), 60);
+    let mut handle = Handle::spawn().expect("a helper");
+    let captured = capture(&mut handle, &everything()).expect("capture");
+    let connections: Vec<_> = captured
+        .listeners
+        .iter()
+        .zip(["10.99.0.1:9", "[fd99::1]:9"])
+        .flat_map(|(listener, to)| {
+            [true, false].map(|says_something| {
+                let socket = connect(How::Plain, address(to)).expect("captured");
+                listener.tcp.set_nonblocking(false).expect("a listener");
+                let (accepted, source) = listener.tcp.accept().expect("a connection");
+                assert!(getsockopt(&accepted, KeepAlive).expect("an option"));
+                assert_eq!(getsockopt(&accepted, TcpKeepIdle).expect("an option"), 60);
+                assert_eq!(getsockopt(&accepted, TcpKeepInterval).expect("an option"), 60);
+                // The same, in a second.
+                setsockopt(&accepted, KeepAlive, &says_something).expect("an option");
+                setsockopt(&accepted, TcpKeepIdle, &1).expect("an option");
+                setsockopt(&accepted, TcpKeepInterval, &1).expect("an option");
+                (socket, accepted, source, says_something)
+            })
+        })
+        .collect();
+    assert_eq!(connections.len(), 4);
+    thread::sleep(SILENCE);
+    for (_, _, source, says_something) in &connections {
+        let set = if source.is_ipv4() { "flows4" } else { "flows6" };
+        for table in ["shuttle_0", "shuttle_0_guard"] {
+            let left = seconds_left(table, set, source.port());
+            let silent = Duration::from_secs(300).saturating_sub(left);
+            assert_eq!(
+                silent + Duration::from_secs(2) < SILENCE,
+                *says_something,
+                "{table} {source}: {left:?} left"
+            );
+        }
     }
+}
+
+/// How long the table's entry for the connection from this port still has.
+fn seconds_left(table: &str, set: &str, port: u16) -> Duration {
+    let output = Command::new("nft").args(["-j", "list", "set", "inet", table, set]).output().expect("nft");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let listed: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let entries = listed["nftables"].as_array().into_iter().flatten();
+    let mut entries = entries.filter_map(|it| it["set"]["elem"].as_array()).flatten().map(|it| &it["elem"]);
+    let entry = entries.find(|entry| entry["val"]["concat"][1] == port);
+    let left = entry.and_then(|entry| entry["expires"].as_u64());
+    Duration::from_secs(left.unwrap_or_else(|| panic!("no entry for {port}: {text}")))
 }

@@ -8,7 +8,7 @@ use shuttle_tests::traffic::probe::{Outcome, Probe};
 use shuttle_tests::traffic::udp::Echoes;
 use shuttle_tests::{Host, Lab, Load, Method, Network, Options, Run, addr, by_each_method};
 
-use crate::{TARGET, TARGET6, in_a_tunnel, refuses, wait_until, without_bridge_filter};
+use crate::{MISTAKE, TARGET, TARGET6, in_a_tunnel, refuses, wait_until, without_bridge_filter};
 
 by_each_method! {
     containers_behind_a_bridge_are_captured_if_it_is_named,
@@ -127,7 +127,7 @@ fn containers_behind_a_bridge_are_captured_if_it_is_named(method: Method) -> Res
                 expect(&lab, &lab.client, Route::Captured).context("the client's own")?;
                 among_themselves()
             }),
-            Err(words) => refuses(&lab, named, words),
+            Err(words) => refuses(&lab, named, MISTAKE, words),
         }?;
         expect(&lab, &one, Route::Masqueraded).context("after")
     };

@@ -9,6 +9,7 @@ mod endings;
 mod failures;
 mod lanes;
 mod memory;
+mod method;
 mod privilege;
 mod quic;
 mod refusals;
@@ -67,14 +68,19 @@ fn connect(lab: &Lab, run: Run) -> Result<Shuttle> {
     Ok(shuttle)
 }
 
-/// Checks that shuttle refuses, with one line that contains these words, and changes nothing.
-fn refuses(lab: &Lab, run: Run, words: &str) -> Result<()> {
+/// The exit code of a failure, and that of a mistake in the arguments.
+const FAILURE: i32 = 1;
+const MISTAKE: i32 = 2;
+
+/// Sees that shuttle refuses, by one line with these words and this exit code, and changes nothing.
+fn refuses(lab: &Lab, run: Run, refusal: i32, words: &str) -> Result<()> {
     let before = lab.leftovers()?;
     let mut shuttle = Shuttle::start(lab, run)?;
     let code = exit_code(shuttle.wait(END)?);
     let said = shuttle.stderr();
     let in_a_line = said.contains(words) && said.lines().count() == 1;
-    ensure!(code == 1 && in_a_line, "{run:?}: exit code {code}, not 1 and {words:?}:\n{said}");
+    let as_expected = code == refusal && in_a_line;
+    ensure!(as_expected, "{run:?}: exit code {code}, not {refusal} and {words:?}:\n{said}");
     wait_until("nothing stays", || lab.leftovers().is_ok_and(|left| left == before))
         .with_context(|| format!("{run:?}: {:?}, {before:?} before", lab.leftovers()))
 }
@@ -86,7 +92,7 @@ fn without_bridge_filter(lab: &Lab, run: Run) -> Result<()> {
     let refusal = run.method.and_then(|method| method.row().filtered_bridges.err());
     match refusal {
         Some(words) if lab.client.output("sh", &["-c", IS_ON])?.trim() == "1" => {
-            refuses(lab, run, words)?;
+            refuses(lab, run, FAILURE, words)?;
             lab.client.script(OFF)
         }
         Some(_) | None => Ok(()),

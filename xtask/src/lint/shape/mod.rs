@@ -2,10 +2,10 @@
 
 mod arrows;
 mod circles;
+mod places;
 mod references;
 mod resolve;
 mod tree;
-mod unsafety;
 
 use std::path::Path;
 
@@ -19,8 +19,8 @@ use tree::Tree;
 const LIBRARY: &str = "shuttle/src/lib.rs";
 const PAGE: &str = "ARCHITECTURE.md";
 
-/// Checks that imports follow the page's arrows, that folders have no import cycles, and that unsafe code is only where
-/// it is allowed.
+/// Checks that imports follow the page's arrows, that folders have no import cycles, and that unsafe code, clocks and
+/// programs are only where they are allowed.
 pub(crate) fn run() -> Result<()> {
     let sources = sources::read()?;
     let tree = Tree::parse(Path::new(LIBRARY), &sources)?;
@@ -29,7 +29,8 @@ pub(crate) fn run() -> Result<()> {
 
     let mut complaints = arrows.check(&tree);
     complaints.extend(circles::check(&tree, circles::KNOWN));
-    complaints.extend(unsafety::check(&sources)?);
+    complaints.extend(places::check(&sources)?);
+    complaints.extend(places::stale(&sources));
     sources::report(&complaints)
 }
 
