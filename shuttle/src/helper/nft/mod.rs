@@ -144,8 +144,8 @@ impl Nft {
         Ok(())
     }
 
-    /// Restores tables that somebody else has removed. `nft flush ruleset` removes those without an owner. Never returns;
-    /// may be dropped and called again.
+    /// Restores tables that somebody else has removed. `nft flush ruleset` removes those without an owner. Never
+    /// returns; may be dropped and called again.
     ///
     /// It checks each second. The kernel's notices would arrive at once, but also one for each element of our maps.
     pub(super) async fn watch(&mut self, parts: &Parts) {

@@ -4,8 +4,8 @@
 //! not exist does no harm. The same entries describe leftovers of dead instances. [`undo`](crate::helper::undo) undoes
 //! entries.
 //!
-//! A helper that is killed after it has made a clsact qdisc and before its filter leaves a qdisc that looks like anybody
-//! else's. The qdisc stays. Without a filter it does nothing, and the next start adds its filter there.
+//! A helper that is killed after it has made a clsact qdisc and before its filter leaves a qdisc that looks like
+//! anybody else's. The qdisc stays. Without a filter it does nothing, and the next start adds its filter there.
 
 use rtnetlink::packet_route::{route::RouteMessage, rule::RuleMessage};
 
