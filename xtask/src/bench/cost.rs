@@ -59,6 +59,11 @@ pub(super) fn run(peers: &[Peer], before: Option<&Path>, rounds: usize) -> Resul
             let figures = column.measure().with_context(|| column.name.clone())?;
             column.rounds.push(figures);
         }
+        // A machine that grows slower or faster favours none.
+        columns.reverse();
+    }
+    if rounds % 2 == 1 {
+        columns.reverse();
     }
     print!("{}", table(&columns));
     Ok(())
