@@ -56,8 +56,8 @@ const ENDINGS: [(&str, i32, End); 5] = [
     ("the agent killed", 1, |lab, _| kill_all(agents(lab))),
 ];
 
-/// The ways in which a tunnel ends and its helper can't undo anything, and the exit codes of each. A client whose helper
-/// is killed ends by itself, perhaps before it is killed too.
+/// The ways in which a tunnel ends and its helper can't undo anything, and the exit codes of each. A client whose
+/// helper is killed ends by itself, perhaps before it is killed too.
 const KILLED: [(&str, &[i32], End); 3] = [
     ("the helper killed", &[1], |_, shuttle| kill_all(shuttle.find(Role::Helper))),
     ("the helper killed, then the client", &[128 + 9, 1], |_, shuttle| {
