@@ -46,7 +46,7 @@ struct Load {
 
 /// The argument of BPF_LINK_CREATE, up to the last field in use.
 #[repr(C)]
-struct Link {
+struct LinkArguments {
     program: RawFd,
     target: RawFd,
     attach_type: u32,
@@ -108,14 +108,16 @@ fn load(instructions: &[Instruction], name: [u8; 16]) -> io::Result<OwnedFd> {
 
 /// Runs the program for each new socket in `cgroup` and below, until the returned descriptor is closed (Linux 5.7).
 pub fn link_marking_program(program: impl AsFd, cgroup: impl AsFd) -> io::Result<OwnedFd> {
-    let link = Link {
+    let link = LinkArguments {
         program: program.as_fd().as_raw_fd(),
         target: cgroup.as_fd().as_raw_fd(),
         attach_type: BPF_CGROUP_INET_SOCK_CREATE,
         flags: 0,
     };
     // SAFETY: the structure outlives the call, and its length is given.
-    owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const link, size_of::<Link>()) })
+    owned(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const link, size_of::<LinkArguments>())
+    })
 }
 
 /// Runs the program for each new socket in `cgroup` and below, until it is detached or the cgroup's directory is

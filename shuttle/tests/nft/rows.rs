@@ -204,9 +204,9 @@ fn plain(address: SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::from((it.ip(), it.port()))))
 }
 
-/// The ways in which a program sends.
+/// How a program sends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
+enum How {
     Plain,
     Connected,
     Bound,
@@ -216,7 +216,7 @@ enum Way {
     Lost,
 }
 
-impl Way {
+impl How {
     fn patience(self) -> Duration {
         match self {
             Self::Plain | Self::Connected | Self::Bound => WAIT,
@@ -226,34 +226,34 @@ impl Way {
 }
 
 /// Returns a socket like a program's.
-fn program(kind: Type, to: SocketAddr, way: Way) -> Socket {
+fn program(kind: Type, to: SocketAddr, how: How) -> Socket {
     let socket = Socket::new(Domain::for_address(to), kind, None).expect("a socket");
-    socket.set_read_timeout(Some(way.patience())).expect("a socket");
-    match way {
-        Way::Plain | Way::Connected | Way::Lost => {}
-        Way::Bound => {
+    socket.set_read_timeout(Some(how.patience())).expect("a socket");
+    match how {
+        How::Plain | How::Connected | How::Lost => {}
+        How::Bound => {
             let own: IpAddr =
                 if to.is_ipv4() { "192.168.50.2" } else { "fd50::2" }.parse().expect("an address");
             socket.bind(&SocketAddr::new(own, 0).into()).expect("an own address");
         }
-        Way::Device => socket.bind_device(Some(b"d0")).expect("root"),
-        Way::Exempt => socket.set_mark(BYPASS).expect("root"),
+        How::Device => socket.bind_device(Some(b"d0")).expect("root"),
+        How::Exempt => socket.set_mark(BYPASS).expect("root"),
     }
     socket
 }
 
 /// Returns what the other end sends.
-fn by_tcp(to: SocketAddr, way: Way) -> io::Result<String> {
-    let socket = program(Type::STREAM, to, way);
-    socket.connect_timeout(&to.into(), way.patience())?;
+fn by_tcp(to: SocketAddr, how: How) -> io::Result<String> {
+    let socket = program(Type::STREAM, to, how);
+    socket.connect_timeout(&to.into(), how.patience())?;
     let mut text = String::new();
     TcpStream::from(socket).read_to_string(&mut text)?;
     Ok(text)
 }
 
-fn by_udp(to: SocketAddr, way: Way) -> io::Result<String> {
-    let socket: UdpSocket = program(Type::DGRAM, to, way).into();
-    if way == Way::Connected {
+fn by_udp(to: SocketAddr, how: How) -> io::Result<String> {
+    let socket: UdpSocket = program(Type::DGRAM, to, how).into();
+    if how == How::Connected {
         socket.connect(to)?;
         socket.send(b"x")?;
     } else {
@@ -261,11 +261,11 @@ fn by_udp(to: SocketAddr, way: Way) -> io::Result<String> {
     }
     let mut buffer = [0; 64];
     let (length, from) = socket.recv_from(&mut buffer)?;
-    assert_eq!(from, to, "{way:?}");
+    assert_eq!(from, to, "{how:?}");
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-type Send = fn(SocketAddr, Way) -> io::Result<String>;
+type Send = fn(SocketAddr, How) -> io::Result<String>;
 const BOTH: [(&str, Send); 2] = [("TCP", by_tcp), ("UDP", by_udp)];
 
 fn address(text: &str) -> SocketAddr {
@@ -273,23 +273,23 @@ fn address(text: &str) -> SocketAddr {
 }
 
 /// Asserts that traffic is captured: the listener answers, and nothing leaves.
-fn assert_captured(name: &str, to: &str, ways: &[Way]) {
+fn assert_captured(name: &str, to: &str, ways: &[How]) {
     for (protocol, send) in BOTH {
-        for way in ways {
+        for how in ways {
             let before = in_clear();
-            let answer = send(address(to), *way).unwrap_or_else(|error| format!("{error}"));
-            assert_eq!(answer, to, "{name}: {protocol} {to} {way:?}");
-            assert_eq!(in_clear(), before, "{name}: {protocol} {to} {way:?} went in clear");
+            let answer = send(address(to), *how).unwrap_or_else(|error| format!("{error}"));
+            assert_eq!(answer, to, "{name}: {protocol} {to} {how:?}");
+            assert_eq!(in_clear(), before, "{name}: {protocol} {to} {how:?} went in clear");
         }
     }
 }
 
 /// Asserts that traffic is not captured: it leaves, and nobody answers.
-fn assert_passed(name: &str, to: &str, way: Way) {
+fn assert_passed(name: &str, to: &str, how: How) {
     for (protocol, send) in BOTH {
         let before = in_clear();
-        assert!(send(address(to), way).is_err(), "{name}: {protocol} {to} {way:?} was answered");
-        assert!(in_clear() > before, "{name}: {protocol} {to} {way:?} did not leave");
+        assert!(send(address(to), how).is_err(), "{name}: {protocol} {to} {how:?} was answered");
+        assert!(in_clear() > before, "{name}: {protocol} {to} {how:?} did not leave");
     }
 }
 
@@ -298,19 +298,19 @@ fn other_tables_make_no_difference() {
     for (name, others) in OTHERS {
         let home = Home::new(others);
         for to in ["10.9.1.1:81", "[fd09::1]:81"] {
-            assert_captured(name, to, &[Way::Plain, Way::Connected, Way::Bound]);
-            assert_passed(name, to, Way::Device);
-            assert_passed(name, to, Way::Exempt);
+            assert_captured(name, to, &[How::Plain, How::Connected, How::Bound]);
+            assert_passed(name, to, How::Device);
+            assert_passed(name, to, How::Exempt);
         }
-        assert_captured(name, "10.8.1.1:80", &[Way::Plain]);
+        assert_captured(name, "10.8.1.1:80", &[How::Plain]);
         // A nameserver of this host, and the port of another program.
-        assert_captured(name, "127.0.0.53:53", &[Way::Plain, Way::Connected]);
+        assert_captured(name, "127.0.0.53:53", &[How::Plain, How::Connected]);
         for to in ["10.8.1.1:81", "10.6.1.1:80", "[fd0a::1]:80"] {
-            assert_passed(name, to, Way::Lost);
+            assert_passed(name, to, How::Lost);
         }
         let before = in_clear();
         for to in ["127.0.0.53:54", "192.168.50.2:53", "[fd50::2]:80"] {
-            let error = by_tcp(address(to), Way::Plain).expect_err("nobody listens there");
+            let error = by_tcp(address(to), How::Plain).expect_err("nobody listens there");
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{name}: {to}");
         }
         assert_eq!(in_clear(), before);
@@ -341,7 +341,7 @@ fn nothing_leaves_while_the_rules_are_replaced() {
                 let mut sent = 0;
                 while !stop.load(Ordering::Relaxed) {
                     for to in ["10.9.1.1:81", "[fd09::1]:81"] {
-                        let answer = send(address(to), Way::Plain).unwrap_or_else(|error| format!("{error}"));
+                        let answer = send(address(to), How::Plain).unwrap_or_else(|error| format!("{error}"));
                         assert_eq!(answer, to, "after {sent}; {} left", in_clear());
                         sent += 1;
                     }
