@@ -13,8 +13,8 @@ type Range = (u16, u16);
 
 /// The default exclusions of a tunnel with certain explicit rules.
 ///
-/// Each excludes its network from every port range that an explicit rule includes, so that between the two the prefix
-/// alone decides. An explicit rule for the same network and ports replaces it for these ports.
+/// Each excludes its network from the port range of every include around it, so that between the two the prefix alone
+/// decides. An explicit rule for the same network and ports replaces it for these ports.
 pub(super) struct Defaults {
     included: BTreeSet<Range>,
     replaced: HashSet<(IpNet, Range)>,
@@ -40,12 +40,10 @@ impl Defaults {
         self.included.contains(&ports) && !self.replaced.contains(&(network, ports))
     }
 
-    /// Those that decide anything among the `captures` of a tunnel, for each port range one.
+    /// Returns the rules that take the exclusions out of the `captures` of a tunnel.
     ///
-    /// All of them would be as many for each exclusion as there are port ranges, and 30,000 includes may have 30,000.
-    /// But a rule that no capture would win without can be left out, and so can one that isn't needed beside others. So
-    /// an exclusion needs a rule for each port range of the captures around it and, where there are captures inside it,
-    /// for each narrower range that meets their ports.
+    /// An exclusion needs a rule for each port range of the captures whose networks contain its own. Captures within
+    /// its network, and elsewhere, need none: the first are meant, and the others don't reach it.
     pub(super) fn rules(&self, captures: &[Rule]) -> Vec<Rule> {
         let of = |exclusion: Rule| {
             let ranges = self.ranges(exclusion.network, captures);
@@ -54,42 +52,15 @@ impl Defaults {
         default_exclusions().into_iter().flat_map(of).collect()
     }
 
-    /// The port ranges of the rules for `network` that are needed.
     fn ranges(&self, network: IpNet, captures: &[Rule]) -> BTreeSet<Range> {
-        let mut needed = BTreeSet::new();
-        let mut rivals = BTreeSet::new();
-        for capture in captures.iter().filter(|capture| overlap(capture.network, network)) {
-            let ports = range(capture.ports);
-            let is_longer = capture.network.prefix_len() > network.prefix_len();
-            if !is_longer && self.excludes(network, ports) {
-                // This one beats the capture on all its ports, so none other has to.
-                needed.insert(ports);
-            } else {
-                rivals.insert((width(ports), is_longer, ports));
-            }
-        }
-        let beats_any = |ports: Range| {
-            let not_narrower = rivals.iter().rev().take_while(|(rival, ..)| *rival >= width(ports));
-            not_narrower
-                .filter(|(rival, is_longer, _)| *rival > width(ports) || !is_longer)
-                .any(|(.., rival)| rival.0 <= ports.1 && ports.0 <= rival.1)
-        };
-        let others = self.included.iter().copied().filter(|ports| beats_any(*ports));
-        needed.extend(others.filter(|ports| self.excludes(network, *ports)));
-        needed
+        let around = captures.iter().filter(|capture| capture.network.contains(&network));
+        let ranges = around.map(|capture| range(capture.ports));
+        ranges.filter(|ports| self.excludes(network, *ports)).collect()
     }
 }
 
 fn range(ports: Ports) -> Range {
     (ports.first, ports.last)
-}
-
-fn width((first, last): Range) -> u16 {
-    last - first
-}
-
-fn overlap(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b) || b.contains(&a)
 }
 
 #[cfg(test)]
@@ -102,23 +73,6 @@ mod tests {
 
     use super::super::{Nameserver, Origin, RuleSet};
     use super::*;
-
-    /// The definition: each exclusion, for every port range that is included, unless an explicit rule is for the same
-    /// network and ports.
-    fn by_definition(set: &RuleSet) -> Vec<Rule> {
-        let explicit: Vec<_> = set.explicit().iter().flat_map(SubnetRule::rules).collect();
-        let mut all = explicit.clone();
-        all.extend(set.query_rules());
-        for include in explicit.iter().filter(|rule| rule.verdict == Verdict::Capture) {
-            for exclusion in default_exclusions() {
-                let rule = Rule { ports: include.ports, ..exclusion };
-                if !explicit.iter().any(|it| (it.network, it.ports) == (rule.network, rule.ports)) {
-                    all.push(rule);
-                }
-            }
-        }
-        all
-    }
 
     /// Around the exclusions 169.254.0.0/16, 255.255.255.255, ::1 and fe80::/10.
     const NETWORKS: [&str; 16] = [
@@ -191,16 +145,60 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
+        /// A default exclusion is captured only where a rule within its network says so. Where no include is around
+        /// its network, and outside of it, all is as without it.
         #[test]
-        fn the_needed_rules_decide_as_all_do(set in any_set()) {
-            let (all, needed) = (by_definition(&set), set.rules());
+        fn exclusions_yield_to_what_is_within_them_alone(set in any_set()) {
+            let (explicit, all) = (captures_and_passes(&set), set.rules());
+            let includes: Vec<_> = explicit.iter().filter(|rule| rule.verdict == Verdict::Capture).collect();
             for address in ADDRESSES {
                 let address: IpAddr = address.parse().unwrap();
+                let exclusion = default_exclusions().into_iter().find(|rule| rule.network.contains(&address));
                 for port in PORTS.iter().flat_map(|(first, last)| [first.saturating_sub(1), *first, *last]) {
-                    let want = decide(&all, address, port);
-                    prop_assert_eq!(decide(&needed, address, port), want, "{} {}", address, port);
+                    let (got, without) = (decide(&all, address, port), decide(&explicit, address, port));
+                    let Some(Rule { network, .. }) = exclusion else {
+                        prop_assert_eq!(got, without, "{} {}", address, port);
+                        continue;
+                    };
+                    let is_within =
+                        |rule: &&Rule| network.contains(&rule.network) && rule.network.contains(&address);
+                    let within = includes.iter().copied().any(|rule| is_within(&rule));
+                    prop_assert!(got == Verdict::Pass || within, "{} {}", address, port);
+                    if !includes.iter().any(|rule| rule.network.contains(&network)) {
+                        prop_assert_eq!(got, without, "{} {}", address, port);
+                    }
                 }
             }
+        }
+    }
+
+    /// The rules without the default exclusions.
+    fn captures_and_passes(set: &RuleSet) -> Vec<Rule> {
+        set.explicit().iter().flat_map(SubnetRule::rules).chain(set.query_rules()).collect()
+    }
+
+    #[test]
+    fn an_include_within_an_exclusion_is_meant() {
+        let (metadata, loopback) = ("169.254.169.254", "127.0.0.1");
+        for (typed, address, port, want) in [
+            ("0/0", metadata, 80, Verdict::Pass),
+            ("0/0 169.254.169.254", metadata, 80, Verdict::Capture),
+            ("169.254.169.254 10.0.0.0/8:443", metadata, 443, Verdict::Capture),
+            ("0/0 169.254.0.0/16 10.0.0.0/8:443", metadata, 443, Verdict::Capture),
+            ("0/0:443", loopback, 443, Verdict::Pass),
+            ("0/0 127.0.0.0/8:80", loopback, 80, Verdict::Capture),
+            ("0/0 127.0.0.0/8:80", loopback, 81, Verdict::Pass),
+            ("0/0:80 127.0.0.0/8:80", loopback, 80, Verdict::Capture),
+        ] {
+            let subnet = |typed: &str| {
+                SubnetRule::new(typed.parse().unwrap(), &[], Verdict::Capture, Origin::CommandLine).unwrap()
+            };
+            let set = RuleSet::new(typed.split(' ').map(subnet).collect(), Vec::new());
+            assert_eq!(
+                decide(&set.rules(), address.parse().unwrap(), port),
+                want,
+                "{typed}: {address}:{port}"
+            );
         }
     }
 
