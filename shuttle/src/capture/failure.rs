@@ -213,23 +213,14 @@ impl Failure {
             | Self::OutOfOrder(_) => None,
         }
     }
-}
 
-impl Failure {
     /// Returns whether a method can't use the kind of bypass that is in use.
     pub(crate) fn lacks_bypass(&self) -> bool {
         let is_bypass = |missing: &Missing| matches!(missing, Missing::Bypass { .. });
-        match self {
-            Self::NoMethod { tried } => tried.iter().flat_map(|(_, missing)| missing).any(is_bypass),
-            Self::Unable { missing, .. } | Self::OtherMethod { missing, .. } => missing.iter().any(is_bypass),
-            Self::NoFamily(_)
-            | Self::Rules(_)
-            | Self::Lan(_)
-            | Self::NoSlot
-            | Self::Bypass(_)
-            | Self::System { .. }
-            | Self::OutOfOrder(_) => false,
+        if let Self::NoMethod { tried } = self {
+            return tried.iter().flat_map(|(_, missing)| missing).any(is_bypass);
         }
+        self.missing().unwrap_or_default().iter().any(is_bypass)
     }
 }
 

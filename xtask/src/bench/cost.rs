@@ -6,7 +6,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use shuttle_tests::traffic::bulk::Rate;
 use shuttle_tests::traffic::connects::Connects;
 use shuttle_tests::traffic::port;
@@ -14,7 +13,7 @@ use shuttle_tests::{Lab, Link, Method, Options, Run, Shuttle, addr};
 
 use super::measure::Cpu;
 use super::median;
-use super::peers::{PATIENCE, Peer};
+use super::peers::{Peer, Running};
 use crate::run::{built, root};
 
 /// How long each flow of a measurement lasts, in seconds.
@@ -98,11 +97,10 @@ impl Column {
     /// Starts it anew, so that one start's luck (addresses, allocations) weighs one round only.
     fn measure(&self) -> Result<[f64; METRICS.len()]> {
         let run = Run::remote(&["10.78.0.0/24"]).by(self.method);
-        let mut shuttle = Shuttle::connect(&self.lab, run)?;
+        let shuttle = Shuttle::connect(&self.lab, run)?;
         let gigabyte = self.cost(|| Ok((self.bulk("down")? + self.bulk("up")?) / 1e9))?;
         let connection = self.cost(|| Ok(self.connects()? / 1e6))?;
-        shuttle.signal(Signal::SIGINT)?;
-        shuttle.wait(PATIENCE)?;
+        Running::Shuttle(shuttle).stop(&self.lab)?;
         let mut figures = [0.0; METRICS.len()];
         figures
             .iter_mut()

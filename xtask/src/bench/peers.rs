@@ -18,7 +18,7 @@ use shuttle_tests::{Lab, Method, Run, Shuttle, addr};
 use crate::run::root;
 
 /// How long a peer may take to end.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A way to reach the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,9 +46,7 @@ pub(super) enum Attachment {
 pub(super) fn lookup(claim: Claim, families: Families, lans: &[Lan], hook: IngressHook) -> Setup {
     let slot = claim.slot;
     let own = Family::of(families).flat_map(|family| PolicyRule::of_slot(family, slot));
-    let forwarded = lans.iter().flat_map(|lan| {
-        Family::of(families).map(move |family| PolicyRule::forwarded(family, slot, &lan.name))
-    });
+    let forwarded = PolicyRule::of_lans(families, slot, lans);
     let ingress = lans.iter().map(|lan| Attachment::Ingress(super::hook::PROGRAM, lan.clone(), hook));
     let mut attachments = vec![Attachment::Namespace(super::programs::STEER)];
     attachments.extend(ingress);

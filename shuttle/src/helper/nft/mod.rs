@@ -263,10 +263,7 @@ fn setup(tun: String, facts: Facts<'_>) -> Setup {
 fn rules(claim: Claim, lans: &[Lan]) -> impl Iterator<Item = PolicyRule> {
     let Claim { slot, families, .. } = claim;
     let own = Family::of(families).map(move |family| PolicyRule::of_mark(family, slot));
-    let forwarded = move |lan: &Lan| {
-        Family::of(families).map(|family| PolicyRule::forwarded(family, slot, &lan.name)).collect::<Vec<_>>()
-    };
-    own.chain(lans.iter().flat_map(forwarded))
+    own.chain(PolicyRule::of_lans(families, slot, lans))
 }
 
 fn no_claim(error: claim::Error) -> Failure {

@@ -7,10 +7,12 @@ use futures_util::TryStreamExt;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::{
+    lan::Lan,
     ledger::Entry,
     netlink::{Error, Family, Netlink, PROTOCOL, host_prefix, or_empty},
     slot::{FORWARDED_BIT, Slot},
 };
+use crate::policy::Families;
 
 /// After `local` (0), so that this host keeps its own addresses. Before the user's rules and `main` (32766). The rules
 /// that reject have the next number.
@@ -83,6 +85,14 @@ impl PolicyRule {
     pub(crate) fn forwarded(family: Family, slot: Slot, interface: &str) -> Self {
         let selector = Selector::Forwarded { mark: slot.forwarded(), interface: interface.to_owned() };
         Self { family, priority: PRIORITY, selector, action: Action::Table(slot.table()) }
+    }
+
+    /// Returns the rules that [`forwarded`](Self::forwarded) makes for each family and LAN interface.
+    pub(crate) fn of_lans(families: Families, slot: Slot, lans: &[Lan]) -> impl Iterator<Item = Self> {
+        let each = move |lan: &Lan| {
+            Family::of(families).map(|family| Self::forwarded(family, slot, &lan.name)).collect::<Vec<_>>()
+        };
+        lans.iter().flat_map(each)
     }
 
     /// Returns the rule as a netlink message.
